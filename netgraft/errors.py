@@ -1,0 +1,13 @@
+"""The three ways in which work ends early; a command line turns each into an exit code."""
+
+
+class RequestError(ValueError):
+    """The request was wrong: says what was expected, what came and what to do (exit code 2)."""
+
+
+class RunError(RuntimeError):
+    """A correct request failed while running, such as a loss that became NaN (exit code 1)."""
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop and has saved itself (exit code 130)."""
