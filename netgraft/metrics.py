@@ -116,9 +116,8 @@ def latency(
     `device` is as in `predict`. Raises RequestError if `batch` or `repeats` is below 1.
     """
     if batch < 1 or repeats < 1:
-        raise RequestError(
-            f"Expected a batch and repeats of at least 1, got {batch} and {repeats}; raise them."
-        )
+        message = f"Expected batch and repeats of at least 1, got {batch} and {repeats}; raise them."
+        raise RequestError(message)
     if device is not None:
         model.to(device)
     where, dtype = _placement(model)

@@ -67,7 +67,12 @@ class SmallVGG(VGG):
     ) -> None:
         # The base builds its 4096-wide layers in any case; a hidden width of 1 keeps them small.
         super().__init__(
-            cfg, num_classes, mlp_ratio=1 / 4096, global_pool=global_pool, drop_rate=drop_rate, **kwargs
+            cfg,
+            num_classes,
+            mlp_ratio=1 / 4096,
+            global_pool=global_pool,
+            drop_rate=drop_rate,
+            **kwargs,
         )
         self.add_module("pre_logits", nn.Identity())
         self.head = ClassifierHead(
@@ -88,7 +93,11 @@ class SmallResNet(ResNet):
     feature_info: list[dict[str, Any]]
 
     def __init__(
-        self, layers: tuple[int, ...], channels: tuple[int, ...], in_chans: int = 3, **kwargs: Any
+        self,
+        layers: tuple[int, ...],
+        channels: tuple[int, ...],
+        in_chans: int = 3,
+        **kwargs: Any,
     ) -> None:
         # Only the deep stem lets the base start at a width other than 64; its convolutions are replaced here.
         block: Any = BasicBlock
@@ -221,7 +230,12 @@ def _vgg(variant: str, pretrained: bool, layout: Layout, **kwargs: Any) -> Small
     taps = layout.count("M") + 1
     feature_cfg = {"flatten_sequential": True, "out_indices": tuple(range(taps))}
     return build_model_with_cfg(
-        SmallVGG, variant, pretrained, model_cfg=layout, feature_cfg=feature_cfg, **kwargs
+        SmallVGG,
+        variant,
+        pretrained,
+        model_cfg=layout,
+        feature_cfg=feature_cfg,
+        **kwargs,
     )
 
 

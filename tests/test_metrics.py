@@ -28,7 +28,13 @@ class Failing(nn.Module):
 
 def mixed_model() -> nn.Sequential:
     """A model of which one norm is frozen, the other in training."""
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(5))
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.LazyLinear(5),
+    )
     model(torch.randn(2, 3, 8, 8))
     model.train()
     model[1].eval()

@@ -64,7 +64,7 @@ def vgg_parameters(stages: tuple[tuple[int, int], ...], in_chans: int, norm: boo
 
 
 def resnet_parameters(blocks: tuple[int, ...], channels: tuple[int, ...]) -> int:
-    """Bias-free 3x3 convolutions with norm, and a 1x1 convolution with norm where a stage changes the width."""
+    """Bias-free 3x3 convolutions with norm, and a 1x1 one with norm where a stage changes the width."""
     total, width = 27 * channels[0] + 2 * channels[0], channels[0]
     for count, out in zip(blocks, channels, strict=True):
         for _ in range(count):
@@ -138,7 +138,12 @@ def test_feature_info_names_the_stage_ends(name: str) -> None:
         last, intermediates = model.forward_intermediates(x)
         assert logits.shape == (2, 10)
         torch.testing.assert_close(model.forward_head(model.forward_features(x)), logits)
-    for info, (channels, size), intermediate in zip(model.feature_info, TAPS[name], intermediates, strict=True):
+    for info, (channels, size), intermediate in zip(
+        model.feature_info,
+        TAPS[name],
+        intermediates,
+        strict=True,
+    ):
         output = expected[info["module"]]
         assert output.shape == (2, channels, size, size)
         assert (info["num_chs"], info["reduction"]) == (channels, x.shape[-1] // size)
