@@ -1,0 +1,203 @@
+"""Which few images of a training partition a run may see: drawn by a seed, printed, published as a file.
+
+An image is drawn by rank: the SHA-256 of ``seed/class/position`` orders the images of a class, where position
+counts the images of that class in the order of the data set, and the first ``shots`` of that order are taken.
+So a draw needs no random generator, is the same on every platform, doesn't depend on the other classes, and
+fewer shots are always a subset of more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from netgraft.errors import RequestError
+
+
+@dataclass(frozen=True)
+class FewShotSubset:
+    """The images that a run may see, by their position in the training partition; labels are not kept.
+
+    Attributes:
+        dataset: Name of the data set.
+        population: Images in its training partition.
+        classes: Number of classes; None where images were drawn regardless of class.
+        shots: Images a class; None where images were drawn regardless of class.
+        seed: Of the draw.
+        indices: Positions in the training partition, class by class.
+
+    Raises:
+        RequestError: Indices that repeat or lie outside the population.
+    """
+
+    dataset: str
+    population: int
+    classes: int | None
+    shots: int | None
+    seed: int
+    indices: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.indices)) != len(self.indices):
+            raise RequestError(f"expected each image of {self.dataset} once, got repeated indices; draw it again")
+        outside = next((index for index in self.indices if not 0 <= index < self.population), None)
+        if outside is not None:
+            raise RequestError(
+                f"expected indices from 0 to {self.population - 1} for {self.dataset}, got {outside}; "
+                "use the subset with the data set that it was drawn from"
+            )
+
+    @classmethod
+    def draw(cls, labels: Sequence[int], *, shots: int, seed: int, dataset: str) -> FewShotSubset:
+        """Draw ``shots`` images of each class.
+
+        Args:
+            labels: Class (0 to K - 1) of each image of the training partition.
+            shots: Images a class.
+            seed: Of the draw; the same seed with fewer shots draws a subset.
+            dataset: Name of the data set.
+
+        Raises:
+            RequestError: ``shots`` is not positive or more than the smallest class has.
+        """
+        if shots <= 0:
+            raise RequestError(f"expected at least 1 image a class, got {shots} shots; ask for 1 or more")
+        if not labels or min(labels) < 0:
+            raise RequestError(
+                f"expected a class for each image of {dataset}, got images without one; "
+                "ask for a number of images instead of shots"
+            )
+        members: list[list[int]] = [[] for _ in range(max(labels) + 1)]
+        for index, label in enumerate(labels):
+            members[label].append(index)
+        smallest = min(range(len(members)), key=lambda label: len(members[label]))
+        if len(members[smallest]) < shots:
+            raise RequestError(
+                f"expected at least {shots} images in each class of {dataset}, got {len(members[smallest])} in "
+                f"class {smallest}; ask for fewer shots"
+            )
+        chosen = [
+            own[position]
+            for label, own in enumerate(members)
+            for position in _first_ranked(len(own), shots, seed, str(label))
+        ]
+        return cls(dataset, len(labels), len(members), shots, seed, tuple(chosen))
+
+    @classmethod
+    def draw_unlabeled(cls, population: int, *, images: int, seed: int, dataset: str) -> FewShotSubset:
+        """Draw ``images`` of ``population`` images regardless of their class.
+
+        Raises:
+            RequestError: ``images`` is not positive or more than there are.
+        """
+        if images <= 0:
+            raise RequestError(f"expected at least 1 image, got {images}; ask for 1 or more")
+        if images > population:
+            raise RequestError(
+                f"expected at least {images} images in {dataset}, got {population}; ask for fewer images"
+            )
+        chosen = _first_ranked(population, images, seed, "any")
+        return cls(dataset, population, None, None, seed, tuple(chosen))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) over the canonical JSON of all fields."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Return the fields and the digest as JSON."""
+        return json.dumps({**asdict(self), "digest": self.digest}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> FewShotSubset:
+        """Read what `to_json` wrote.
+
+        Raises:
+            RequestError: The text is no subset, or its digest doesn't belong to its fields.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise RequestError(f"expected a subset in JSON, got a text that is none ({error})") from None
+        subset = cls(**_checked_fields(content))
+        if content["digest"] != subset.digest:
+            raise RequestError(
+                f"expected a subset with digest {subset.digest[:12]}, got {str(content['digest'])[:12]}: "
+                "its fields were changed after it was saved; draw it again"
+            )
+        return subset
+
+    def save(self, path: Path) -> None:
+        """Write the subset to ``path``, all of it or nothing."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(self.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load(cls, path: Path) -> FewShotSubset:
+        """Read a subset file.
+
+        Raises:
+            RequestError: There is no such file, or it is no intact subset.
+        """
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise RequestError(f"expected a readable subset file at {path}, got: {error}") from None
+        except RequestError as error:
+            raise RequestError(f"{path}: {error}") from None
+
+    def __str__(self) -> str:
+        total = f"{len(self.indices):,} of {self.population:,}"
+        if self.shots is None:
+            amount = f"{total} images regardless of class"
+        else:
+            amount = f"{self.shots} {_plural('image', self.shots)} a class x {self.classes} classes = {total}"
+        return f"{self.dataset}: {amount}, seed {self.seed}, digest {self.digest[:12]}"
+
+
+def _plural(noun: str, number: int) -> str:
+    return noun if number == 1 else f"{noun}s"
+
+
+def _first_ranked(population: int, number: int, seed: int, group: str) -> list[int]:
+    def rank(position: int) -> bytes:
+        return hashlib.sha256(f"{seed}/{group}/{position}".encode()).digest()
+
+    return sorted(range(population), key=rank)[:number]
+
+
+def _checked_fields(content: Any) -> dict[str, Any]:
+    """Return the fields of a subset read from JSON, each of its type."""
+    names = {field.name for field in fields(FewShotSubset)}
+    if not isinstance(content, dict) or set(content) != names | {"digest"}:
+        raise RequestError(f"expected a subset with {', '.join(sorted(names))} and digest, got other fields")
+
+    def is_integer(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool)
+
+    well_formed = (
+        isinstance(content["dataset"], str)
+        and all(is_integer(content[name]) for name in ("population", "seed"))
+        and all(content[name] is None or is_integer(content[name]) for name in ("classes", "shots"))
+        and isinstance(content["indices"], list)
+        and all(is_integer(index) for index in content["indices"])
+    )
+    if not well_formed:
+        raise RequestError("expected a subset with whole numbers and a list of indices, got other types")
+    values = {name: content[name] for name in names}
+    values["indices"] = tuple(values["indices"])
+    return values
