@@ -107,19 +107,23 @@ VIEW_POLICIES: dict[str, ViewPolicy] = {
 }
 
 
-def image_mode(channels: int) -> str:
+def image_mode(channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
     """Return the PIL mode of images for a model with so many input channels.
 
     Raises:
-        RequestError: Neither one channel nor three.
+        RequestError: Neither one channel nor three, or ``mean`` or ``std`` is of other channels.
     """
-    try:
-        return {1: "L", 3: "RGB"}[channels]
-    except KeyError:
+    if channels not in {1, 3}:
         raise RequestError(
             f"expected a model for grey (1 channel) or colour (3 channels) images, got {channels} channels; "
             "choose another model"
-        ) from None
+        )
+    if len(mean) != channels or len(std) != channels:
+        raise RequestError(
+            f"expected as many means and standard deviations as channels, {channels}, got {len(mean)} and "
+            f"{len(std)}; correct the model's data config"
+        )
+    return "L" if channels == 1 else "RGB"
 
 
 class Views:
@@ -144,7 +148,7 @@ class Views:
 
     Raises:
         ValueError: No images, labels together with a policy that mixes images, or another number of them.
-        RequestError: ``mean`` or ``std`` doesn't fit the channels.
+        RequestError: As `image_mode`.
     """
 
     def __init__(
@@ -168,12 +172,7 @@ class Views:
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"{len(images)} images with {len(labels)} labels")
         channels, height, width = size
-        mode = image_mode(channels)
-        if len(mean) != channels or len(std) != channels:
-            raise RequestError(
-                f"expected a mean and a standard deviation for each of {channels} channels, got {len(mean)} and "
-                f"{len(std)}; correct the model's data config"
-            )
+        mode = image_mode(channels, mean, std)
         self.policy = policy
         self.size = size
         self.seed = seed

@@ -1,0 +1,369 @@
+"""Names and paths of data sets -> images with labels, and the loader that evaluation reads them with."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from netgraft.archives import FolderFiles, ImageFiles, Partition, TarFiles, arrange, decode, is_tar
+from netgraft.errors import RequestError
+from netgraft.views import image_mode
+
+DATA_FOLDER = "NETGRAFT_DATA"  # environment variable
+DIGITS_TRAIN = 1197
+
+
+class ImageStore(Protocol):
+    """Where the images of a set come from."""
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        """Return the decoded images at ``positions``."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in a fixed order.
+
+    Attributes:
+        name: Of the data set and the partition.
+        size: Number of images.
+        store: Where they come from.
+        labels: Class (0 to K - 1) of each image; None where there are none.
+        classes: Number of classes; None where there are no labels.
+        names: File name of each image; None where they come from no files.
+        class_names: In the order of the labels; None where unknown.
+    """
+
+    name: str
+    size: int
+    store: ImageStore = field(repr=False, compare=False)
+    labels: tuple[int, ...] | None = field(default=None, repr=False)
+    classes: int | None = None
+    names: tuple[str, ...] | None = field(default=None, repr=False)
+    class_names: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def load(self, index: int) -> Image.Image:
+        """Return an image, decoded, in its own mode.
+
+        Raises:
+            IndexError: There is no such image.
+            RequestError: The image is broken; says which file.
+        """
+        return self.load_many([index])[0]
+
+    def load_many(self, indices: Sequence[int]) -> list[Image.Image]:
+        """Return several images; one pass through an archive that can only be read from front to back.
+
+        Raises:
+            IndexError: There is no such image.
+            RequestError: An image is broken; says which file.
+        """
+        for index in indices:
+            if not 0 <= index < self.size:
+                raise IndexError(f"{self.name} has images 0 to {self.size - 1}, not {index}")
+        return self.store.images(indices)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A training set, from which the few images are drawn, and a test set.
+
+    Attributes:
+        name: Of the data set, as results print it.
+        train: What a subset is drawn from.
+        test: What is evaluated on; None where there is none.
+        hflip: Whether a mirrored image means the same; not so for digits.
+        note: What a reader of results must know about the data.
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet | None
+    hflip: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class _ArrayStore:
+    pixels: NDArray[Any]
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        return [Image.fromarray(self.pixels[position]) for position in positions]
+
+
+@dataclass(frozen=True)
+class _FileStore:
+    files: ImageFiles
+    positions: tuple[int, ...]
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        inside = [self.positions[position] for position in positions]
+        names = (str(self.files.location / self.files.names[position]) for position in inside)
+        return [decode(content, name) for content, name in zip(self.files.read(inside), names, strict=True)]
+
+
+@dataclass(frozen=True)
+class _ReaderStore:
+    """Read through timm's reader: its data set would put another image in the place of a broken one."""
+
+    reader: Any
+    name: str
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        images = []
+        for position in positions:
+            with self.reader[position][0] as stream:
+                images.append(decode(stream.read(), f"{self.name}, image {position}"))
+        return images
+
+
+@dataclass(frozen=True)
+class _TorchvisionStore:
+    dataset: Any
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        return [self.dataset[position][0] for position in positions]
+
+
+def data_root() -> Path:
+    """Return the folder that `NETGRAFT_DATA` names, ``~/.cache/netgraft`` by default."""
+    return Path(os.environ.get(DATA_FOLDER) or "~/.cache/netgraft").expanduser()
+
+
+def open_data(spec: str, *, root: Path | None = None, download: bool = False) -> DataSource:
+    """Open a data set by its name or path.
+
+    Args:
+        spec: ``digits``, ``cifar10``, ``cifar100``, ``cifar10-jpeg``, ``tinyimagenet100``, ``imagenet``;
+            ``timm:NAME`` for one that `timm.data.create_dataset` opens by the name ``torch/...`` or ``hfds/...``;
+            or the path of a folder or a tar archive that holds ``train/`` beside ``test/``, ``val/`` or
+            ``validation/``, or class folders, or images without classes.
+        root: Where the data sets lie; `data_root` by default.
+        download: Whether ``cifar10``, ``cifar100`` and torchvision's sets may be fetched.
+
+    Classes are numbered in alphabetical order.
+
+    Raises:
+        RequestError: There is no such data set, or it is empty or unreadable.
+    """
+    root = data_root() if root is None else root
+    if spec in _NAMED:
+        return _NAMED[spec](spec, root, download)
+    if spec.startswith("timm:"):
+        return _open_timm(spec.removeprefix("timm:"), root, download)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _open_files(path.resolve().name, FolderFiles(path))
+    if path.is_file() and is_tar(path):
+        return _open_files(path.name.partition(".")[0], TarFiles(path))
+    if path.exists():
+        raise RequestError(f"expected a folder or a .tar, .tar.gz or .tgz archive of images, got {spec}")
+    close = difflib.get_close_matches(spec, _NAMED, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise RequestError(
+        f"expected a folder, a tar archive, timm:NAME or one of {', '.join(_NAMED)}, got {spec!r}, which does not "
+        f"exist; {hint}check the name or path"
+    )
+
+
+def _open_digits(name: str, root: Path, download: bool) -> DataSource:
+    """Open the 1,797 scanned digits, 8x8 pixels in 17 levels, that scikit-learn bundles.
+
+    The first 1,197 train, the last 600 test: UCI lists the scans by writer, so other hands wrote the test set.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = (bunch.images * (255 / 16)).round().astype("uint8")
+    labels = tuple(bunch.target.tolist())
+    cut = DIGITS_TRAIN
+    return DataSource(
+        name,
+        _from_arrays(f"{name}/train", pixels[:cut], labels[:cut], tuple("0123456789")),
+        _from_arrays(f"{name}/test", pixels[cut:], labels[cut:], tuple("0123456789")),
+        hflip=False,
+        note="8x8 scans; the first 1,197 train, the last 600, by other writers, test",
+    )
+
+
+def _open_cifar(name: str, root: Path, download: bool) -> DataSource:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    try:
+        train, test = (kind(str(root), train=part, download=download) for part in (True, False))
+    except (OSError, RuntimeError) as error:
+        action = f"downloading it failed: {error}" if download else "add --download to fetch it"
+        raise RequestError(f"expected {name} in {root}, got no intact copy; {action}") from None
+    names = tuple(train.classes)
+    return DataSource(
+        name,
+        _from_arrays(f"{name}/train", train.data, tuple(train.targets), names),
+        _from_arrays(f"{name}/test", test.data, tuple(test.targets), names),
+    )
+
+
+def _open_archives(name: str, root: Path, download: bool) -> DataSource:
+    evaluation, note = _ARCHIVES[name]
+    sets: list[ImageSet] = []
+    for part in ("train", evaluation):
+        path = root / f"{name}-{part}.tar.gz"
+        if not path.is_file():
+            raise RequestError(f"expected {path.name} in {root}, got no such file; set {DATA_FOLDER} to its folder")
+        files = TarFiles(path)
+        partition, _ = arrange(files.names, path)
+        sets.append(_from_files(f"{name}/{part}", files, partition, sets[0].class_names if sets else None))
+    return DataSource(name, sets[0], sets[1], note=note)
+
+
+def _open_imagenet(name: str, root: Path, download: bool) -> DataSource:
+    sets: list[ImageSet] = []
+    for part in ("train", "val"):
+        folder = root / name / part
+        if not folder.is_dir():
+            raise RequestError(f"expected the folder {folder}, got none; set {DATA_FOLDER} to the folder with {name}/")
+        files = FolderFiles(folder)
+        partition, _ = arrange(files.names, folder)
+        sets.append(_from_files(f"{name}/{part}", files, partition, sets[0].class_names if sets else None))
+    return DataSource(name, sets[0], sets[1])
+
+
+def _open_files(name: str, files: ImageFiles) -> DataSource:
+    train, evaluation = arrange(files.names, files.location)
+    train_set = _from_files(name if evaluation is None else f"{name}/train", files, train, None)
+    if evaluation is None:
+        return DataSource(name, train_set, None)
+    return DataSource(name, train_set, _from_files(f"{name}/test", files, evaluation, train_set.class_names))
+
+
+def _open_timm(name: str, root: Path, download: bool) -> DataSource:
+    kind, _, which = name.partition("/")
+    if kind not in {"torch", "hfds"} or which in {"folder", "image_folder"}:
+        raise RequestError(
+            f"expected timm:torch/NAME or timm:hfds/NAME, got timm:{name}, which is no data set with numbered images "
+            "and partitions; give a folder by its path"
+        )
+    try:
+        train = _from_timm(name, "train", root, download)
+        test = None
+        for split in ("validation", "test"):
+            # Hugging Face raises a ValueError for a split that a data set doesn't have
+            with suppress(ValueError):
+                test = _from_timm(name, split, root, download)
+                break
+    # whatever the data set's own library raises
+    except Exception as error:
+        raise RequestError(f"expected a data set that timm opens, got timm:{name}: {error or type(error)}") from None
+    # a mirrored digit or letter is another sign
+    return DataSource(name, train, test, hflip=which not in {"mnist", "qmnist", "kmnist"})
+
+
+def _from_timm(name: str, split: str, root: Path, download: bool) -> ImageSet:
+    from timm.data import create_dataset
+
+    dataset = create_dataset(name, root=str(root), split=split, download=download)
+    reader = getattr(dataset, "reader", None)
+    if reader is None:
+        targets = getattr(dataset, "targets", None)
+        labels = [dataset[i][1] for i in range(len(dataset))] if targets is None else targets
+    elif hasattr(reader, "iter_targets"):
+        labels = list(reader.iter_targets())
+    else:
+        labels = [reader[index][1] for index in range(len(reader))]
+    numbers = tuple(int(label) for label in labels)
+    store = _TorchvisionStore(dataset) if reader is None else _ReaderStore(reader, name)
+    return ImageSet(f"{name}/{split}", len(numbers), store, numbers, max(numbers) + 1)
+
+
+def _from_arrays(name: str, pixels: NDArray[Any], labels: tuple[int, ...], names: tuple[str, ...]) -> ImageSet:
+    return ImageSet(name, len(labels), _ArrayStore(pixels), labels, len(names), None, names)
+
+
+def _from_files(name: str, files: ImageFiles, part: Partition, class_names: tuple[str, ...] | None) -> ImageSet:
+    """Number the class folders, by the ``class_names`` of the training partition where it has some."""
+    names = tuple(files.names[position] for position in part.positions)
+    store = _FileStore(files, part.positions)
+    if part.folders is None:
+        return ImageSet(name, len(names), store, names=names)
+    class_names = class_names or tuple(sorted(set(part.folders)))
+    number = {folder: index for index, folder in enumerate(class_names)}
+    unknown = sorted(set(part.folders) - set(number))
+    if unknown:
+        raise RequestError(
+            f"expected the class folders of the training set in {name}, got {unknown[0]!r} too; rename or remove it"
+        )
+    labels = tuple(number[folder] for folder in part.folders)
+    return ImageSet(name, len(names), store, labels, len(class_names), names, class_names)
+
+
+_ARCHIVES = {
+    "cifar10-jpeg": ("test", "CIFAR-10 encoded as JPEG, quality 75; not comparable with the lossless original"),
+    "tinyimagenet100": ("val", "100 classes of Tiny ImageNet"),
+}
+_NAMED: dict[str, Callable[[str, Path, bool], DataSource]] = {
+    "digits": _open_digits,
+    "cifar10": _open_cifar,
+    "cifar100": _open_cifar,
+    "cifar10-jpeg": _open_archives,
+    "tinyimagenet100": _open_archives,
+    "imagenet": _open_imagenet,
+}
+
+
+class EvalDataset(Dataset[tuple[Tensor, int]]):
+    """Images as timm's own evaluation prepares them: (C, H, W) float32, normalised, and the label or -1.
+
+    Args:
+        images: Of any mode; converted to what the model takes.
+        data_config: The model's own, as `timm.data.resolve_data_config` gives it.
+
+    Raises:
+        RequestError: As `image_mode`.
+    """
+
+    def __init__(self, images: ImageSet, data_config: Mapping[str, Any]) -> None:
+        from timm.data import create_transform
+
+        self._images = images
+        self._mode = image_mode(data_config["input_size"][0], data_config["mean"], data_config["std"])
+        self._transform = create_transform(**data_config, is_training=False)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Return several at once: the loader asks for a batch this way."""
+        labels = self._images.labels
+        return [
+            (self._transform(image.convert(self._mode)), -1 if labels is None else labels[index])
+            for index, image in zip(indices, self._images.load_many(indices), strict=True)
+        ]
+
+
+def eval_loader(
+    images: ImageSet, data_config: Mapping[str, Any], batch_size: int = 256, workers: int = 0
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Return a loader of batches (B, C, H, W), float32, and labels (B,), -1 where there is none, in order.
+
+    Raises:
+        RequestError: As `EvalDataset`.
+    """
+    dataset: Dataset[Any] = EvalDataset(images, data_config)
+    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())
