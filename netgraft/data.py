@@ -96,6 +96,10 @@ class DataSource:
     hflip: bool = True
     note: str = ""
 
+    def test_or_all(self) -> ImageSet:
+        """Return the test set, or all images where they lie in no partitions."""
+        return self.train if self.test is None else self.test
+
 
 @dataclass(frozen=True)
 class _ArrayStore:

@@ -79,6 +79,7 @@ def test_class_folders_are_numbered_in_alphabetical_order(tmp_path: Path) -> Non
     assert source.train.labels == (0, 0, 1, 1)
     assert source.train.class_names == ("ant", "zebra")
     assert (source.train.classes, len(source.train), source.test) == (2, 4, None)
+    assert source.test_or_all() is source.train
     assert levels(source) == [3, 2, 1, 0]
     with pytest.raises(IndexError):
         source.train.load(4)
@@ -94,6 +95,7 @@ def test_partitions(tmp_path: Path, evaluation: str) -> None:
     assert source.test is not None
     # numbered as in training although only one class is there
     assert (source.test.labels, source.test.classes) == ((2,), 3)
+    assert source.test_or_all() is source.test
     assert int(np.array(source.test.load(0)).max()) == 3
 
 
