@@ -9,5 +9,5 @@ class RunError(RuntimeError):
     """A correct request failed while running, such as a loss that became NaN (exit code 1)."""
 
 
-class Interrupted(RuntimeError):
+class InterruptedRunError(RuntimeError):
     """The run was asked to stop and has saved itself (exit code 130)."""

@@ -212,8 +212,8 @@ default_cfgs = generate_default_cfgs(
         "cifar_vgg16_half": _vgg_cfg(),
         "cifar_vgg16_bn": _vgg_cfg(),
         "cifar_vgg16_bn_half": _vgg_cfg(),
-        "digits_vgg8_bn": _digits_cfg(),
-        "digits_vgg8_bn_half": _digits_cfg(),
+        "digits_vgg7_bn": _digits_cfg(),
+        "digits_vgg7_bn_half": _digits_cfg(),
         "cifar_resnet8": _cfg("conv1", "fc", pool=8),
         "cifar_resnet20": _cfg("conv1", "fc", pool=8),
         "cifar_resnet32": _cfg("conv1", "fc", pool=8),
@@ -277,15 +277,15 @@ def cifar_vgg16_bn_half(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
 
 
 @register_model
-def digits_vgg8_bn(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
+def digits_vgg7_bn(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
     """Six 3x3 convolutions with batch norm in three stages, one linear layer; 8x8 grey images."""
-    return _vgg("digits_vgg8_bn", pretrained, VGG8, **{"norm_layer": nn.BatchNorm2d, **kwargs})
+    return _vgg("digits_vgg7_bn", pretrained, VGG8, **{"norm_layer": nn.BatchNorm2d, **kwargs})
 
 
 @register_model
-def digits_vgg8_bn_half(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
-    """`digits_vgg8_bn` with the same first stage and the others half as wide."""
-    return _vgg("digits_vgg8_bn_half", pretrained, VGG8_HALF, **{"norm_layer": nn.BatchNorm2d, **kwargs})
+def digits_vgg7_bn_half(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
+    """`digits_vgg7_bn` with the same first stage and the others half as wide."""
+    return _vgg("digits_vgg7_bn_half", pretrained, VGG8_HALF, **{"norm_layer": nn.BatchNorm2d, **kwargs})
 
 
 @register_model

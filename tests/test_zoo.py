@@ -34,8 +34,8 @@ TAPS = {
     "cifar_vgg16_half": VGG_HALF_TAPS,
     "cifar_vgg16_bn": VGG_TAPS,
     "cifar_vgg16_bn_half": VGG_HALF_TAPS,
-    "digits_vgg8_bn": [(32, 8), (64, 4), (128, 2), (128, 1)],
-    "digits_vgg8_bn_half": [(32, 8), (32, 4), (64, 2), (64, 1)],
+    "digits_vgg7_bn": [(32, 8), (64, 4), (128, 2), (128, 1)],
+    "digits_vgg7_bn_half": [(32, 8), (32, 4), (64, 2), (64, 1)],
     "cifar_resnet8": HE_TAPS,
     "cifar_resnet20": HE_TAPS,
     "cifar_resnet32": HE_TAPS,
@@ -46,7 +46,7 @@ TAPS = {
     "cifar_mobilenetv2": [(24, 32), (32, 16), (96, 8), (320, 4)],
 }
 NAMES = list(TAPS)
-FAMILIES = ["cifar_vgg16_half", "digits_vgg8_bn", "cifar_resnet20", "cifar_resnet18", "cifar_mobilenetv2"]
+FAMILIES = ["cifar_vgg16_half", "digits_vgg7_bn", "cifar_resnet20", "cifar_resnet18", "cifar_mobilenetv2"]
 
 
 def create(name: str, **kwargs: Any) -> Any:
@@ -98,8 +98,8 @@ HE, RESNET = (16, 32, 64), (64, 128, 256, 512)
         ("cifar_vgg16_half", vgg_parameters(HALF, 3, norm=False), 5.28e6),
         ("cifar_vgg16_bn", vgg_parameters(WIDE, 3, norm=True), 14.73e6),
         ("cifar_vgg16_bn_half", vgg_parameters(HALF, 3, norm=True), 5.28e6),
-        ("digits_vgg8_bn", vgg_parameters(DIGITS, 1, norm=True), 0.289e6),
-        ("digits_vgg8_bn_half", vgg_parameters(DIGITS_HALF, 1, norm=True), 0.0847e6),
+        ("digits_vgg7_bn", vgg_parameters(DIGITS, 1, norm=True), 0.289e6),
+        ("digits_vgg7_bn_half", vgg_parameters(DIGITS_HALF, 1, norm=True), 0.0847e6),
         ("cifar_resnet8", resnet_parameters((1, 1, 1), HE), 0.078e6),
         ("cifar_resnet20", resnet_parameters((3, 3, 3), HE), 0.27e6),
         ("cifar_resnet32", resnet_parameters((5, 5, 5), HE), 0.467e6),
@@ -243,7 +243,7 @@ def test_mobilenet_has_the_layers_of_timms_own() -> None:
     ("name", "arguments"),
     [
         ("cifar_vgg16_bn_half", {}),
-        ("digits_vgg8_bn_half", {"num_classes": 4}),
+        ("digits_vgg7_bn_half", {"num_classes": 4}),
         ("cifar_resnet20", {"num_classes": 100}),
         ("cifar_resnet8", {"num_classes": 5, "in_chans": 1, "drop_rate": 0.1}),
         ("cifar_mobilenetv2", {"num_classes": 3}),
@@ -263,7 +263,7 @@ def test_folder_round_trip(name: str, arguments: dict[str, Any], tmp_path: Path)
     assert state_digest(loaded) == state_digest(model)
 
 
-@pytest.mark.parametrize("name", ["cifar_vgg16", "digits_vgg8_bn"])
+@pytest.mark.parametrize("name", ["cifar_vgg16", "digits_vgg7_bn"])
 def test_folder_keeps_the_preprocessing(name: str, tmp_path: Path) -> None:
     model = create(name)
     save_for_hf(model, str(tmp_path), safe_serialization=True)
@@ -282,7 +282,7 @@ def test_no_pretrained_weights_are_claimed() -> None:
 def test_digits_statistics_are_those_of_the_training_partition() -> None:
     scans = load_digits().images[:1197]
     pixels = np.rint(scans * (255 / 16)) / 255
-    cfg = create("digits_vgg8_bn").pretrained_cfg
+    cfg = create("digits_vgg7_bn").pretrained_cfg
     assert cfg["input_size"] == (1, 8, 8)
     assert (cfg["mean"], cfg["std"]) == ((round(pixels.mean(), 4),), (round(pixels.std(), 4),))
 

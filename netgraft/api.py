@@ -1,0 +1,286 @@
+"""The whole way from a teacher and a few images to a student, in one call."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+from PIL import Image
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from netgraft.batches import derived_seed
+from netgraft.blocks import BlockChain, split, state_of
+from netgraft.errors import RequestError, RunError
+from netgraft.folding import Folding, fold_with_report
+from netgraft.methods.netgraft import PRESETS
+from netgraft.metrics import state_digest
+from netgraft.models import class_count
+from netgraft.pairing import Pairing, inherit, pair
+from netgraft.phases import Budget, Method, Plan
+from netgraft.reporting import Reporter
+from netgraft.runner import Runner, Trained
+from netgraft.slicing import slice_from_teacher
+from netgraft.views import ViewPolicy, Views
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """A student and how it came about.
+
+    Attributes:
+        student: Ready to use, in eval mode: the very model that was handed over where every adapter folded, otherwise
+            a sequence of its blocks and the 1x1 convolutions that stayed.
+        model: The student model that was handed over.
+        plain: Whether ``student`` is ``model``, so that timm can open it by itself.
+        pairing: Blocks, inheritance and initialisation.
+        plan: What was trained.
+        folding: What was folded and what stayed.
+        trained: Steps and seconds.
+        data_config: Preprocessing, the teacher's own.
+        teacher_digest: Of the teacher's weights, the same before and after.
+    """
+
+    student: nn.Module
+    model: nn.Module
+    plain: bool
+    pairing: Pairing
+    plan: Plan
+    folding: Folding
+    trained: Trained
+    data_config: dict[str, Any]
+    teacher_digest: str
+
+
+def cut_and_pair(
+    teacher: nn.Module, student: nn.Module, *, input_size: Sequence[int], init: str = "auto", use: str = "auto"
+) -> Pairing:
+    """Cut both models, pair their blocks and let the student start.
+
+    Args:
+        teacher: A classifier.
+        student: Another, with as many classes.
+        input_size: Channels, height and width.
+        init: ``random`` leaves the student as it was built; ``slice`` takes the teacher's channels of largest weight
+            norm; ``auto`` slices where the student is a narrower twin of the teacher.
+        use: What to inherit: ``auto`` copies the front blocks that are built alike, ``none`` copies none.
+
+    Raises:
+        RequestError: The models can't be cut or paired, or the student can't start in this way.
+    """
+    if init not in {"auto", "random", "slice"}:
+        raise RequestError(f"init must be auto, random or slice, not {init!r}")
+    if use not in {"auto", "none"}:
+        raise RequestError(f"inherit must be auto or none, not {use!r}")
+    probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
+    device = next(teacher.parameters()).device
+    chains = [split(model, probe=probe.to(device)) for model in (teacher, student.to(device))]
+    outputs = [_classes(chain, probe.to(device)) for chain in chains]
+    if outputs[0] != outputs[1]:
+        raise RequestError(f"the teacher has {outputs[0]} classes and the student {outputs[1]}; they must be the same")
+    pairing = pair(*chains)
+    if use == "auto":
+        pairing = inherit(pairing)
+    if init == "slice":
+        return slice_from_teacher(pairing)
+    if init == "auto":
+        try:
+            return slice_from_teacher(pairing)
+        except RequestError:
+            return pairing  # no narrower twin
+    return pairing
+
+
+@torch.no_grad()
+def _classes(chain: BlockChain, probe: Tensor) -> int:
+    modes = [(module, module.training) for module in chain.modules()]
+    try:
+        return int(chain.eval()(probe).shape[1])
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class Options(TypedDict, total=False):
+    """What :func:`prepare` and :func:`distill` take by name.
+
+    method: Hyper-parameters; NetGraft's default preset if left out.
+    views: How views are made of the images; the default preset's own if left out.
+    init: ``auto``, ``random`` or ``slice``; see :func:`cut_and_pair`.
+    inherit: ``auto`` or ``none``; see :func:`cut_and_pair`.
+    runner: Device, precision and seed.
+    data_config: Preprocessing in timm's words; the teacher's own if left out.
+    labels: Class of each image, only for methods of the labeled track.
+    """
+
+    method: Method
+    views: ViewPolicy
+    init: str
+    inherit: str
+    runner: Runner
+    data_config: dict[str, Any]
+    labels: Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation:
+    """Everything decided and nothing trained yet: print ``plan`` and ``pairing``, then :meth:`run`.
+
+    ``fingerprint`` is the SHA-256 of everything that decides the result, pixels included.
+    """
+
+    teacher: nn.Module
+    model: nn.Module
+    pairing: Pairing
+    plan: Plan
+    views: Views
+    runner: Runner
+    data_config: dict[str, Any]
+    teacher_digest: str
+    fingerprint: str
+
+    def run(
+        self,
+        *,
+        folder: Path | None = None,
+        resume: bool = False,
+        reporter: Reporter | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> Distilled:
+        """Train, fold, and prove that folding changed nothing.
+
+        Args:
+            folder: Where the checkpoint and ``metrics.jsonl`` go.
+            resume: Go on from the folder's checkpoint.
+            reporter: Told what happens.
+            stop: Asked before each step whether to save and leave.
+
+        Raises:
+            RequestError: The folder's checkpoint is another run's.
+            RunError: A loss became NaN, or the disk is full.
+            InterruptedRunError: ``stop`` said yes.
+        """
+        trained = self.runner.run(
+            self.plan,
+            self.views,
+            folder=folder,
+            fingerprint=self.fingerprint,
+            resume=resume,
+            reporter=reporter,
+            stop=stop,
+        )
+        if state_digest(self.teacher) != self.teacher_digest:
+            raise RunError("the teacher's weights have changed during the run; please report this")
+        folding = fold_with_report(self.plan.student.eval())
+        _prove_folding(self.plan.student, folding, self.data_config["input_size"])
+        student: nn.Module = folding.student.eval()
+        if not folding.kept:
+            self.model.load_state_dict(state_of(folding.student))
+            student = self.model.eval()
+        return Distilled(
+            student=student,
+            model=self.model,
+            plain=not folding.kept,
+            pairing=self.pairing,
+            plan=self.plan,
+            folding=folding,
+            trained=trained,
+            data_config=self.data_config,
+            teacher_digest=self.teacher_digest,
+        )
+
+
+@torch.no_grad()
+def _prove_folding(student: nn.Sequential, folding: Folding, input_size: Sequence[int]) -> None:
+    """Compare before and after in float64, where nothing but a mistake can make a difference."""
+    probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).double()
+    before, after = (copy.deepcopy(model).cpu().double().eval()(probe) for model in (student, folding.student))
+    scale = before.abs().max().clamp_min(1e-30)
+    if not torch.allclose(before / scale, after / scale, atol=1e-4, rtol=0):
+        raise RunError("folding the adapters changed the student; please report the two models")
+
+
+def prepare(
+    teacher: nn.Module, student: nn.Module, images: Sequence[Image.Image], **options: Unpack[Options]
+) -> Distillation:
+    """Cut, pair, initialise and plan; trains nothing.
+
+    Args:
+        teacher: A trained timm classifier; unchanged.
+        student: A timm model with as many classes; trained in place.
+        images: PIL images, without labels.
+        options: See :class:`Options`.
+
+    Raises:
+        RequestError: The models can't be cut or paired, or the student can't start as asked.
+    """
+    runner = options.get("runner") or Runner()
+    data_config = dict(options.get("data_config") or resolve_model_data_config(teacher))
+    input_size = data_config["input_size"]
+    digest = state_digest(teacher)
+    # adapters start at random too
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed("adapters", runner.seed))
+        pairing = cut_and_pair(
+            teacher,
+            student,
+            input_size=input_size,
+            init=options.get("init", "auto"),
+            use=options.get("inherit", "auto"),
+        )
+        default = PRESETS["default"](Budget(len(images), class_count(teacher)))
+        plan = (options.get("method") or default.method).plan(pairing)
+    views = Views(
+        images,
+        options.get("views") or default.views,
+        size=tuple(input_size),
+        mean=data_config["mean"],
+        std=data_config["std"],
+        interpolation=data_config["interpolation"],
+        crop_pct=data_config["crop_pct"],
+        crop_mode=data_config.get("crop_mode", "center"),
+        seed=runner.seed,
+        labels=options.get("labels"),
+    )
+    fingerprint = _fingerprint(pairing, plan, views, runner, digest)
+    return Distillation(teacher, student, pairing, plan, views, runner, data_config, digest, fingerprint)
+
+
+def _fingerprint(pairing: Pairing, plan: Plan, views: Views, runner: Runner, teacher_digest: str) -> str:
+    one_each = views.batch(range(len(views) // views.per_image))
+    decides = {
+        "plan": str(plan),
+        "pairing": str(pairing),
+        "init": pairing.init,
+        "student": state_digest(plan.student),
+        "teacher": teacher_digest,
+        "views": repr(views.policy),
+        "images": hashlib.sha256(one_each.numpy().tobytes()).hexdigest(),
+        "seed": runner.seed,
+        "precision": runner.precision,
+        "devices": runner.devices,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    images: Sequence[Image.Image],
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    **options: Unpack[Options],
+) -> Distilled:
+    """Turn ``student`` into a smaller stand-in for ``teacher``, from a few unlabeled images.
+
+    The same as ``prepare(...).run(...)``; see :func:`prepare` and :meth:`Distillation.run`.
+    """
+    return prepare(teacher, student, images, **options).run(folder=folder, resume=resume, reporter=reporter)

@@ -1,0 +1,137 @@
+"""Measure models on labelled images: each figure once, the same way for everybody."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from netgraft.data import DataSource, ImageSet, eval_loader, open_data
+from netgraft.errors import RequestError
+from netgraft.metrics import agreement, latency, macs, parameters, predict, top1
+from netgraft.models import class_count, load_teacher
+from netgraft.reporting import Quiet, Reporter
+from netgraft.runner import Runner
+from netgraft.students import load_student
+
+LATENCY_BATCHES = {1: 20, 64: 5}
+"""Batch size -> forwards, of which the median is taken."""
+
+
+def check_classes(model: nn.Module, name: str, images: ImageSet | None) -> None:
+    """Make sure that the model answers with as many classes as the images have.
+
+    Raises:
+        RequestError: It doesn't.
+    """
+    if images is not None and images.classes is not None and class_count(model) != images.classes:
+        raise RequestError(
+            f"{name} answers with {class_count(model)} classes but {images.name} has {images.classes}; "
+            "give a model trained for these classes"
+        )
+
+
+def test_images(source: DataSource) -> ImageSet:
+    """The test partition, or everything where there is no partition."""
+    return source.train if source.test is None else source.test
+
+
+def answers(
+    model: nn.Module, images: ImageSet, data_config: Mapping[str, Any], reporter: Reporter, what: str = "evaluating"
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, K) in float32 and labels (N,)."""
+    loader = eval_loader(images, data_config)
+
+    def batches() -> Iterator[Any]:
+        yield from reporter.track(loader, total=len(loader), name=what)
+
+    return predict(model, batches())
+
+
+def compare(
+    teacher: nn.Module,
+    student: nn.Module,
+    test: ImageSet | None,
+    data_config: Mapping[str, Any],
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Teacher and student side by side: accuracy in percent, sizes, milliseconds a batch.
+
+    Accuracies are None without labelled test images.
+    """
+    size = tuple(data_config["input_size"])
+    row: dict[str, Any] = {"teacher_top1": None, "student_top1": None, "gap": None, "agreement": None}
+    if test is not None and test.labels is not None:
+        theirs, labels = answers(teacher, test, data_config, reporter, "evaluating the teacher")
+        mine, _ = answers(student, test, data_config, reporter, "evaluating the student")
+        row["teacher_top1"] = round(top1(theirs, labels), 4)
+        row["student_top1"] = round(top1(mine, labels), 4)
+        row["gap"] = round(row["teacher_top1"] - row["student_top1"], 4)
+        row["agreement"] = round(agreement(mine, theirs), 4)
+        row["test_images"] = len(test)
+    for prefix, model in (("teacher_", teacher), ("", student)):
+        row[f"{prefix}parameters"] = parameters(model)
+        row[f"{prefix}macs"] = macs(model, size)
+        for batch, repeats in LATENCY_BATCHES.items():
+            row[f"{prefix}latency_ms_{batch}"] = round(latency(model, size, batch, repeats=repeats), 3)
+    return row
+
+
+def environment(runner: Runner) -> dict[str, Any]:
+    """Versions and machine, as results quote them."""
+    from netgraft import __version__
+
+    return {
+        "versions": {
+            "netgraft": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+        },
+        "device": str(runner.fabric.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def evaluate(
+    model: str,
+    data: str,
+    *,
+    weights: Path | None = None,
+    data_root: Path | None = None,
+    download: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Measure a student folder or any timm classifier on the test partition of ``data``.
+
+    Returns:
+        ``top1`` in percent, ``images``, ``parameters``, ``macs``, ``data``, ``model``.
+
+    Raises:
+        RequestError: No such model, data or test partition, or class counts that differ.
+    """
+    source = open_data(data, root=data_root, download=download)
+    images = test_images(source)
+    if images.labels is None:
+        raise RequestError(f"{source.name} has no class folders, so there is nothing to compare answers with")
+    if weights is None and Path(model).is_dir():
+        network = load_student(model)
+    else:
+        network = load_teacher(model, weights=weights, classes=images.classes)
+    check_classes(network, model, images)
+    config = resolve_model_data_config(network)
+    logits, labels = answers(network, images, config, reporter or Quiet())
+    return {
+        "model": model,
+        "data": source.name,
+        "images": len(images),
+        "top1": round(top1(logits, labels), 4),
+        "parameters": parameters(network),
+        "macs": macs(network, config["input_size"]),
+    }

@@ -1,0 +1,318 @@
+"""The jobs behind the command line: from names and options to a run folder with a result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from timm.data import resolve_model_data_config
+
+from netgraft.api import Distilled, prepare
+from netgraft.checkpoint import write_text
+from netgraft.data import DataSource, open_data
+from netgraft.errors import RequestError
+from netgraft.evaluation import answers, check_classes, compare, environment, test_images
+from netgraft.methods import choose
+from netgraft.metrics import macs, parameters, state_digest, top1
+from netgraft.models import build_model, build_student, class_count, load_teacher
+from netgraft.phases import Budget
+from netgraft.reporting import Quiet, Reporter
+from netgraft.run_folder import RESULT, RunFolder, default_folder
+from netgraft.runner import Runner
+from netgraft.students import save_student
+from netgraft.subsets import FewShotSubset
+from netgraft.training import SupervisedTraining
+from netgraft.views import VIEW_POLICIES, ViewPolicy, Views
+
+DEFAULT_MODELS = {"digits": ("digits_vgg7_bn", "digits_vgg7_bn_half")}
+"""Teacher and student that come with a data set."""
+
+DEFAULT_SHOTS = 10
+
+
+@dataclass(frozen=True)
+class DistillJob:
+    """``netgraft distill``: everything that can be asked for.
+
+    Attributes:
+        data: Name or path; see :func:`netgraft.data.open_data`.
+        teacher: A timm name or source; the data set's own where there is one.
+        student: A timm name; likewise.
+        teacher_weights: File for the teacher; without it timm's pretrained weights.
+        shots: Images a class; 10 if neither ``images`` nor ``subset`` is given.
+        images: Images in all, without classes.
+        subset: A subset file to use instead of drawing one.
+        eval_data: Where the test images come from, if not from ``data``.
+        method: Name of the method.
+        preset: Of the method.
+        settings: Hyper-parameters as text, over the preset's.
+        views: Name of a view policy instead of the preset's.
+        init: ``auto``, ``random`` or ``slice``.
+        inherit: ``auto`` or ``none``.
+        seed: Of the subset, the student's weights, the views and the batches.
+        out: The run folder; ``runs/...`` if None.
+        resume: Go on with the run in the folder.
+        data_root: Where named data sets lie.
+        download: Let torchvision download.
+        runner: Device and precision; its seed is replaced by ``seed``.
+    """
+
+    data: str = "digits"
+    teacher: str | None = None
+    student: str | None = None
+    teacher_weights: Path | None = None
+    shots: int | None = None
+    images: int | None = None
+    subset: Path | None = None
+    eval_data: str | None = None
+    method: str = "netgraft"
+    preset: str = "default"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    views: str | None = None
+    init: str = "auto"
+    inherit: str = "auto"
+    seed: int = 0
+    out: Path | None = None
+    resume: bool = False
+    data_root: Path | None = None
+    download: bool = False
+    runner: Runner = field(default_factory=Runner)
+
+    def run(self, reporter: Reporter | None = None, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+        """Distill, evaluate, save; return what ``result.json`` holds.
+
+        Raises:
+            RequestError: Something asked for is wrong; nothing has been written.
+            RunError: Something failed while running; the last checkpoint is kept.
+            InterruptedRunError: ``stop`` said yes; the run is saved.
+        """
+        started = time.monotonic()
+        reporter = reporter or Quiet()
+        source = open_data(self.data, root=self.data_root, download=self.download)
+        test = test_images(open_data(self.eval_data, root=self.data_root)) if self.eval_data else source.test
+        teacher_name, student_name = self._models(source)
+        subset = self._subset(source)
+        teacher = load_teacher(teacher_name, weights=self.teacher_weights, classes=source.train.classes)
+        for images in (source.train, test):
+            check_classes(teacher, teacher_name, images)
+        student = build_student(student_name, teacher=teacher, seed=self.seed)
+        preset = choose(self.method, self.preset, Budget(len(subset.indices), class_count(teacher)), self.settings)
+        policy = preset.views if self.views is None else _policy(self.views)
+        prepared = prepare(
+            teacher,
+            student,
+            source.train.load_many(subset.indices),
+            method=preset.method,
+            views=policy if source.hflip else replace(policy, hflip=0.0),
+            init=self.init,
+            inherit=self.inherit,
+            runner=replace(self.runner, seed=self.seed),
+        )
+        config = {
+            "fingerprint": prepared.fingerprint,
+            "data": source.name,
+            "teacher": teacher_name,
+            "student": student_name,
+            "method": self.method,
+            "preset": self.preset,
+            "settings": dict(self.settings),
+            "views": str(prepared.views.policy),
+            "init": prepared.pairing.init,
+            "inherit": self.inherit,
+            "subset": subset.digest,
+            "seed": self.seed,
+            "precision": self.runner.precision,
+            "devices": self.runner.devices,
+        }
+        size = f"{subset.shots}shot" if subset.shots else f"{len(subset.indices)}images"
+        name = f"{source.name}-{student_name}-{size}-{self.method}-{self.preset}-seed{self.seed}".replace("/", "_")
+        out = self.out or default_folder(name, resume=self.resume, fingerprint=prepared.fingerprint)
+        folder = RunFolder(out)
+        folder.claim(config, resume=self.resume)
+        finished = folder.result()
+        if finished is not None:
+            reporter.note(f"{out} is finished; nothing was left to do")
+            return finished
+        subset.save(out / "subset.json")
+        write_text(out / "plan.txt", f"{prepared.plan}\nviews: {prepared.views.policy}\n{prepared.pairing}\n")
+        reporter.note(str(subset))
+        reporter.note(str(prepared.plan))
+        distilled = prepared.run(folder=out, resume=self.resume, reporter=reporter, stop=stop)
+        save_student(
+            out / "student",
+            distilled.student,
+            distilled.model,
+            cuts=distilled.pairing.student.names[:-1],
+            data_config=distilled.data_config,
+        )
+        result = {
+            **config,
+            **_describe(distilled),
+            **compare(teacher, distilled.student, test, distilled.data_config, reporter),
+            "subset_seed": subset.seed,
+            "shots": subset.shots,
+            "images": len(subset.indices),
+            "labels": "none: unlabeled track",
+            "selection": "none: last iterate, test set read once",
+            **environment(self.runner),
+            "seconds": round(time.monotonic() - started, 2),
+            "run_folder": str(out),
+        }
+        folder.write(RESULT, result)
+        return result
+
+    def _models(self, source: DataSource) -> tuple[str, str]:
+        defaults = DEFAULT_MODELS.get(source.name, (None, None))
+        teacher, student = self.teacher or defaults[0], self.student or defaults[1]
+        if teacher is None or student is None:
+            missing = "--teacher" if teacher is None else "--student"
+            raise RequestError(f"{source.name} has no default models; give {missing}, a timm model's name")
+        return teacher, student
+
+    def _subset(self, source: DataSource) -> FewShotSubset:
+        images = source.train
+        if sum(given is not None for given in (self.shots, self.images, self.subset)) > 1:
+            raise RequestError("give one of --shots, --images and --subset")
+        if self.subset is not None:
+            subset = FewShotSubset.load(self.subset)
+            if (subset.dataset, subset.population) != (source.name, len(images)):
+                raise RequestError(
+                    f"{self.subset} was drawn from {subset.dataset} ({subset.population} images), not from "
+                    f"{source.name} ({len(images)}); give the data that it belongs to"
+                )
+            return subset
+        if self.images is not None:
+            return FewShotSubset.draw_unlabeled(len(images), images=self.images, seed=self.seed, dataset=source.name)
+        if images.labels is None:
+            raise RequestError(f"{source.name} has no class folders, so there are no shots; give --images N")
+        shots = DEFAULT_SHOTS if self.shots is None else self.shots
+        return FewShotSubset.draw(images.labels, shots=shots, seed=self.seed, dataset=source.name)
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """``netgraft train``: a teacher, from labelled images.
+
+    Attributes:
+        model: A timm name.
+        data: Name or path; see :func:`netgraft.data.open_data`.
+        recipe: Hyper-parameters.
+        seed: Of weights, views and batches.
+        out: The run folder; ``runs/...`` if None.
+        resume: Go on with the run in the folder.
+        data_root: Where named data sets lie.
+        download: Let torchvision download.
+        runner: Device and precision; its seed is replaced by ``seed``.
+    """
+
+    model: str
+    data: str
+    recipe: SupervisedTraining = field(default_factory=SupervisedTraining)
+    seed: int = 0
+    out: Path | None = None
+    resume: bool = False
+    data_root: Path | None = None
+    download: bool = False
+    runner: Runner = field(default_factory=Runner)
+
+    def run(self, reporter: Reporter | None = None, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+        """Train, evaluate, save; return what ``result.json`` holds. Raises like :meth:`DistillJob.run`."""
+        started = time.monotonic()
+        reporter = reporter or Quiet()
+        source = open_data(self.data, root=self.data_root, download=self.download)
+        if source.train.labels is None or source.train.classes is None:
+            raise RequestError(f"{source.name} has no class folders; a teacher is trained from labelled images")
+        model = build_model(self.model, seed=self.seed, num_classes=source.train.classes)
+        data_config = resolve_model_data_config(model)
+        runner = replace(self.runner, seed=self.seed)
+        count = len(source.train)
+        plan = self.recipe.plan(model, count)
+        policy = self.recipe.views(count, data_config["input_size"], source.hflip)
+        config = {
+            "data": f"{source.name} ({count} images)",
+            "model": self.model,
+            "recipe": str(self.recipe),
+            "views": str(policy),
+            "seed": self.seed,
+            "precision": runner.precision,
+            "devices": runner.devices,
+        }
+        fingerprint = _digest({**config, "plan": str(plan), "weights": state_digest(model)})
+        config["fingerprint"] = fingerprint
+        name = f"{source.name}-{self.model}-train-seed{self.seed}".replace("/", "_")
+        out = self.out or default_folder(name, resume=self.resume, fingerprint=fingerprint)
+        folder = RunFolder(out)
+        folder.claim(config, resume=self.resume)
+        finished = folder.result()
+        if finished is not None:
+            reporter.note(f"{out} is finished; nothing was left to do")
+            return finished
+        reporter.note(str(plan))
+        views = Views(
+            source.train.load_many(range(count)),
+            policy,
+            size=tuple(data_config["input_size"]),
+            mean=data_config["mean"],
+            std=data_config["std"],
+            interpolation=data_config["interpolation"],
+            crop_pct=data_config["crop_pct"],
+            crop_mode=data_config["crop_mode"],
+            seed=self.seed,
+            labels=source.train.labels,
+        )
+        trained = runner.run(
+            plan, views, folder=out, fingerprint=fingerprint, resume=self.resume, reporter=reporter, stop=stop
+        )
+        save_student(out / "model", model.eval(), model, cuts=(), data_config=data_config)
+        result: dict[str, Any] = {
+            **config,
+            "steps": trained.steps,
+            "train_seconds": round(trained.seconds, 2),
+            "parameters": parameters(model),
+            "macs": macs(model, data_config["input_size"]),
+            "weights_digest": state_digest(model),
+            "top1": None,
+            **environment(runner),
+        }
+        if source.test is not None:
+            logits, labels = answers(model, source.test, data_config, reporter)
+            result["top1"] = round(top1(logits, labels), 4)
+            result["test_images"] = len(source.test)
+        result["seconds"] = round(time.monotonic() - started, 2)
+        result["run_folder"] = str(out)
+        folder.write(RESULT, result)
+        return result
+
+
+def _policy(name: str) -> ViewPolicy:
+    if name not in VIEW_POLICIES:
+        raise RequestError(f"there is no view policy {name!r}; choose from {', '.join(VIEW_POLICIES)}")
+    return VIEW_POLICIES[name]
+
+
+def _describe(distilled: Distilled) -> dict[str, Any]:
+    """Facts about the student that need no test images."""
+    pairing, folding = distilled.pairing, distilled.folding
+    return {
+        "inherited_blocks": pairing.inherited,
+        "blocks": len(pairing),
+        "folded_into": list(folding.folded),
+        "kept_adapters": {str(place): reason for place, reason in folding.kept.items()},
+        "kept_adapter_parameters": sum(
+            p.numel() for place in folding.kept for p in folding.student[place].parameters()
+        ),
+        "opens_with_timm": distilled.plain,
+        "steps": distilled.trained.steps,
+        "train_seconds": round(distilled.trained.seconds, 2),
+        "teacher_digest": distilled.teacher_digest,
+        "student_digest": state_digest(distilled.student),
+    }
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,29 @@
+"""The loss of NetGraft: squared distance between logits of unit length."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class NormalizedLogits(nn.Module):
+    """``sum_b || z_S/||z_S|| - z_T/||z_T|| ||^2`` (Shen et al., AAAI 2021, section "Block Grafting").
+
+    Args:
+        reduction: ``sum`` over the batch, as in the article, or ``mean``, which doesn't change with its size.
+        eps: Smallest norm to divide by, so that zero logits give zero gradients and no NaN.
+    """
+
+    def __init__(self, reduction: str = "sum", eps: float = 1e-12) -> None:
+        super().__init__()
+        if reduction not in {"sum", "mean"}:
+            raise ValueError(f"reduction must be 'sum' or 'mean', not {reduction!r}")
+        self.reduction = reduction
+        self.eps = eps
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare logits (B, K) of student and teacher; returns a scalar in float32 or wider."""
+        student, teacher = (z if z.dtype.itemsize >= 4 else z.float() for z in (student, teacher))
+        difference = F.normalize(student, dim=1, eps=self.eps) - F.normalize(teacher, dim=1, eps=self.eps)
+        total = difference.square().sum()
+        return total if self.reduction == "sum" else total / len(student)

@@ -1,0 +1,149 @@
+"""Names and files -> models: any timm name, hub or folder source, or weights read without unpickling."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import netgraft.zoo  # noqa: F401  (registers the CIFAR-size models)
+from netgraft.batches import derived_seed
+from netgraft.errors import RequestError
+
+
+def load_teacher(name: str, *, weights: Path | None = None, classes: int | None = None) -> nn.Module:
+    """Return a trained classifier in eval mode.
+
+    Args:
+        name: A timm model, ``hf-hub:...`` or ``local-dir:FOLDER``.
+        weights: A safetensors file, or a checkpoint that holds nothing but tensors and plain values; without it
+            timm's own pretrained weights.
+        classes: Outputs that ``weights`` was trained with, where they are not the model's default.
+
+    Raises:
+        RequestError: No such model, no pretrained weights, or weights that don't fit.
+    """
+    if weights is None:
+        if timm.is_model(name) and not _has_pretrained_weights(name):
+            raise RequestError(f"timm has no pretrained weights for {name}; give --teacher-weights FILE")
+        return _create(name, pretrained=True).eval()
+    state = read_weights(weights)
+    options = {} if classes is None else {"num_classes": classes}
+    model = _create(name, **options)
+    _load(model, state, f"{weights} into {name}")
+    return model.eval()
+
+
+def build_student(name: str, *, teacher: nn.Module, seed: int) -> nn.Module:
+    """Return an untrained model with the teacher's inputs and outputs; its weights depend on nothing but ``seed``.
+
+    Raises:
+        RequestError: No such model.
+    """
+    return build_model(name, seed=seed, num_classes=class_count(teacher), in_chans=image_channels(teacher)).eval()
+
+
+def build_model(name: str, *, seed: int, **options: Any) -> nn.Module:
+    """Return an untrained timm model, made with ``options``; its weights depend on nothing but ``seed``.
+
+    Raises:
+        RequestError: No such model, or timm refuses the options.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed("weights", seed))
+        return _create(name, **options)
+
+
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images that ``model`` takes, from its timm configuration or its first convolution."""
+    config = pretrained_cfg(model)
+    if "input_size" in config:
+        return int(config["input_size"][0])
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    return first.in_channels
+
+
+def class_count(model: nn.Module) -> int:
+    """Outputs of a timm classifier."""
+    return int(cast(Any, model).num_classes)
+
+
+def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
+    """A timm model's description of itself; empty for other modules."""
+    return getattr(model, "pretrained_cfg", None) or {}
+
+
+def _has_pretrained_weights(name: str) -> bool:
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and config.has_weights
+
+
+def _create(name: str, **options: Any) -> nn.Module:
+    known = name.split(":", 1)[0] in {"hf-hub", "hf_hub", "local-dir"} or timm.is_model(name.split(".", 1)[0])
+    if not known:
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+        raise RequestError(f"timm has no model {name!r}; {hint}")
+    try:
+        return timm.create_model(name, **options)
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"timm could not make {name!r}: {error}") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a safetensors file or from a checkpoint, never executing anything in it.
+
+    Checkpoints may keep the state dict under ``state_dict_ema``, ``state_dict`` or ``model``, and prefix its keys
+    with ``module.``.
+
+    Raises:
+        RequestError: No such file, not readable, or a pickle that holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise RequestError(f"there is no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise RequestError(f"{path} is no readable safetensors file ({error})") from error
+    except Exception as error:  # torch.load raises many kinds
+        raise RequestError(
+            f"{path} holds more than tensors, or is damaged, and was not loaded ({type(error).__name__}); "
+            "export its state dict as safetensors"
+        ) from error
+    for key in ("state_dict_ema", "state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise RequestError(f"{path} holds no state dict: expected names and tensors")
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    differing = [name for name in own if name in state and own[name].shape != state[name].shape]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing keys, first {missing[0]!r}")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected keys, first {unexpected[0]!r}")
+    if differing:
+        name = differing[0]
+        problems.append(
+            f"{len(differing)} differing shapes, first {name!r}: expected {tuple(own[name].shape)}, "
+            f"found {tuple(state[name].shape)}"
+        )
+    if problems:
+        raise RequestError(f"can't load {what}: {'; '.join(problems)}; give weights of this very architecture")
+    model.load_state_dict(dict(state))

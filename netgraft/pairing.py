@@ -1,0 +1,118 @@
+"""Two chains of blocks -> the same number of blocks with maps of matching size at every cut, or a clear refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from netgraft.blocks import BlockChain, Cut, structure
+from netgraft.errors import RequestError
+
+
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """A teacher and a student cut at the same places, and how the student starts.
+
+    Attributes:
+        teacher: Chain of L blocks.
+        student: Chain of L blocks; its cuts have the sizes of the teacher's, its widths are its own.
+        inherited: How many blocks at the front of the student are the teacher's own, and stay frozen.
+        init: How the other blocks start: ``random`` (as they were built) or ``slice``.
+        selections: For each cut, which of the teacher's channels the student starts with, as indices
+            (student width,); empty unless ``init`` is ``slice``.
+    """
+
+    teacher: BlockChain
+    student: BlockChain
+    inherited: int = 0
+    init: str = "random"
+    selections: tuple[Tensor, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.teacher)
+
+    @property
+    def widths(self) -> list[tuple[int, int]]:
+        """The teacher's and the student's channels at each cut."""
+        return [
+            (mine.channels, theirs.channels) for mine, theirs in zip(self.teacher.cuts, self.student.cuts, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        lines = []
+        for number, (mine, theirs) in enumerate(zip(self.teacher.names, self.student.names, strict=True)):
+            shapes = ""
+            if number < len(self) - 1:
+                shapes = f"  {self.teacher.cuts[number]} / {self.student.cuts[number]}"
+            mark = "  inherited" if number < self.inherited else ""
+            lines.append(f"block {number + 1}: {mine} / {theirs}{shapes}{mark}")
+        return "\n".join(lines)
+
+
+def _common_cuts(teacher: Sequence[Cut], student: Sequence[Cut]) -> list[tuple[int, int]]:
+    """Longest common subsequence of map sizes; among equals the last cuts of a size, where a stage ends."""
+
+    def fits(mine: Cut, theirs: Cut) -> bool:
+        return mine.layout == theirs.layout == "NCHW" and mine.size == theirs.size
+
+    rows, columns = len(teacher), len(student)
+    # longest[i][j]: of the first i cuts of the teacher and the first j of the student
+    longest = [[0] * (columns + 1) for _ in range(rows + 1)]
+    for i in range(1, rows + 1):
+        for j in range(1, columns + 1):
+            matched = longest[i - 1][j - 1] + 1 if fits(teacher[i - 1], student[j - 1]) else 0
+            longest[i][j] = max(longest[i - 1][j], longest[i][j - 1], matched)
+    pairs = []
+    i, j = rows, columns
+    while i and j:
+        if fits(teacher[i - 1], student[j - 1]) and longest[i][j] == longest[i - 1][j - 1] + 1:
+            pairs.append((i - 1, j - 1))
+            i, j = i - 1, j - 1
+        elif longest[i - 1][j] == longest[i][j]:
+            i -= 1
+        else:
+            j -= 1
+    return pairs[::-1]
+
+
+def _table(title: str, chain: BlockChain) -> str:
+    return f"{title}: " + ", ".join(f"{cut.name} {cut}" for cut in chain.cuts)
+
+
+def pair(teacher: BlockChain, student: BlockChain) -> Pairing:
+    """Merge blocks until both chains are cut at maps of the same sizes.
+
+    Raises:
+        RequestError: No two cuts have maps of the same height and width; names the cuts of both.
+    """
+    common = _common_cuts(teacher.cuts, student.cuts)
+    if not common:
+        raise RequestError(
+            "the blocks can't be paired: no cut of the teacher has a map of the same size as one of the student\n"
+            f"  {_table('teacher', teacher)}\n  {_table('student', student)}\n"
+            "choose a student with the teacher's resolutions"
+        )
+    return Pairing(teacher.merge([mine for mine, _ in common]), student.merge([theirs for _, theirs in common]))
+
+
+def inherit(pairing: Pairing) -> Pairing:
+    """Copy the teacher's weights into the leading blocks of the student that are built exactly alike.
+
+    Raises:
+        RequestError: The student is built like the teacher from front to end, so nothing would be left to train.
+    """
+    count = 0
+    for mine, theirs in zip(pairing.teacher, pairing.student, strict=True):
+        if structure(mine) != structure(theirs):
+            break
+        weights = zip(theirs.state_dict(), mine.state_dict().values(), strict=True)
+        theirs.load_state_dict(dict(weights))
+        count += 1
+    if count == len(pairing):
+        raise RequestError(
+            "the student is built exactly like the teacher, so every block would be inherited and nothing trained; "
+            "choose a smaller student or inherit='none'"
+        )
+    return replace(pairing, inherited=count)

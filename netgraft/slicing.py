@@ -1,0 +1,196 @@
+"""Start a narrower student with the channels of its teacher that carry the largest weights.
+
+A narrower twin is a student that is built layer by layer like its teacher, with fewer channels. Which channels
+it takes is decided once per residual stream: everything that is added together keeps the same channels, and a
+layer that reads a stream takes the matching slice of its input weights.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from netgraft.errors import RequestError
+from netgraft.folding import LayerTracer
+from netgraft.pairing import Pairing
+
+_ADDITIONS = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul}
+_ADDING_METHODS = {"add", "add_", "mul", "mul_"}
+_PASSING_FUNCTIONS = {F.relu, F.avg_pool2d, F.adaptive_avg_pool2d, F.max_pool2d, torch.flatten, torch.relu}
+_PASSING_METHODS = {"mean", "flatten", "contiguous", "relu", "relu_", "sigmoid"}
+
+
+class _NotATwinError(Exception):
+    """Says where the student is built differently."""
+
+
+@dataclass(eq=False)
+class _Stream:
+    """One set of channels; streams that are added together become one."""
+
+    wide: int
+    narrow: int
+    score: Tensor
+    """Sum over the layers that write the stream of the squared norm of each channel's weights, (wide,)."""
+    parent: _Stream | None = None
+
+    def root(self) -> _Stream:
+        return self if self.parent is None else self.parent.root()
+
+    def channels(self) -> Tensor:
+        top = self.root()
+        return torch.topk(top.score, top.narrow).indices.sort().values
+
+
+_Value = tuple[_Stream, ...]  # a tensor's channels: one stream, or several behind a concatenation
+
+
+def _unite(first: _Value, second: _Value) -> _Value:
+    if len(first) != len(second):
+        raise _NotATwinError("tensors made of different streams are added")
+    for mine, theirs in zip(first, second, strict=True):
+        a, b = mine.root(), theirs.root()
+        if a is b:
+            continue
+        if (a.wide, a.narrow) != (b.wide, b.narrow):
+            raise _NotATwinError("streams of different widths are added")
+        a.score = a.score + b.score
+        b.parent = a
+    return first
+
+
+def _channels(value: _Value) -> Tensor:
+    """Indices into the concatenated channels of the teacher."""
+    offsets = [0]
+    for stream in value:
+        offsets.append(offsets[-1] + stream.wide)
+    return torch.cat([stream.channels() + offset for stream, offset in zip(value, offsets, strict=False)])
+
+
+@dataclass
+class _Walk:
+    """Walks through the layers of both models in lockstep and notes what is to be copied."""
+
+    copies: list[Callable[[], None]] = field(default_factory=list)
+
+    def block(self, teacher: nn.Module, student: nn.Module, entry: _Value) -> _Value:
+        try:
+            wide, narrow = LayerTracer().trace(teacher), LayerTracer().trace(student)
+        except Exception as error:  # fx raises whatever the block's own forward raised
+            raise _NotATwinError(f"{type(error).__name__} while following the layers") from error
+        wide_nodes, narrow_nodes = list(wide.nodes), list(narrow.nodes)
+        if [(n.op, str(n.target)) for n in wide_nodes] != [(n.op, str(n.target)) for n in narrow_nodes]:
+            raise _NotATwinError("the layers differ in number, name or order")
+        values: dict[fx.Node, _Value] = {}
+        result: _Value = ()
+        for node in wide_nodes:
+            if node.op == "placeholder":
+                values[node] = entry
+            elif node.op == "output":
+                result = values[node.all_input_nodes[0]]
+            elif node.op == "call_module":
+                name = str(node.target)
+                values[node] = self.layer(
+                    name, teacher.get_submodule(name), student.get_submodule(name), values[node.all_input_nodes[0]]
+                )
+            else:
+                values[node] = self.operation(node, [values[source] for source in node.all_input_nodes])
+        return result
+
+    def operation(self, node: fx.Node, inputs: Sequence[_Value]) -> _Value:
+        if node.target is torch.cat:
+            return tuple(stream for value in inputs for stream in value)
+        if node.target in _ADDITIONS or node.target in _ADDING_METHODS:
+            return inputs[0] if len(inputs) == 1 else _unite(inputs[0], inputs[1])
+        if node.target in _PASSING_FUNCTIONS or node.target in _PASSING_METHODS:
+            return inputs[0]
+        raise _NotATwinError(f"{node.name} is an operation whose channels are not followed")
+
+    def layer(self, name: str, wide: nn.Module, narrow: nn.Module, entry: _Value) -> _Value:
+        if type(wide) is not type(narrow):
+            raise _NotATwinError(f"{name} is a {type(wide).__name__} and a {type(narrow).__name__}")
+        if isinstance(wide, nn.Conv2d) and isinstance(narrow, nn.Conv2d):
+            return self._convolution(name, wide, narrow, entry)
+        if isinstance(wide, nn.Linear) and isinstance(narrow, nn.Linear):
+            return self._weighted(wide, narrow, entry, wide.out_features, narrow.out_features)
+        shapes = [tuple(tensor.shape) for tensor in wide.state_dict().values()]
+        if any(len(shape) > 1 for shape in shapes):
+            raise _NotATwinError(f"{name} ({type(wide).__name__}) has weights that are not sliced")
+        # a value per channel (batch norm, layer scale), or nothing at all
+        self.copies.append(lambda: _copy_sliced(wide, narrow, lambda value: value[_channels(entry)]))
+        return entry
+
+    def _convolution(self, name: str, wide: nn.Conv2d, narrow: nn.Conv2d, entry: _Value) -> _Value:
+        if (wide.kernel_size, wide.stride, wide.padding) != (narrow.kernel_size, narrow.stride, narrow.padding):
+            raise _NotATwinError(f"{name} has another kernel, stride or padding")
+        if wide.groups == 1 and narrow.groups == 1:
+            return self._weighted(wide, narrow, entry, wide.out_channels, narrow.out_channels)
+        if wide.groups == wide.in_channels == wide.out_channels and narrow.groups == narrow.in_channels:
+            self.copies.append(lambda: _copy_sliced(wide, narrow, lambda value: value[_channels(entry)]))
+            return entry
+        if tuple(wide.weight.shape) == tuple(narrow.weight.shape) and wide.groups == narrow.groups:
+            return self._weighted(wide, narrow, entry, wide.out_channels, narrow.out_channels, grouped=True)
+        raise _NotATwinError(f"{name} is a grouped convolution of another width")
+
+    def _weighted(
+        self, wide: nn.Module, narrow: nn.Module, entry: _Value, outputs: int, kept: int, grouped: bool = False
+    ) -> _Value:
+        assert isinstance(wide.weight, Tensor)
+        score = wide.weight.detach().double().flatten(1).square().sum(1)
+        if kept > outputs:
+            raise _NotATwinError("the student is wider than the teacher")
+        stream = _Stream(outputs, kept, score)
+
+        def take(value: Tensor) -> Tensor:
+            rows = value[stream.channels()]
+            return rows if value.dim() == 1 or grouped else rows[:, _channels(entry)]
+
+        self.copies.append(lambda: _copy_sliced(wide, narrow, take))
+        return (stream,)
+
+
+@torch.no_grad()
+def _copy_sliced(wide: nn.Module, narrow: nn.Module, take: Callable[[Tensor], Tensor]) -> None:
+    target = narrow.state_dict()
+    for name, value in wide.state_dict().items():
+        # a batch norm's counter has no channels
+        target[name].copy_(take(value) if value.dim() else value)
+
+
+def slice_from_teacher(pairing: Pairing) -> Pairing:
+    """Copy into the student the teacher's channels of largest weight norm, one index set per residual stream.
+
+    Inherited blocks are passed through: all of their channels stay in place.
+
+    Returns:
+        The pairing with ``init="slice"`` and the selection of channels at each cut.
+
+    Raises:
+        RequestError: The student is no narrower twin of the teacher, with the place where they differ.
+    """
+    walk = _Walk()
+    image = next(iter(pairing.teacher.parameters())).shape[1]
+    value: _Value = (_Stream(image, image, torch.zeros(image, dtype=torch.float64)),)
+    ends: list[_Value] = []
+    try:
+        for mine, theirs in zip(pairing.teacher, pairing.student, strict=True):
+            value = walk.block(mine, theirs, value)
+            ends.append(value)
+    except _NotATwinError as reason:
+        number = len(ends)
+        raise RequestError(
+            "init='slice' needs a student that is built like the teacher layer by layer, only narrower; in block "
+            f"{number + 1} ({pairing.teacher.names[number]} / {pairing.student.names[number]}) {reason}; "
+            "use init='random'"
+        ) from None
+    for copy_weights in walk.copies:
+        copy_weights()
+    selections = tuple(_channels(end) for end in ends[:-1])
+    for (_, narrow), chosen in zip(pairing.widths, selections, strict=True):
+        assert len(chosen) == narrow
+    return replace(pairing, init="slice", selections=selections)

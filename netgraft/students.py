@@ -1,0 +1,119 @@
+"""Save and load a student folder: timm's own format where every adapter folded, a described one where not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import netgraft.zoo  # noqa: F401  (folders may name its models)
+from netgraft.blocks import split
+from netgraft.checkpoint import write_text
+from netgraft.errors import RequestError, RunError
+from netgraft.models import class_count, pretrained_cfg
+
+_DESCRIPTION = "netgraft.json"
+_WEIGHTS = "student.safetensors"
+
+
+def save_student(
+    folder: Path, student: nn.Module, model: nn.Module, *, cuts: tuple[str, ...], data_config: Mapping[str, Any]
+) -> None:
+    """Write a student folder; an unfinished one never stands under the final name.
+
+    Args:
+        folder: Replaced if it exists.
+        student: What is deployed: ``model`` itself, or a sequence of its blocks and of 1x1 convolutions.
+        model: The timm model that the student was built from.
+        cuts: Where ``model`` was cut; needed to rebuild a sequence.
+        data_config: Preprocessing: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``.
+
+    Raises:
+        RunError: The folder can't be written.
+    """
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        if student is model:
+            _save_plain(unfinished, model, data_config)
+        else:
+            assert isinstance(student, nn.Sequential)
+            _save_sequence(unfinished, student, model, cuts, data_config)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.replace(folder)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise RunError(f"could not write {folder}: {error}; free some space and go on with --resume") from error
+
+
+def _plain_config(data_config: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    config = {name: data_config[name] for name in wanted if name in data_config}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+
+
+def _save_plain(folder: Path, model: nn.Module, data_config: Mapping[str, Any]) -> None:
+    timm.models.save_for_hf(
+        model,
+        str(folder),
+        model_config={"pretrained_cfg": _plain_config(data_config)},
+        model_args=_arguments(model, data_config),
+        safe_serialization=True,
+    )
+
+
+def _arguments(model: nn.Module, data_config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"num_classes": class_count(model), "in_chans": data_config["input_size"][0]}
+
+
+def _save_sequence(
+    folder: Path, student: nn.Sequential, model: nn.Module, cuts: tuple[str, ...], data_config: Mapping[str, Any]
+) -> None:
+    layers = [[layer.in_channels, layer.out_channels] if isinstance(layer, nn.Conv2d) else "block" for layer in student]
+    description = {
+        "format": 1,
+        "architecture": pretrained_cfg(model)["architecture"],
+        "model_args": _arguments(model, data_config),
+        "cuts": cuts,
+        "layers": layers,
+        "pretrained_cfg": _plain_config(data_config),
+    }
+    state = {name: value.contiguous() for name, value in student.state_dict().items()}
+    save_file(state, folder / _WEIGHTS)
+    write_text(folder / _DESCRIPTION, json.dumps(description, indent=2) + "\n")
+
+
+def load_student(folder: str | Path) -> nn.Module:
+    """Return the student in eval mode, ready for images (B, C, H, W); ``pretrained_cfg`` holds its preprocessing.
+
+    Raises:
+        RequestError: The folder holds no student.
+    """
+    folder = Path(folder)
+    if (folder / "config.json").is_file():
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    if not (folder / _DESCRIPTION).is_file():
+        raise RequestError(f"{folder} holds no student: expected config.json (timm's) or {_DESCRIPTION} in it")
+    description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+    model = timm.create_model(description["architecture"], **description["model_args"]).eval()
+    size = description["pretrained_cfg"]["input_size"]
+    blocks = iter(split(model, probe=torch.zeros(1, *size), cuts=description["cuts"]))
+    student = nn.Sequential(
+        *(next(blocks) if layer == "block" else _adapter(*layer) for layer in description["layers"])
+    )
+    student.load_state_dict(load_file(folder / _WEIGHTS))
+    student.pretrained_cfg = description["pretrained_cfg"]
+    student.num_classes = description["model_args"]["num_classes"]
+    return student.eval()
+
+
+def _adapter(channels_in: int, channels_out: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, 1, bias=False)
