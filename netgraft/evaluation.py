@@ -12,7 +12,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from netgraft.data import DataSource, ImageSet, eval_loader, open_data
+from netgraft.data import ImageSet, eval_loader, open_data
 from netgraft.errors import RequestError
 from netgraft.metrics import agreement, latency, macs, parameters, predict, top1
 from netgraft.models import class_count, load_teacher
@@ -35,11 +35,6 @@ def check_classes(model: nn.Module, name: str, images: ImageSet | None) -> None:
             f"{name} answers with {class_count(model)} classes but {images.name} has {images.classes}; "
             "give a model trained for these classes"
         )
-
-
-def test_images(source: DataSource) -> ImageSet:
-    """The test partition, or everything where there is no partition."""
-    return source.train if source.test is None else source.test
 
 
 def answers(
@@ -117,7 +112,7 @@ def evaluate(
         RequestError: No such model, data or test partition, or class counts that differ.
     """
     source = open_data(data, root=data_root, download=download)
-    images = test_images(source)
+    images = source.test_or_all()
     if images.labels is None:
         raise RequestError(f"{source.name} has no class folders, so there is nothing to compare answers with")
     if weights is None and Path(model).is_dir():

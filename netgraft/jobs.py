@@ -16,7 +16,7 @@ from netgraft.api import Distilled, prepare
 from netgraft.checkpoint import write_text
 from netgraft.data import DataSource, open_data
 from netgraft.errors import RequestError
-from netgraft.evaluation import answers, check_classes, compare, environment, test_images
+from netgraft.evaluation import answers, check_classes, compare, environment
 from netgraft.methods import choose
 from netgraft.metrics import macs, parameters, state_digest, top1
 from netgraft.models import build_model, build_student, class_count, load_teacher
@@ -94,7 +94,7 @@ class DistillJob:
         started = time.monotonic()
         reporter = reporter or Quiet()
         source = open_data(self.data, root=self.data_root, download=self.download)
-        test = test_images(open_data(self.eval_data, root=self.data_root)) if self.eval_data else source.test
+        test = open_data(self.eval_data, root=self.data_root).test_or_all() if self.eval_data else source.test
         teacher_name, student_name = self._models(source)
         subset = self._subset(source)
         teacher = load_teacher(teacher_name, weights=self.teacher_weights, classes=source.train.classes)

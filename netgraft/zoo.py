@@ -4,6 +4,7 @@ Every name works with `timm.create_model(name, num_classes=..., in_chans=..., dr
 `features_only=True` and `local-dir:` folders. No pretrained weights are published for them.
 """
 
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from timm.layers import ClassifierHead
@@ -201,8 +202,8 @@ def _vgg_cfg(**kwargs: Any) -> dict[str, Any]:
     return _cfg("features.0", "head.fc", pool=1, **kwargs)
 
 
-def _digits_cfg() -> dict[str, Any]:
-    return _vgg_cfg(input_size=(1, 8, 8), mean=DIGITS_MEAN, std=DIGITS_STD)
+def _digits_cfg(**kwargs: Any) -> dict[str, Any]:
+    return _vgg_cfg(input_size=(1, 8, 8), mean=DIGITS_MEAN, std=DIGITS_STD, **kwargs)
 
 
 # register_model reads a model's entry from the variable of this name.
@@ -212,7 +213,8 @@ default_cfgs = generate_default_cfgs(
         "cifar_vgg16_half": _vgg_cfg(),
         "cifar_vgg16_bn": _vgg_cfg(),
         "cifar_vgg16_bn_half": _vgg_cfg(),
-        "digits_vgg7_bn": _digits_cfg(),
+        # ships with the package; assets/README.md says how it was trained
+        "digits_vgg7_bn": _digits_cfg(file=str(Path(__file__).parent / "assets" / "digits_vgg7_bn.safetensors")),
         "digits_vgg7_bn_half": _digits_cfg(),
         "cifar_resnet8": _cfg("conv1", "fc", pool=8),
         "cifar_resnet20": _cfg("conv1", "fc", pool=8),
