@@ -14,8 +14,8 @@ from timm.data import resolve_model_data_config
 
 from netgraft.api import Distilled, prepare
 from netgraft.checkpoint import write_text
-from netgraft.data import DataSource, open_data
-from netgraft.errors import RequestError
+from netgraft.data import DataSource, ImageSet, open_data
+from netgraft.errors import RequestError, RunError
 from netgraft.evaluation import answers, check_classes, compare, environment
 from netgraft.methods import choose
 from netgraft.metrics import macs, parameters, state_digest, top1
@@ -84,7 +84,7 @@ class DistillJob:
     runner: Runner = field(default_factory=Runner)
 
     def run(self, reporter: Reporter | None = None, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
-        """Distill, evaluate, save; return what ``result.json`` holds.
+        """Distill, evaluate, save; return what ``result.json`` holds, in every process.
 
         Raises:
             RequestError: Something asked for is wrong; nothing has been written.
@@ -94,7 +94,8 @@ class DistillJob:
         started = time.monotonic()
         reporter = reporter or Quiet()
         source = open_data(self.data, root=self.data_root, download=self.download)
-        test = open_data(self.eval_data, root=self.data_root).test_or_all() if self.eval_data else source.test
+        test = self._test(source)
+        runner = replace(self.runner, seed=self.seed)
         teacher_name, student_name = self._models(source)
         subset = self._subset(source)
         teacher = load_teacher(teacher_name, weights=self.teacher_weights, classes=source.train.classes)
@@ -111,7 +112,7 @@ class DistillJob:
             views=policy if source.hflip else replace(policy, hflip=0.0),
             init=self.init,
             inherit=self.inherit,
-            runner=replace(self.runner, seed=self.seed),
+            runner=runner,
         )
         config = {
             "fingerprint": prepared.fingerprint,
@@ -126,45 +127,38 @@ class DistillJob:
             "inherit": self.inherit,
             "subset": subset.digest,
             "seed": self.seed,
-            "precision": self.runner.precision,
-            "devices": self.runner.devices,
+            "precision": runner.precision,
+            "devices": runner.devices,
         }
         size = f"{subset.shots}shot" if subset.shots else f"{len(subset.indices)}images"
         name = f"{source.name}-{student_name}-{size}-{self.method}-{self.preset}-seed{self.seed}".replace("/", "_")
-        out = self.out or default_folder(name, resume=self.resume, fingerprint=prepared.fingerprint)
-        folder = RunFolder(out)
-        folder.claim(config, resume=self.resume)
-        finished = folder.result()
+        out, finished = _claim(runner, self.out, name, config, resume=self.resume)
+        if not runner.fabric.is_global_zero:
+            reporter = Quiet()
         if finished is not None:
             reporter.note(f"{out} is finished; nothing was left to do")
             return finished
-        subset.save(out / "subset.json")
-        write_text(out / "plan.txt", f"{prepared.plan}\nviews: {prepared.views.policy}\n{prepared.pairing}\n")
+        if runner.fabric.is_global_zero:
+            subset.save(out / "subset.json")
+            write_text(out / "plan.txt", f"{prepared.plan}\nviews: {prepared.views.policy}\n{prepared.pairing}\n")
         reporter.note(str(subset))
         reporter.note(str(prepared.plan))
         distilled = prepared.run(folder=out, resume=self.resume, reporter=reporter, stop=stop)
-        save_student(
-            out / "student",
-            distilled.student,
-            distilled.model,
-            cuts=distilled.pairing.student.names[:-1],
-            data_config=distilled.data_config,
-        )
-        result = {
-            **config,
-            **_describe(distilled),
-            **compare(teacher, distilled.student, test, distilled.data_config, reporter),
-            "subset_seed": subset.seed,
-            "shots": subset.shots,
-            "images": len(subset.indices),
-            "labels": "none: unlabeled track",
-            "selection": "none: last iterate, test set read once",
-            **environment(self.runner),
-            "seconds": round(time.monotonic() - started, 2),
-            "run_folder": str(out),
-        }
-        folder.write(RESULT, result)
-        return result
+
+        def finish() -> dict[str, Any]:
+            _save(out / "student", distilled)
+            return {
+                **config,
+                **_describe(distilled),
+                **compare(teacher, distilled.student, test, distilled.data_config, reporter),
+                "subset_seed": subset.seed,
+                "shots": subset.shots,
+                "images": len(subset.indices),
+                "labels": "none: unlabeled track",
+                "selection": "none: last iterate, test set read once",
+            }
+
+        return _conclude(runner, out, started, finish)
 
     def _models(self, source: DataSource) -> tuple[str, str]:
         defaults = DEFAULT_MODELS.get(source.name, (None, None))
@@ -173,6 +167,11 @@ class DistillJob:
             missing = "--teacher" if teacher is None else "--student"
             raise RequestError(f"{source.name} has no default models; give {missing}, a timm model's name")
         return teacher, student
+
+    def _test(self, source: DataSource) -> ImageSet | None:
+        if self.eval_data is None:
+            return source.test
+        return open_data(self.eval_data, root=self.data_root, download=self.download).test_or_all()
 
     def _subset(self, source: DataSource) -> FewShotSubset:
         images = source.train
@@ -245,10 +244,9 @@ class TrainJob:
         fingerprint = _digest({**config, "plan": str(plan), "weights": state_digest(model)})
         config["fingerprint"] = fingerprint
         name = f"{source.name}-{self.model}-train-seed{self.seed}".replace("/", "_")
-        out = self.out or default_folder(name, resume=self.resume, fingerprint=fingerprint)
-        folder = RunFolder(out)
-        folder.claim(config, resume=self.resume)
-        finished = folder.result()
+        out, finished = _claim(runner, self.out, name, config, resume=self.resume)
+        if not runner.fabric.is_global_zero:
+            reporter = Quiet()
         if finished is not None:
             reporter.note(f"{out} is finished; nothing was left to do")
             return finished
@@ -268,25 +266,78 @@ class TrainJob:
         trained = runner.run(
             plan, views, folder=out, fingerprint=fingerprint, resume=self.resume, reporter=reporter, stop=stop
         )
-        save_student(out / "model", model.eval(), model, cuts=(), data_config=data_config)
-        result: dict[str, Any] = {
-            **config,
-            "steps": trained.steps,
-            "train_seconds": round(trained.seconds, 2),
-            "parameters": parameters(model),
-            "macs": macs(model, data_config["input_size"]),
-            "weights_digest": state_digest(model),
-            "top1": None,
+
+        def finish() -> dict[str, Any]:
+            save_student(out / "model", model.eval(), model, cuts=(), data_config=data_config)
+            result: dict[str, Any] = {
+                **config,
+                "steps": trained.steps,
+                "train_seconds": round(trained.seconds, 2),
+                "parameters": parameters(model),
+                "macs": macs(model, data_config["input_size"]),
+                "weights_digest": state_digest(model),
+                "top1": None,
+            }
+            if source.test is not None:
+                logits, labels = answers(model, source.test, data_config, reporter)
+                result["top1"] = round(top1(logits, labels), 4)
+                result["test_images"] = len(source.test)
+            return result
+
+        return _conclude(runner, out, started, finish)
+
+
+def _claim(
+    runner: Runner, out: Path | None, name: str, config: dict[str, Any], *, resume: bool
+) -> tuple[Path, dict[str, Any] | None]:
+    """Start the processes and let the first take the folder; all learn where it is and what came out already.
+
+    Every process raises what the first one met: none may wait for one that has left.
+    """
+    try:
+        fabric = runner.fabric
+    except (RuntimeError, TypeError, ValueError) as error:  # Fabric raises all of these for devices that aren't there
+        raise RequestError(
+            f"can't use {runner.devices} devices of kind {runner.accelerator!r} with {runner.precision}: {error}"
+        ) from error
+    claimed: tuple[str, dict[str, Any] | None] = ("", None)
+    failure: RequestError | RunError | None = None
+    if fabric.is_global_zero:
+        try:
+            path = out or default_folder(name, resume=resume, fingerprint=config["fingerprint"])
+            folder = RunFolder(path)
+            folder.claim(config, resume=resume)
+            claimed = (str(path), folder.result())
+        except (RequestError, RunError) as error:
+            failure = error
+    claimed, failure = fabric.broadcast((claimed, failure))
+    if failure is not None:
+        raise failure
+    return Path(claimed[0]), claimed[1]
+
+
+def _conclude(runner: Runner, out: Path, started: float, finish: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Let the first process finish and write the result; return it in all of them."""
+    result: dict[str, Any] = {}
+    if runner.fabric.is_global_zero:
+        result = {
+            **finish(),
             **environment(runner),
+            "seconds": round(time.monotonic() - started, 2),
+            "run_folder": str(out),
         }
-        if source.test is not None:
-            logits, labels = answers(model, source.test, data_config, reporter)
-            result["top1"] = round(top1(logits, labels), 4)
-            result["test_images"] = len(source.test)
-        result["seconds"] = round(time.monotonic() - started, 2)
-        result["run_folder"] = str(out)
-        folder.write(RESULT, result)
-        return result
+        RunFolder(out).write(RESULT, result)
+    return runner.fabric.broadcast(result)
+
+
+def _save(folder: Path, distilled: Distilled) -> None:
+    save_student(
+        folder,
+        distilled.student,
+        distilled.model,
+        cuts=distilled.pairing.student.names[:-1],
+        data_config=distilled.data_config,
+    )
 
 
 def _policy(name: str) -> ViewPolicy:

@@ -1,0 +1,174 @@
+"""The commands that only look: split and methods."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from netgraft.errors import RequestError
+
+if TYPE_CHECKING:
+    from netgraft.blocks import BlockChain
+    from netgraft.pairing import Pairing
+
+
+@click.command()
+@click.argument("model")
+@click.argument("student", required=False)
+@click.option("--image-size", type=click.IntRange(min=1), help="Height and width; the model's own by default.")
+@click.option("--cuts", help="Modules of MODEL to cut behind, separated by commas; timm's stages by default.")
+def split(model: str, student: str | None, image_size: int | None, cuts: str | None) -> None:
+    """Show the blocks of MODEL, or how the blocks of MODEL and STUDENT pair.
+
+    Weights are random and nothing is downloaded.
+    """
+    from timm.data import resolve_model_data_config
+
+    from netgraft.models import build_model, build_student
+
+    if student is not None and cuts is not None:
+        raise click.UsageError("--cuts goes with one model; two are cut where their maps have the same size")
+    network = build_model(model, seed=0).eval()
+    size = list(resolve_model_data_config(network)["input_size"])
+    if image_size is not None:
+        size[1:] = [image_size, image_size]
+    try:
+        if student is None:
+            _show_blocks(model, network, size, cuts.split(",") if cuts else None)
+        else:
+            _show_pairing(model, network, student, build_student(student, teacher=network, seed=0), size)
+    except RuntimeError as error:  # what torch raises when a map becomes smaller than a kernel
+        shape = "x".join(map(str, size))
+        reason = str(error).splitlines()[0]
+        raise RequestError(
+            f"images of {shape} don't pass through the model ({reason}); give another --image-size"
+        ) from error
+
+
+def _show_blocks(name: str, network: Any, size: Sequence[int], cuts: Sequence[str] | None) -> None:
+    import torch
+
+    from netgraft.blocks import split as cut
+
+    from .output import count, emit_table
+
+    chain = cut(network, probe=torch.zeros(2, *size), cuts=cuts)
+    shapes = [*map(str, chain.cuts), str(network.num_classes)]
+    sizes, costs = _parameters(chain), _macs(chain, size)
+    rows = [
+        [str(number + 1), chain.names[number], shapes[number], count(sizes[number]), count(costs[number])]
+        for number in range(len(chain))
+    ]
+    rows.append(["", "all", "", count(sum(sizes)), count(sum(costs))])
+    emit_table(["block", "ends with", "output", "parameters", "MACs"], rows, title=f"{name} at {_times(size)}")
+
+
+def _times(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _parameters(chain: BlockChain) -> list[int]:
+    from netgraft.metrics import parameters
+
+    return [parameters(block) for block in chain]
+
+
+def _macs(chain: BlockChain, size: Sequence[int]) -> list[int]:
+    """Multiply-accumulates of each block, on an input of the shape that reaches it."""
+    from netgraft.metrics import macs
+
+    inputs: list[Any] = [tuple(size), *(cut.shape for cut in chain.cuts)]
+    return [macs(block, shape) for block, shape in zip(chain, inputs, strict=True)]
+
+
+def _show_pairing(teacher: str, network: Any, student: str, small: Any, size: Sequence[int]) -> None:
+    from netgraft.api import cut_and_pair
+
+    from .output import count, emit, emit_table
+
+    pairing = cut_and_pair(network, small, input_size=size, init="random")
+    shapes = [[*map(str, chain.cuts), str(network.num_classes)] for chain in (pairing.teacher, pairing.student)]
+    theirs, ours = _parameters(pairing.teacher), _parameters(pairing.student)
+    adapters = _adapters(pairing)
+    rows = [
+        [
+            str(number + 1),
+            f"{pairing.teacher.names[number]} {shapes[0][number]}",
+            count(theirs[number]),
+            f"{pairing.student.names[number]} {shapes[1][number]}",
+            count(ours[number]),
+            *(("inherited", "") if number < pairing.inherited else adapters[number]),
+        ]
+        for number in range(len(pairing))
+    ]
+    rows.append(["", "all", count(sum(theirs)), "all", count(sum(ours)), "", ""])
+    headings = ["block", teacher, "parameters", student, "parameters", "adapters in training", "in front, at the end"]
+    emit_table(headings, rows, title=f"{teacher} -> {student} at {_times(size)}")
+    macs = [count(sum(_macs(chain, size))) for chain in (pairing.teacher, pairing.student)]
+    emit(f"MACs: {macs[0]} -> {macs[1]}; inherited: {pairing.inherited} of {len(pairing)} blocks")
+
+
+def _adapters(pairing: Pairing) -> list[tuple[str, str]]:
+    """For each student block: the adapters around it in training, and what becomes of the one in front."""
+    from netgraft.folding import why_not_foldable
+    from netgraft.grafting import Adapter, make_scions
+
+    described = [("", "")] * len(pairing)
+    met = False  # whether an adapter ends the block in front
+    for number, scion in enumerate(make_scions(pairing), pairing.inherited):
+        layers = list(scion)
+        around = [
+            f"{label} {layer.in_channels} -> {layer.out_channels}"
+            for label, layer in (("enter", layers[0]), ("exit", layers[-1]))
+            if isinstance(layer, Adapter)
+        ]
+        end = ""
+        if met or isinstance(layers[0], Adapter):
+            reason = why_not_foldable(pairing.student[number])
+            cost = pairing.widths[number - 1][1] ** 2
+            end = "folds" if reason is None else f"stays: {cost:,} parameters, {reason}"
+        met = isinstance(layers[-1], Adapter)
+        described[number] = ("; ".join(around), end)
+    return described
+
+
+@click.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List the methods, or show the hyper-parameters and presets of one."""
+    from netgraft.methods import METHODS
+
+    from .output import emit, emit_table
+
+    if name is None:
+        rows = [
+            [known, _first_line(entry.kind), ", ".join(entry.presets), _article(entry.kind)]
+            for known, entry in METHODS.items()
+        ]
+        emit_table(["method", "", "presets", "article"], rows)
+        return
+    if name not in METHODS:
+        raise RequestError(f"there is no method {name!r}; choose from {', '.join(METHODS)}")
+    entry = METHODS[name]
+    emit(f"{name}: {_first_line(entry.kind)}\narticle: {_article(entry.kind)}\npresets:")
+    emit("\n".join(f"  {preset}: {_first_line(make)}" for preset, make in entry.presets.items()))
+    _show_hyperparameters(entry.kind)
+
+
+def _show_hyperparameters(method: type) -> None:
+    from .options import hyperparameters
+    from .output import emit_table
+
+    rows = [[option.flag, option.kind, option.shown_default, option.meaning] for option in hyperparameters(method)]
+    emit_table(["option", "type", "default", "meaning"], rows)
+
+
+def _first_line(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0]
+
+
+def _article(method: type) -> str:
+    return str(getattr(method, "article", "-"))

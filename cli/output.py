@@ -1,0 +1,130 @@
+"""What commands print when they are done: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+WIDTH = 132  # of tables where standard output is no terminal
+
+
+def emit(text: str) -> None:
+    """Print to standard output; a reader that has left is no failure."""
+    try:
+        click.echo(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # what is still buffered must not fail again when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def emit_json(content: Mapping[str, Any]) -> None:
+    """Print one JSON object."""
+    emit(json.dumps(content, indent=2))
+
+
+def emit_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    """Print a table; columns of numbers stand to the right."""
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else box.ASCII2, title=title or None, title_justify="left")
+    for column, heading in enumerate(headings):
+        numeric = all(row[column][:1].isdigit() or row[column] in {"", "-"} for row in rows)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    with console.capture() as capture:
+        console.print(table, markup=False)
+    emit("\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip())
+
+
+def count(number: int) -> str:
+    """Write a large number for people."""
+    return f"{number:,}"
+
+
+def show_distilled(result: Mapping[str, Any]) -> None:
+    """Print what ``distill`` returned: both models side by side, then how the student came about."""
+    headings = ["", "top-1 %", "gap", "agreement %", "parameters", "MACs", "ms at batch 1", "ms at batch 64"]
+    rows = []
+    for label, prefix in ((f"teacher {result['teacher']}", "teacher_"), (f"student {result['student']}", "")):
+        own = not prefix
+        rows.append(
+            [
+                label,
+                _figure(result["student_top1" if own else "teacher_top1"]),
+                _figure(result["gap"]) if own else "-",
+                _figure(result["agreement"]) if own else "-",
+                count(result[f"{prefix}parameters"]),
+                count(result[f"{prefix}macs"]),
+                f"{result[f'{prefix}latency_ms_1']:.2f}",
+                f"{result[f'{prefix}latency_ms_64']:.2f}",
+            ]
+        )
+    emit_table(headings, rows)
+    emit("\n".join(_story(result)))
+
+
+def _figure(percent: float | None) -> str:
+    return "-" if percent is None else f"{percent:.2f}"
+
+
+def _story(result: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if result["student_top1"] is None:
+        lines.append("no labelled test images: accuracy not measured (give --eval-data)")
+    lines.append(
+        f"blocks: {result['inherited_blocks']} of {result['blocks']} inherited from the teacher; "
+        f"initialisation of the others: {result['init']}"
+    )
+    folded = ", ".join(result["folded_into"])
+    lines.append(f"adapters folded into {folded}" if folded else "adapters folded: none")
+    kept: Mapping[str, str] = result["kept_adapters"]
+    if kept:
+        reasons = "; ".join(dict.fromkeys(kept.values()))
+        lines.append(
+            f"adapters that stayed: {len(kept)} 1x1 convolutions, {count(result['kept_adapter_parameters'])} "
+            f"parameters ({reasons})"
+        )
+    drawn = f"{result['shots']} a class, " if result["shots"] else ""
+    lines += [
+        f"views: {result['views']}",
+        f"subset: {result['data']}, {drawn}{result['images']} images, seed {result['subset_seed']}, "
+        f"digest {result['subset'][:12]}",
+        f"training: {count(result['steps'])} steps, {result['train_seconds']:.1f} s",
+        f"run folder: {result['run_folder']}",
+        "load the student in Python:",
+        *_loading(f"{result['run_folder']}/student", plain=result["opens_with_timm"]),
+    ]
+    return lines
+
+
+def show_trained(result: Mapping[str, Any]) -> None:
+    """Print what ``train`` returned."""
+    accuracy = "no test images: accuracy not measured" if result["top1"] is None else f"top-1 {result['top1']:.2f} %"
+    sizes = f"{count(result['parameters'])} parameters, {count(result['macs'])} MACs"
+    emit(
+        "\n".join(
+            [
+                f"{result['model']}: {accuracy}, {sizes}",
+                f"training: {count(result['steps'])} steps, {result['train_seconds']:.1f} s",
+                f"run folder: {result['run_folder']}",
+                "load the model in Python:",
+                *_loading(f"{result['run_folder']}/model", plain=True),
+            ]
+        )
+    )
+
+
+def _loading(folder: str, *, plain: bool) -> list[str]:
+    if plain:
+        call = f'model = timm.create_model("local-dir:{folder}", pretrained=True).eval()'
+        return ["  import timm, netgraft.zoo", f"  {call}"]
+    return ["  import netgraft", f'  model = netgraft.load_student("{folder}")']
