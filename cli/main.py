@@ -67,3 +67,7 @@ def _end(code: int, message: str) -> int:
 def main() -> None:
     """Entry point."""
     sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

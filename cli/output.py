@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 132  # of tables where standard output is no terminal
+WIDTH = 160  # of tables where standard output is no terminal
 
 
 def emit(text: str) -> None:
