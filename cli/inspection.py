@@ -105,7 +105,15 @@ def _show_pairing(teacher: str, network: Any, student: str, small: Any, size: Se
         for number in range(len(pairing))
     ]
     rows.append(["", "all", count(sum(theirs)), "all", count(sum(ours)), "", ""])
-    headings = ["block", teacher, "parameters", student, "parameters", "adapters in training", "in front, at the end"]
+    headings = [
+        "block",
+        "teacher",
+        "parameters",
+        "student",
+        "parameters",
+        "adapters in training",
+        "in front, at the end",
+    ]
     emit_table(headings, rows, title=f"{teacher} -> {student} at {_times(size)}")
     macs = [count(sum(_macs(chain, size))) for chain in (pairing.teacher, pairing.student)]
     emit(f"MACs: {macs[0]} -> {macs[1]}; inherited: {pairing.inherited} of {len(pairing)} blocks")

@@ -37,7 +37,7 @@ def emit_table(headings: Sequence[str], rows: Sequence[Sequence[str]], *, title:
     table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else box.ASCII2, title=title or None, title_justify="left")
     for column, heading in enumerate(headings):
         numeric = all(row[column][:1].isdigit() or row[column] in {"", "-"} for row in rows)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in rows:
         table.add_row(*row)
     with console.capture() as capture:
@@ -52,9 +52,9 @@ def count(number: int) -> str:
 
 def show_distilled(result: Mapping[str, Any]) -> None:
     """Print what ``distill`` returned: both models side by side, then how the student came about."""
-    headings = ["", "top-1 %", "gap", "agreement %", "parameters", "MACs", "ms at batch 1", "ms at batch 64"]
+    headings = ["", "top-1\n%", "gap", "agree-\nment %", "parameters", "MACs", "ms at\nbatch 1", "ms at\nbatch 64"]
     rows = []
-    for label, prefix in ((f"teacher {result['teacher']}", "teacher_"), (f"student {result['student']}", "")):
+    for label, prefix in (("teacher", "teacher_"), ("student", "")):
         own = not prefix
         rows.append(
             [
@@ -63,12 +63,12 @@ def show_distilled(result: Mapping[str, Any]) -> None:
                 _figure(result["gap"]) if own else "-",
                 _figure(result["agreement"]) if own else "-",
                 count(result[f"{prefix}parameters"]),
-                count(result[f"{prefix}macs"]),
+                f"{result[f'{prefix}macs'] / 1e6:,.1f} M",
                 f"{result[f'{prefix}latency_ms_1']:.2f}",
                 f"{result[f'{prefix}latency_ms_64']:.2f}",
             ]
         )
-    emit_table(headings, rows)
+    emit_table(headings, rows, title=f"{result['teacher']} -> {result['student']} on {result['data']}")
     emit("\n".join(_story(result)))
 
 

@@ -206,7 +206,7 @@ class RichReporter:
 
     def note(self, message: str) -> None:
         """Print it above the bars."""
-        self._progress.console.print(message, markup=False, highlight=False)
+        self._progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def phase_started(self, number: int, count: int, name: str, steps: int, done: int) -> None:
         """Move the bar of the phases and start a new bar of steps."""

@@ -151,7 +151,9 @@ def test_the_summary_tells_both_models_and_how_to_load_the_student(capsys: pytes
     assert run([*QUICK, "--out", "run"]) == 0
     captured = capsys.readouterr()
     result = json.loads(Path("run/result.json").read_text())
-    teacher, student = (line for line in captured.out.splitlines() if "digits_vgg7_bn" in line and "|" in line)
+    assert "digits_vgg7_bn -> digits_vgg7_bn_half on digits" in captured.out
+    [teacher] = [line for line in captured.out.splitlines() if line.startswith("| teacher")]
+    [student] = [line for line in captured.out.splitlines() if line.startswith("| student")]
     assert f"{result['teacher_top1']:.2f}" in teacher
     assert f"{result['student_top1']:.2f}" in student
     assert f"{result['gap']:.2f}" in student
