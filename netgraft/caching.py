@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import combinations, takewhile
 from typing import Protocol
 
 import torch
@@ -28,13 +29,17 @@ class ViewSource(Protocol):
         ...
 
 
+def overlap(first: nn.Module, second: nn.Module) -> bool:
+    """Whether two modules share a module or a parameter, so that training one changes the other."""
+    shared_modules = set(first.modules()) & set(second.modules())
+    return bool(shared_modules) or not set(first.parameters()).isdisjoint(second.parameters())
+
+
 def frozen_prefix(model: nn.Sequential, trainable: nn.Module) -> tuple[Frozen, nn.Sequential]:
     """Divide ``model`` in front of the first block that shares a module or a parameter with ``trainable``."""
-    moving = set(trainable.modules())
-    weights = set(trainable.parameters())
     blocks = list(model)
     for number, block in enumerate(blocks):
-        if not moving.isdisjoint(block.modules()) or not weights.isdisjoint(block.parameters()):
+        if overlap(block, trainable):
             return tuple(blocks[:number]), nn.Sequential(*blocks[number:])
     raise ValueError("the trainable part is no part of the model")
 
@@ -61,19 +66,19 @@ class FrozenOutputs:
     def compute(self, wanted: Iterable[Frozen], reporter: Reporter) -> None:
         """Run every view once through all of ``wanted`` that is not kept yet; each shared block runs once.
 
-        Keeps what was asked for, cheapest first, as far as the budget goes.
+        Keeps what was asked for, cheapest first, as far as the budget goes, and frees everything else: what is
+        kept depends on ``wanted`` alone, so a resumed run reads the same bits as one that never stopped.
         """
-        missing = [prefix for prefix in dict.fromkeys(wanted) if prefix not in self._kept]
+        chosen = self._choose(list(dict.fromkeys(wanted)), reporter)
+        self.keep_only(chosen)
+        missing = [prefix for prefix in chosen if prefix not in self._kept]
         if not missing:
-            return
-        kept = self._choose(missing, reporter)
-        if not kept:
             return
         total = len(self.views)
         starts = range(0, total, CHUNK)
         for start in reporter.track(starts, total=len(starts), name="computing what is frozen"):
             indices = torch.arange(start, min(start + CHUNK, total))
-            for prefix, rows in self._run(indices, kept).items():
+            for prefix, rows in self._run(indices, missing).items():
                 if prefix not in self._kept:
                     self._kept[prefix] = self._allocate(total, rows)
                 self._kept[prefix][indices] = rows.to(self._kept[prefix].dtype)
@@ -89,12 +94,12 @@ class FrozenOutputs:
         keep = set(wanted)
         self._kept = {prefix: rows for prefix, rows in self._kept.items() if prefix in keep}
 
-    def _choose(self, missing: Sequence[Frozen], reporter: Reporter) -> list[Frozen]:
+    def _choose(self, wanted: Sequence[Frozen], reporter: Reporter) -> list[Frozen]:
         """Choose what to keep by running one view; the smallest outputs first."""
-        samples = self._run(torch.zeros(1, dtype=torch.long), missing)
-        free = self.budget - sum(rows.nbytes for rows in self._kept.values())
+        samples = self._run(torch.zeros(1, dtype=torch.long), wanted)
+        free = self.budget
         kept = []
-        for prefix in sorted(missing, key=lambda candidate: samples[candidate].numel()):
+        for prefix in sorted(wanted, key=lambda candidate: samples[candidate].numel()):
             needed = len(self.views) * samples[prefix].numel() * self._dtype(samples[prefix]).itemsize
             if needed <= free:
                 kept.append(prefix)
@@ -119,14 +124,19 @@ class FrozenOutputs:
         """Outputs of each prefix for some views; what two prefixes share runs once."""
         images = self.views.batch(indices).to(self.device).to(memory_format=torch.channels_last)
         done: dict[Frozen, Tensor] = {(): images}
+        forks = {_shared(first, second) for first, second in combinations(wanted, 2)}
         with self.autocast():
-            for prefix in sorted(wanted, key=len):
+            for prefix in sorted({*wanted, *forks}, key=len):
                 begun = max((p for p in done if p == prefix[: len(p)]), key=len)
                 output = done[begun]
                 for length in range(len(begun), len(prefix)):
                     # blocks may work in place on what they are given
                     output = prefix[length](output.clone() if length == len(begun) else output)
-                    if prefix[: length + 1] in wanted:
-                        done[prefix[: length + 1]] = output
                 done[prefix] = output
         return {prefix: done[prefix] for prefix in wanted}
+
+
+def _shared(first: Frozen, second: Frozen) -> Frozen:
+    """The blocks with which both begin."""
+    pairs = takewhile(lambda pair: pair[0] is pair[1], zip(first, second, strict=False))
+    return tuple(block for block, _ in pairs)

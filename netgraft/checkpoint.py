@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
         raise RunError(f"could not write {path}: {error}; free some space and go on with --resume") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def what_stays(path: Path) -> str:
+    """Say which checkpoint a failed run leaves behind."""
+    return f"the last good checkpoint stays at {path}" if path.exists() else "no checkpoint had been saved yet"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -69,8 +77,8 @@ class Checkpoint:
         for name, value in self.weights.items():
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 raise RunError(
-                    f"{name} is no longer finite at step {self.step} of phase {self.phase + 1}; the last good "
-                    f"checkpoint stays at {path}; try a lower rate"
+                    f"{name} is no longer finite at step {self.step} of phase {self.phase + 1}; {what_stays(path)}; "
+                    "try a lower rate"
                 )
         write_atomically(path, lambda temporary: torch.save(self.__dict__, temporary))
 

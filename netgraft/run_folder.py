@@ -45,13 +45,13 @@ class RunFolder:
         """
         present = self.config()
         if present is None:
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if self.path.exists() and not _is_free(self.path):
                 raise RequestError(f"{self.path} exists and holds no run of netgraft; choose another --out")
         elif not resume:
             raise RequestError(
                 f"{self.path} already holds a run; add --resume to go on with it, or choose another --out"
             )
-        elif present["fingerprint"] != config["fingerprint"]:
+        elif present.get("fingerprint") != config["fingerprint"]:
             differing = [key for key in config if key != "fingerprint" and present.get(key) != config[key]]
             what = ", ".join(f"{key} {present.get(key)!r} there, {config[key]!r} now" for key in differing)
             raise RequestError(
@@ -70,12 +70,17 @@ class RunFolder:
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")
 
 
+def _is_free(path: Path) -> bool:
+    """Whether nothing lies in the folder but the start of a configuration whose writing was cut off."""
+    return path.is_dir() and all(entry.name.startswith(f".{CONFIG}.") for entry in path.iterdir())
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise RequestError(f"{path} is damaged ({error}); remove the folder or choose another --out") from error
 
 
@@ -100,6 +105,6 @@ def default_folder(name: str, *, resume: bool, fingerprint: str) -> Path:
     if resume:
         for candidate in reversed(taken):
             config = RunFolder(candidate).config()
-            if config is not None and config["fingerprint"] == fingerprint:
+            if config is not None and config.get("fingerprint") == fingerprint:
                 return candidate
     return path
