@@ -17,8 +17,7 @@ from netgraft.reporting import Quiet, Reporter
 T = TypeVar("T")
 Clock = Callable[[], float]
 
-LINE_SECONDS = 5.0  # a line at least so often,
-LINE_PART = 0.1  # and for each such part of the whole
+LINE_SECONDS = 5.0  # between two lines about the same work
 JSON_SECONDS = 0.5
 REFRESHES = 10  # of the bars, a second
 
@@ -66,18 +65,17 @@ class _Line:
 class _Milestones:
     """Says when a line is due, and what it says about the progress."""
 
-    def __init__(self, total: int, done: int, clock: Clock) -> None:
+    def __init__(self, total: int, clock: Clock) -> None:
         self._pace = Pace(total, clock)
         self._clock = clock
-        self._said = (done, clock())
+        self._said = clock()
 
     def reached(self, done: int) -> bool:
         """Whether it is time for a line; the last step has one of its own."""
         self._pace.update(done)
         total = self._pace.total
-        due = self._clock() - self._said[1] >= LINE_SECONDS or done - self._said[0] >= LINE_PART * total
-        if due and done < total:
-            self._said = (done, self._clock())
+        if self._clock() - self._said >= LINE_SECONDS and done < total:
+            self._said = self._clock()
             return True
         return False
 
@@ -94,7 +92,7 @@ class PlainReporter:
         self._clock = clock
         self._label = ""
         self._terms: Mapping[str, float] = {}
-        self._milestones = _Milestones(0, 0, clock)
+        self._milestones = _Milestones(0, clock)
 
     def note(self, message: str) -> None:
         """Print it."""
@@ -104,7 +102,7 @@ class PlainReporter:
         """Print name and steps."""
         self._label = f"[{number}/{count}] {name}"
         self._terms = {}
-        self._milestones = _Milestones(steps, done, self._clock)
+        self._milestones = _Milestones(steps, self._clock)
         self._line.write(f"{self._label}: {steps} steps" + (f", going on after {done}" if done else ""))
 
     def progressed(self, done: int, terms: Mapping[str, float]) -> None:
@@ -121,7 +119,7 @@ class PlainReporter:
     def track(self, items: Iterable[T], *, total: int, name: str) -> Iterator[T]:
         """Print a line at the start, some on the way and one at the end."""
         started = self._clock()
-        milestones = _Milestones(total, 0, self._clock)
+        milestones = _Milestones(total, self._clock)
         self._line.write(f"{name}: 0/{total}")
         for done, item in enumerate(items, 1):
             yield item

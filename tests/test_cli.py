@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import timm
 import torch
-from netgraft.cli.interrupt import heeding_signals  # type: ignore[import-not-found]
-from netgraft.cli.main import run  # type: ignore[import-not-found]
+from netgraft.cli.interrupt import heeding_signals
+from netgraft.cli.main import run
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models import register_model

@@ -52,20 +52,21 @@ def test_time_left_comes_from_the_speed_of_the_steps_alone() -> None:
     assert pace.seconds_left == pytest.approx((50 - 13) * 2.0)
 
 
-def test_plain_lines_for_a_fast_phase_come_every_tenth() -> None:
+def test_a_fast_phase_takes_two_plain_lines() -> None:
     stream, clock = io.StringIO(), Clock()
     run_phase(PlainReporter(stream, clock), clock, steps=200, seconds=0.01)
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "[2/3] graft block 4: 200 steps"
-    assert [line.split(": ")[1].split("/")[0] for line in lines[1:-1]] == [str(n) for n in range(20, 200, 20)]
-    assert lines[1] == "[2/3] graft block 4: 20/200, logits 0.05, 0:00:02 left"
-    assert lines[-1] == "[2/3] graft block 4: done in 2.0 s, logits 0.005"
+    assert stream.getvalue().splitlines() == [
+        "[2/3] graft block 4: 200 steps",
+        "[2/3] graft block 4: done in 2.0 s, logits 0.005",
+    ]
 
 
 def test_plain_lines_for_a_slow_phase_come_every_five_seconds() -> None:
     stream, clock = io.StringIO(), Clock()
     run_phase(PlainReporter(stream, clock), clock, steps=1000, seconds=1.0)
-    assert len(stream.getvalue().splitlines()) == 1 + 199 + 1
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 1 + 199 + 1
+    assert lines[2] == "[2/3] graft block 4: 10/1000, logits 0.1, 0:16:30 left"
 
 
 def test_plain_lines_say_where_a_phase_goes_on() -> None:
@@ -78,12 +79,17 @@ def test_tracking_inside_a_phase_leaves_its_count_alone() -> None:
     stream, clock = io.StringIO(), Clock()
     reporter = PlainReporter(stream, clock)
     reporter.phase_started(1, 1, "train", 100, 0)
-    assert list(reporter.track(range(4), total=4, name="caching")) == [0, 1, 2, 3]
+    seen = []
+    for item in reporter.track(range(4), total=4, name="caching"):
+        clock.now += 3
+        seen.append(item)
     for step in range(100):
+        clock.now += 0.2
         reporter.progressed(step + 1, {})
+    assert seen == [0, 1, 2, 3]
     text = stream.getvalue()
     assert "caching: 2/4" in text
-    assert "train: 50/100" in text
+    assert "train: 26/100" in text
 
 
 def test_json_lines_hold_the_facts() -> None:

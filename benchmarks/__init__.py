@@ -1,0 +1,1 @@
+"""Experiments: each a committed command, with its results as committed JSON beside it."""
