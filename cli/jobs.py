@@ -20,6 +20,7 @@ from .options import (
     PRECISIONS,
     SettingsCommand,
     data_options,
+    device_option,
     flag,
     given,
     output_options,
@@ -160,6 +161,7 @@ def train(quiet: bool | None, as_json: bool | None, settings: dict[str, str], **
 @click.option("--data", required=True, help="Name or path of labelled images; their test partition, if there is one.")
 @click.option("--weights", "--teacher-weights", "weights", type=PATH, help="safetensors file or checkpoint for MODEL.")
 @data_options
+@device_option
 @flag("--quiet", "Say nothing but the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def evaluate(
@@ -168,6 +170,7 @@ def evaluate(
     weights: Path | None,
     data_root: Path | None,
     download: bool | None,
+    accelerator: str | None,
     quiet: bool | None,
     as_json: bool,
 ) -> None:
@@ -177,7 +180,7 @@ def evaluate(
 
     from .output import count, emit, emit_json
 
-    options = given(weights=weights, data_root=data_root, download=download)
+    options = given(weights=weights, data_root=data_root, download=download, accelerator=accelerator)
     with open_reporter(sys.stderr, quiet=bool(quiet), json_lines=as_json) as reporter:
         result = measure(model, data, reporter=reporter, **options)
     if as_json:

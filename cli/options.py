@@ -151,14 +151,16 @@ data_options = stack(
     flag("--download", "Let torchvision download the data set."),
 )
 
+device_option = click.option(
+    "--device", "accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute."
+)
+
 run_options = stack(
     click.option("--seed", type=int, help="Of weights, views and batches, and of the subset."),
     click.option("--out", type=PATH, help="Run folder; a new one under runs/ by default."),
     flag("--resume", "Go on with the run in the folder."),
     data_options,
-    click.option(
-        "--device", "accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute."
-    ),
+    device_option,
     click.option("--devices", type=click.IntRange(min=1), help="Processes that share each batch."),
     click.option("--precision", type=click.Choice(list(PRECISIONS)), help="Of the arithmetic."),
     click.option("--checkpoint-seconds", type=float, help="Save at least so often."),

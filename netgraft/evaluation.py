@@ -101,15 +101,16 @@ def evaluate(
     weights: Path | None = None,
     data_root: Path | None = None,
     download: bool = False,
+    accelerator: str = "auto",
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Measure a student folder or any timm classifier on the test partition of ``data``.
+    """Measure a student folder or any timm classifier on the test partition of ``data``, or on all of it without one.
 
     Returns:
         ``top1`` in percent, ``images``, ``parameters``, ``macs``, ``data``, ``model``.
 
     Raises:
-        RequestError: No such model, data or test partition, or class counts that differ.
+        RequestError: No such model, data or device, no labels, or class counts that differ.
     """
     source = open_data(data, root=data_root, download=download)
     images = source.test_or_all()
@@ -121,6 +122,7 @@ def evaluate(
         network = load_teacher(model, weights=weights, classes=images.classes)
     check_classes(network, model, images)
     config = resolve_model_data_config(network)
+    network.to(Runner(accelerator=accelerator).fabric.device)
     logits, labels = answers(network, images, config, reporter or Quiet())
     return {
         "model": model,

@@ -294,12 +294,7 @@ def _claim(
 
     Every process raises what the first one met: none may wait for one that has left.
     """
-    try:
-        fabric = runner.fabric
-    except (RuntimeError, TypeError, ValueError) as error:  # Fabric raises all of these for devices that aren't there
-        raise RequestError(
-            f"can't use {runner.devices} devices of kind {runner.accelerator!r} with {runner.precision}: {error}"
-        ) from error
+    fabric = runner.fabric
     claimed: tuple[str, dict[str, Any] | None] = ("", None)
     failure: RequestError | RunError | None = None
     if fabric.is_global_zero:

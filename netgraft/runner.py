@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from netgraft.batches import batch_indices, derived_seed
-from netgraft.caching import Frozen, FrozenOutputs, frozen_prefix
-from netgraft.checkpoint import Checkpoint
-from netgraft.errors import InterruptedRunError, RunError
-from netgraft.phases import Batch, Fit, Phase, Plan
+from netgraft.caching import Frozen, FrozenOutputs, frozen_prefix, overlap
+from netgraft.checkpoint import Checkpoint, what_stays, write_text
+from netgraft.errors import InterruptedRunError, RequestError, RunError
+from netgraft.phases import Batch, Fit, Phase, Plan, Tap
 from netgraft.reporting import Quiet, Reporter
 from netgraft.views import Views
 
@@ -63,12 +64,15 @@ class Runner:
     seed: int = 0
     checkpoint_seconds: float = 30.0
     cache_gib: float = 4.0
-    _fabrics: list[Fabric] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    @property
+    @cached_property
     def fabric(self) -> Fabric:
-        """The devices, launched on first use."""
-        if not self._fabrics:
+        """The devices, launched on first use.
+
+        Raises:
+            RequestError: There are no such devices, or they don't know the precision.
+        """
+        try:
             fabric = Fabric(
                 accelerator=self.accelerator,
                 devices=self.devices,
@@ -76,8 +80,11 @@ class Runner:
                 strategy="ddp" if self.devices > 1 else "auto",
             )
             fabric.launch()
-            self._fabrics.append(fabric)
-        return self._fabrics[0]
+        except (RuntimeError, TypeError, ValueError) as error:  # Fabric raises all of these
+            raise RequestError(
+                f"can't use {self.devices} devices of kind {self.accelerator!r} with {self.precision}: {error}"
+            ) from error
+        return fabric
 
     def run(
         self,
@@ -127,8 +134,15 @@ class _Execution:
         if not self.fabric.is_global_zero:
             self.folder, self.reporter = None, Quiet()
         everything = [m for phase in self.plan.phases for m in (phase.model, phase.teacher) if m is not None]
-        self.modules = nn.ModuleList(everything).to(self.fabric.device)
+        # the deployed student too, whose inherited blocks no phase runs
+        self.modules = nn.ModuleList([*everything, self.plan.student]).to(self.fabric.device)
         self.trainables = nn.ModuleList(phase.trainable for phase in self.plan.phases)
+        smallest = min((self._smallest_batch(phase.fit) for phase in self.plan.phases), default=self.fabric.world_size)
+        if smallest < self.fabric.world_size:
+            raise RequestError(
+                f"{self.fabric.world_size} processes can't share a batch of {smallest}; use larger batches or fewer "
+                "devices"
+            )
         mixed = self.runner.precision == "bf16-mixed"
         self.cache = FrozenOutputs(
             views=self.views,
@@ -145,11 +159,13 @@ class _Execution:
         with _frozen(self.modules):
             for number in range(first, len(self.plan.phases)):
                 self._fit(number, done if number == first else 0, optimizer if number == first else {})
-                remaining = self.plan.phases[number + 1 :]
-                self.cache.keep_only(prefix for phase in remaining for prefix in _wanted(phase))
             if first < len(self.plan.phases):
                 self._save(len(self.plan.phases), 0, {})
         return Trained(self.plan.steps, self.seconds)
+
+    def _smallest_batch(self, fit: Fit) -> int:
+        last = len(self.views) // self.views.per_image % fit.batch_size
+        return last if fit.whole_epochs and last else fit.batch_size
 
     def _restore(self, resume: bool) -> tuple[int, int, dict[str, Any]]:
         path = self.folder / CHECKPOINT if self.folder else None
@@ -172,7 +188,7 @@ class _Execution:
         spent = self.seconds
         self.reporter.phase_started(number + 1, len(self.plan.phases), phase.name, phase.fit.steps, done)
         # one pass over the views serves every phase that reads the same frozen blocks
-        self.cache.compute((p for later in self.plan.phases[number:] for p in _wanted(later)), self.reporter)
+        self.cache.compute(_still_frozen(self.plan.phases[number:]), self.reporter)
         phase.trainable.requires_grad_(True)
         phase.trainable.train()
         prefix, rest = frozen_prefix(phase.model, phase.trainable)
@@ -201,7 +217,7 @@ class _Execution:
         self, phase: Phase, number: int, step: int, prefix: Frozen, model: nn.Module, optimizer: Any
     ) -> Mapping[str, Tensor]:
         torch.manual_seed(derived_seed("step", self.runner.seed, number, step, self.fabric.global_rank))
-        indices = batch_indices(
+        whole = batch_indices(
             self.runner.seed,
             number,
             step,
@@ -209,16 +225,23 @@ class _Execution:
             per_image=self.views.per_image,
             batch_size=phase.fit.batch_size,
             whole_epochs=phase.fit.whole_epochs,
-        )[self.fabric.global_rank :: self.fabric.world_size]
+        )
+        indices = whole[self.fabric.global_rank :: self.fabric.world_size]
+        with _tapped(phase.taps) as features:
+            output = model(self.cache.rows(prefix, indices))
         batch = Batch(
-            output=model(self.cache.rows(prefix, indices)),
+            output=output,
             target=None if phase.teacher is None else self.cache.rows(tuple(phase.teacher), indices),
             labels=self._labels(indices),
+            features=tuple(features[tap.module] for tap in phase.taps),
+            target_features=tuple(self.cache.rows(tapped, indices) for tapped in _tapped_blocks(phase)),
         )
         terms = phase.objective(batch)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * phase.fit.factor(step)
-        self.fabric.backward(_total(terms))
+        # the processes' gradients are averaged; each counts by its part of the batch
+        part = len(indices) * self.fabric.world_size / len(whole)
+        self.fabric.backward(part * _total(terms))
         optimizer.step()
         optimizer.zero_grad()
         return {name: value.detach() for name, value in terms.items()}
@@ -230,9 +253,7 @@ class _Execution:
     def _look(self, number: int, step: int, terms: Mapping[str, Tensor], fit: Fit) -> None:
         values = {name: float(value) for name, value in terms.items()}
         if not all(value == value and abs(value) != float("inf") for value in values.values()):
-            kept = "nothing was saved"
-            if self.folder:
-                kept = f"the last good checkpoint stays at {self.folder / CHECKPOINT}"
+            kept = what_stays(self.folder / CHECKPOINT) if self.folder else "nothing was saved"
             raise RunError(
                 f"the loss is {values} at step {step + 1} of phase {number + 1} "
                 f"({self.plan.phases[number].name}); {kept}; try a lower rate than {fit.lr:g}"
@@ -281,7 +302,7 @@ class _Execution:
                 break  # cut off by a kill
             if (row["phase"], row["step"]) <= (phase, step):
                 kept.append(line + "\n")
-        path.write_text("".join(kept), encoding="utf-8")
+        write_text(path, "".join(kept))
 
     def _share_buffers(self, trainable: nn.Module) -> None:
         """Give every process the batch-norm statistics of the first: what is frozen must be the same everywhere."""
@@ -295,6 +316,39 @@ def _wanted(phase: Phase) -> Iterator[Frozen]:
     yield prefix
     if phase.teacher is not None:
         yield tuple(phase.teacher)
+    yield from _tapped_blocks(phase)
+
+
+def _tapped_blocks(phase: Phase) -> Iterator[Frozen]:
+    for tap in phase.taps:
+        assert phase.teacher is not None
+        yield tuple(phase.teacher)[: tap.blocks]
+
+
+@contextmanager
+def _tapped(taps: Sequence[Tap]) -> Iterator[dict[nn.Module, Tensor]]:
+    """Collect what the tapped modules give during one forward."""
+    features: dict[nn.Module, Tensor] = {}
+
+    def collect(module: nn.Module, _: object, output: Tensor) -> None:
+        features[module] = output
+
+    handles = [tap.module.register_forward_hook(collect) for tap in taps]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _still_frozen(phases: Sequence[Phase]) -> Iterator[Frozen]:
+    """What the phases read, left out what an earlier one of them trains: that is not final yet."""
+    trained: list[nn.Module] = []
+    for phase in phases:
+        for prefix in _wanted(phase):
+            if not any(overlap(block, trainable) for block in prefix for trainable in trained):
+                yield prefix
+        trained.append(phase.trainable)
 
 
 def _total(terms: Mapping[str, Tensor]) -> Tensor:
