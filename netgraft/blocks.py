@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from netgraft.errors import RequestError
 
@@ -58,9 +59,9 @@ class BlockChain(nn.Sequential):
         super().__init__()
         self.names = tuple(names)
         self.cuts = tuple(cuts)
-        for name, block in zip(names, blocks, strict=True):
-            # a module's key can't hold a dot
-            self.add_module(name.replace(".", "_"), block)
+        for number, (name, block) in enumerate(zip(names, blocks, strict=True)):
+            # a key can't hold a dot; the number keeps it apart from other blocks and from attributes
+            self.add_module(f"{number}_{name.replace('.', '_')}", block)
 
     def blocks(self) -> list[nn.Module]:
         """Return the blocks in order."""
@@ -75,7 +76,25 @@ class BlockChain(nn.Sequential):
             blocks.append(run[0] if len(run) == 1 else nn.Sequential(*run))
             start = border
         names = [self.names[border - 1] for border in borders]
-        return BlockChain(blocks, names, [self.cuts[cut] for cut in kept])
+        return _in_mode(self.training, BlockChain(blocks, names, [self.cuts[cut] for cut in kept]), self)
+
+
+def _in_mode(training: bool, chain: BlockChain, origin: nn.Module) -> BlockChain:
+    """Set the mode of what is new in ``chain``; the modules of ``origin`` keep theirs."""
+    known = set(origin.modules())
+    for module in chain.modules():
+        if module not in known:
+            module.training = training
+    return chain
+
+
+class LayerTracer(fx.Tracer):
+    """Traces a block down to its layers: modules of torch itself, normalisations and modules without children."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Stop at torch's own modules, at timm's norms that hold their activation, and at childless modules."""
+        norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+        return isinstance(m, norms) or super().is_leaf_module(m, module_qualified_name) or not list(m.children())
 
 
 class _AncestorTracer(fx.Tracer):
@@ -110,6 +129,11 @@ def _trace(model: nn.Module, cut_modules: Sequence[str]) -> fx.Graph:
     # the defaults of optional arguments are facts, not inputs
     parameters = list(inspect.signature(model.forward).parameters.values())[1:]
     defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    for parameter in parameters:
+        if parameter.name not in defaults and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
+            raise RequestError(
+                f"{type(model).__name__} needs {parameter.name!r} beside the images; only models of images can be cut"
+            )
     tracer = _AncestorTracer(cut_modules, get_notrace_functions())
     try:
         graph = tracer.trace(model, concrete_args=defaults)
@@ -229,14 +253,22 @@ def _extract(model: nn.Module, nodes: Sequence[fx.Node], entry: fx.Node, exit_: 
     return block
 
 
+_DROPOUTS: dict[object, Callable[[float], nn.Module]] = {
+    F.dropout: nn.Dropout,
+    F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+    F.alpha_dropout: nn.AlphaDropout,
+}
+
+
 def _follow_mode_in_dropout(block: fx.GraphModule) -> None:
     """Replace ``F.dropout`` calls, whose train/eval flag fx has frozen, by modules that follow the block's mode."""
     for node in list(block.graph.nodes):
-        if node.op == "call_function" and node.target is nn.functional.dropout:
+        if node.op == "call_function" and node.target in _DROPOUTS:
             rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-            block.add_module(node.name, nn.Dropout(cast(float, rate)))
+            block.add_module(node.name, _DROPOUTS[node.target](cast(float, rate)))
             with block.graph.inserting_after(node):
-                replacement = block.graph.call_module(node.name, (node.args[0],))
+                replacement = block.graph.call_module(node.name, (node.all_input_nodes[0],))
             node.replace_all_uses_with(replacement)
             block.graph.erase_node(node)
     block.recompile()
@@ -301,10 +333,7 @@ def split(model: nn.Module, *, probe: Tensor, cuts: Sequence[str] | None = None)
     finally:
         for module, training in modes:
             module.training = training
-    for block in blocks:
-        # the shell only: the modules inside are the model's own and have kept their modes
-        block.training = model.training
-    return BlockChain(blocks, [*positions.values(), "head"], found)
+    return _in_mode(model.training, BlockChain(blocks, [*positions.values(), "head"], found), model)
 
 
 @torch.no_grad()
@@ -337,20 +366,28 @@ def structure(block: nn.Module) -> tuple[object, ...]:
 
     Two blocks of equal structure take each other's weights in the order of their state dicts.
     """
-    if isinstance(block, fx.GraphModule):
-        numbers = {node: index for index, node in enumerate(block.graph.nodes)}
-        rows: list[object] = []
-        for node in block.graph.nodes:
-            if node.op == "call_module":
-                what: object = repr(block.get_submodule(str(node.target)))
-            elif node.op == "get_attr":
-                what = tuple(operator.attrgetter(str(node.target))(block).shape)
-            else:
-                what = str(node.target)
-            arguments = fx.map_arg((node.args, node.kwargs), lambda source: f"%{numbers[source]}")
-            rows.append((node.op, what, str(arguments)))
-        return tuple(rows)
-    return tuple(structure(child) for child in block.children())
+    if not isinstance(block, fx.GraphModule):
+        return tuple(structure(child) for child in block.children())
+    try:
+        # a skip connection is in the forward and not in what a module prints
+        return (*_rows(block, block.graph), *_rows(block, LayerTracer().trace(block)))
+    except Exception:  # fx raises whatever the block's own forward raised
+        return _rows(block, block.graph)
+
+
+def _rows(block: nn.Module, graph: fx.Graph) -> tuple[object, ...]:
+    numbers = {node: index for index, node in enumerate(graph.nodes)}
+    rows: list[object] = []
+    for node in graph.nodes:
+        if node.op == "call_module":
+            what: object = repr(block.get_submodule(str(node.target)))
+        elif node.op == "get_attr":
+            what = tuple(operator.attrgetter(str(node.target))(block).shape)
+        else:
+            what = str(node.target)
+        arguments = fx.map_arg((node.args, node.kwargs), lambda source: f"%{numbers[source]}")
+        rows.append((node.op, what, str(arguments)))
+    return tuple(rows)
 
 
 def state_of(blocks: nn.Module) -> dict[str, Tensor]:
