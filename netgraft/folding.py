@@ -9,46 +9,64 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-# Layers that commute with a mix of channels, so that an adapter passes through them unchanged.
-_COMMUTING_MODULES = (
-    nn.Identity,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.Flatten,
-    nn.ZeroPad2d,
-    nn.Dropout,
-)
-_COMMUTING_FUNCTIONS = {F.avg_pool2d, F.adaptive_avg_pool2d, torch.flatten}
-_COMMUTING_METHODS = {"mean", "flatten", "contiguous"}
+from netgraft.blocks import LayerTracer
+
+# Layers that commute with a mix of channels, so that an adapter passes through them unchanged: those that work on
+# maps (B, C, H, W), and those that don't care about the shape.
+_COMMUTING_ON_MAPS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d, F.avg_pool2d, F.adaptive_avg_pool2d)
+_COMMUTING = (nn.Identity, nn.Dropout, "contiguous")
 
 
 class _NotFoldableError(Exception):
     """Says which layer stands in the way."""
 
 
-class LayerTracer(fx.Tracer):
-    """Traces a block down to its layers: modules of torch itself and modules without children."""
+def _mixes_channels(module: nn.Module, flat: bool) -> bool:
+    """Whether ``module`` is linear in its input channels with its plain weight, padding included.
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Stop at torch's own modules and at modules without children."""
-        return super().is_leaf_module(m, module_qualified_name) or not any(True for _ in m.children())
-
-
-def _mixes_channels(module: nn.Module) -> bool:
-    """Whether ``module`` is linear in its input channels with its plain weight, padding included."""
+    ``flat`` says that its input is (B, C * positions) and not (B, C, H, W).
+    """
+    if "weight" not in dict(module.named_parameters(recurse=False)):
+        return False  # the weight is computed, by weight normalisation for instance
     if isinstance(module, nn.Linear):
-        return type(module).forward is nn.Linear.forward
-    if not isinstance(module, nn.Conv2d) or module.groups != 1 or module.padding_mode not in {"zeros", "reflect"}:
+        return flat and type(module).forward is nn.Linear.forward
+    if not isinstance(module, nn.Conv2d) or flat or module.groups != 1:
         return False
     # timm's TensorFlow-style convolution pads with zeros by itself; weight-standardised ones change the weight
-    return type(module).forward is nn.Conv2d.forward or type(module).__name__ == "Conv2dSame"
+    return type(module).forward in {nn.Conv2d.forward, Conv2dSame.forward}
+
+
+def _commutes(node: fx.Node, what: object, flat: bool) -> bool | None:
+    """Whether the output of a layer that a mix of channels passes through is flat; None if it doesn't pass."""
+
+    def argument(position: int, name: str, default: object) -> object:
+        return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+    if isinstance(what, nn.Flatten):
+        return True if (what.start_dim, what.end_dim) == (1, -1) else None
+    if what in {torch.flatten, "flatten"}:
+        return True if (argument(1, "start_dim", 0), argument(2, "end_dim", -1)) == (1, -1) else None
+    if what == "mean" and not flat:
+        over = argument(1, "dim", None)
+        over_positions = isinstance(over, list | tuple) and {int(str(dim)) % 4 for dim in over} == {2, 3}
+        return not argument(2, "keepdim", False) if over_positions else None
+    if _is_one_of(what, _COMMUTING) or (_is_one_of(what, _COMMUTING_ON_MAPS) and not flat):
+        return flat
+    return None
+
+
+def _is_one_of(what: object, kinds: tuple[object, ...]) -> bool:
+    """Whether ``what`` is a module of one of these types, or itself one of these functions or methods."""
+    return (type(what) if isinstance(what, nn.Module) else what) in kinds
 
 
 def _consumers(block: nn.Module) -> list[str]:
@@ -57,36 +75,35 @@ def _consumers(block: nn.Module) -> list[str]:
     Raises:
         _NotFoldableError: Something else needs the input too.
     """
+    if _mixes_channels(block, flat=False):
+        return [""]
     try:
         graph = LayerTracer().trace(block)
     except Exception as error:  # fx raises whatever the block's own forward raised
         raise _NotFoldableError(f"{type(block).__name__} can't be followed") from error
     calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
 
-    def follow(node: fx.Node) -> Iterator[str]:
+    def follow(node: fx.Node, flat: bool) -> Iterator[str]:
         for user in node.users:
             name = str(user.target)
-            if user.op == "call_module":
-                module = block.get_submodule(name)
-                if _mixes_channels(module):
-                    if calls.count(name) > 1:
-                        raise _NotFoldableError(f"{name} is used more than once")
-                    yield name
-                elif isinstance(module, _COMMUTING_MODULES):
-                    yield from follow(user)
-                else:
-                    raise _NotFoldableError(f"{name} ({type(module).__name__}) comes first")
-            elif (user.op == "call_function" and user.target in _COMMUTING_FUNCTIONS) or (
-                user.op == "call_method" and name in _COMMUTING_METHODS
-            ):
-                yield from follow(user)
-            elif user.target in {operator.add, operator.iadd, torch.add} or name in {"add", "add_"}:
+            what = block.get_submodule(name) if user.op == "call_module" else user.target
+            if isinstance(what, nn.Module) and _mixes_channels(what, flat):
+                if calls.count(name) > 1:
+                    raise _NotFoldableError(f"{name} is used more than once")
+                yield name
+                continue
+            flat_behind = _commutes(user, what, flat)
+            if flat_behind is not None:
+                yield from follow(user, flat_behind)
+            elif isinstance(what, nn.Module):
+                raise _NotFoldableError(f"{name} ({type(what).__name__}) comes first")
+            elif what in {operator.add, operator.iadd, torch.add, "add", "add_"}:
                 raise _NotFoldableError("a residual path carries the input on")
             else:
-                raise _NotFoldableError(f"{name} comes first")
+                raise _NotFoldableError(f"{user.name} comes first")
 
     placeholder = next(node for node in graph.nodes if node.op == "placeholder")
-    return list(dict.fromkeys(follow(placeholder)))
+    return list(dict.fromkeys(follow(placeholder, flat=False)))
 
 
 def why_not_foldable(block: nn.Module) -> str | None:
@@ -102,13 +119,18 @@ def _absorb(layer: nn.Module, matrix: Tensor) -> None:
     """Let ``layer`` do what ``matrix`` (out, in), applied to its input channels, and it did one after another."""
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
+    # a linear layer behind a flattened map has a column for each channel and position
+    columns = weight.unflatten(1, (matrix.shape[0], -1))
     # float64, so that the only rounding left is that of the result
-    mixed = torch.einsum("oj...,ji->oi...", weight.double(), matrix.double())
-    layer.weight = nn.Parameter(mixed.to(weight.dtype), requires_grad=weight.requires_grad)
+    mixed = torch.einsum("ojp...,ji->oip...", columns.double(), matrix.double()).flatten(1, 2)
+    # contiguous: convolutions round differently in another memory format, and files keep none
+    layer.weight = nn.Parameter(
+        mixed.to(weight.dtype).clone(memory_format=torch.contiguous_format), requires_grad=weight.requires_grad
+    )
     if isinstance(layer, nn.Conv2d):
-        layer.in_channels = matrix.shape[1]
+        layer.in_channels = mixed.shape[1]
     elif isinstance(layer, nn.Linear):
-        layer.in_features = matrix.shape[1]
+        layer.in_features = mixed.shape[1]
 
 
 @dataclass(frozen=True)
@@ -116,7 +138,7 @@ class Folding:
     """What became of the adapters of a student.
 
     Attributes:
-        student: The same function with fewer layers; a copy, except where nothing was to do.
+        student: The same function with fewer layers; a copy.
         folded: Names of the layers that took an adapter in.
         kept: For each adapter that stayed a visible layer: its place in ``student`` and the reason.
     """
@@ -127,7 +149,11 @@ class Folding:
 
 
 def _is_adapter(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.bias is None
+    return (
+        isinstance(layer, nn.Conv2d)
+        and _mixes_channels(layer, flat=False)
+        and (layer.kernel_size, layer.stride, layer.padding, layer.bias) == ((1, 1), (1, 1), (0, 0), None)
+    )
 
 
 def fold_with_report(student: nn.Sequential) -> Folding:
@@ -136,7 +162,9 @@ def fold_with_report(student: nn.Sequential) -> Folding:
     folded: list[str] = []
     kept: dict[int, str] = {}
     pending: Tensor | None = None
-    for layer in copy.deepcopy(student):
+    copied = copy.deepcopy(student)
+    places = Counter(module for layer in copied for module in layer.modules())
+    for layer in copied:
         if _is_adapter(layer):
             assert isinstance(layer.weight, Tensor)
             matrix = layer.weight.detach().double().flatten(1)
@@ -144,10 +172,14 @@ def fold_with_report(student: nn.Sequential) -> Folding:
             continue
         if pending is not None:
             reason = why_not_foldable(layer)
+            takers = [] if reason else _consumers(layer)
+            for name in takers:
+                if places[layer.get_submodule(name)] > 1:
+                    reason = f"{name or type(layer).__name__} is used more than once"
             if reason is None:
-                for name in _consumers(layer):
+                for name in takers:
                     _absorb(layer.get_submodule(name), pending)
-                    folded.append(name)
+                    folded.append(name or type(layer).__name__)
             else:
                 kept[len(layers)] = reason
                 layers.append(_visible(pending, next(student.parameters())))
@@ -156,7 +188,9 @@ def fold_with_report(student: nn.Sequential) -> Folding:
     if pending is not None:
         kept[len(layers)] = "nothing follows"
         layers.append(_visible(pending, next(student.parameters())))
-    return Folding(nn.Sequential(*layers), tuple(folded), kept)
+    result = nn.Sequential(*layers)
+    result.training = student.training  # the layers keep their own modes
+    return Folding(result, tuple(folded), kept)
 
 
 def _visible(matrix: Tensor, like: Tensor) -> nn.Conv2d:

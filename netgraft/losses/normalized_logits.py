@@ -11,7 +11,7 @@ class NormalizedLogits(nn.Module):
 
     Args:
         reduction: ``sum`` over the batch, as in the article, or ``mean``, which doesn't change with its size.
-        eps: Smallest norm to divide by, so that zero logits give zero gradients and no NaN.
+        eps: Smallest norm to divide by, so that zero logits give no NaN.
     """
 
     def __init__(self, reduction: str = "sum", eps: float = 1e-12) -> None:
