@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from netgraft.blocks import LayerTracer
 from netgraft.errors import RequestError
-from netgraft.folding import LayerTracer
 from netgraft.pairing import Pairing
 
 _ADDITIONS = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul}
@@ -72,6 +72,22 @@ def _channels(value: _Value) -> Tensor:
     return torch.cat([stream.channels() + offset for stream, offset in zip(value, offsets, strict=False)])
 
 
+def _width(value: _Value) -> int:
+    return sum(stream.wide for stream in value)
+
+
+def _narrow_width(value: _Value) -> int:
+    return sum(stream.narrow for stream in value)
+
+
+def _geometry(layer: nn.Conv2d) -> tuple[object, ...]:
+    return layer.kernel_size, layer.stride, layer.padding, layer.dilation
+
+
+def _wiring(nodes: Sequence[fx.Node]) -> list[tuple[str, str, list[str]]]:
+    return [(node.op, str(node.target), [source.name for source in node.all_input_nodes]) for node in nodes]
+
+
 @dataclass
 class _Walk:
     """Walks through the layers of both models in lockstep and notes what is to be copied."""
@@ -84,7 +100,7 @@ class _Walk:
         except Exception as error:  # fx raises whatever the block's own forward raised
             raise _NotATwinError(f"{type(error).__name__} while following the layers") from error
         wide_nodes, narrow_nodes = list(wide.nodes), list(narrow.nodes)
-        if [(n.op, str(n.target)) for n in wide_nodes] != [(n.op, str(n.target)) for n in narrow_nodes]:
+        if _wiring(wide_nodes) != _wiring(narrow_nodes):
             raise _NotATwinError("the layers differ in number, name or order")
         values: dict[fx.Node, _Value] = {}
         result: _Value = ()
@@ -103,7 +119,7 @@ class _Walk:
         return result
 
     def operation(self, node: fx.Node, inputs: Sequence[_Value]) -> _Value:
-        if node.target is torch.cat:
+        if node.target is torch.cat and (node.args[1:] == (1,) or node.kwargs == {"dim": 1}):
             return tuple(stream for value in inputs for stream in value)
         if node.target in _ADDITIONS or node.target in _ADDING_METHODS:
             return inputs[0] if len(inputs) == 1 else _unite(inputs[0], inputs[1])
@@ -114,28 +130,39 @@ class _Walk:
     def layer(self, name: str, wide: nn.Module, narrow: nn.Module, entry: _Value) -> _Value:
         if type(wide) is not type(narrow):
             raise _NotATwinError(f"{name} is a {type(wide).__name__} and a {type(narrow).__name__}")
+        if wide.state_dict().keys() != narrow.state_dict().keys():
+            raise _NotATwinError(f"{name} has other weights, a bias for instance")
         if isinstance(wide, nn.Conv2d) and isinstance(narrow, nn.Conv2d):
             return self._convolution(name, wide, narrow, entry)
         if isinstance(wide, nn.Linear) and isinstance(narrow, nn.Linear):
-            return self._weighted(wide, narrow, entry, wide.out_features, narrow.out_features)
-        shapes = [tuple(tensor.shape) for tensor in wide.state_dict().values()]
-        if any(len(shape) > 1 for shape in shapes):
-            raise _NotATwinError(f"{name} ({type(wide).__name__}) has weights that are not sliced")
+            return self._linear(name, wide, narrow, entry)
+        for model, width in ((wide, _width(entry)), (narrow, _narrow_width(entry))):
+            if any(tuple(value.shape) not in {(width,), ()} for value in model.state_dict().values()):
+                raise _NotATwinError(f"{name} ({type(wide).__name__}) has weights that are not one for each channel")
         # a value per channel (batch norm, layer scale), or nothing at all
         self.copies.append(lambda: _copy_sliced(wide, narrow, lambda value: value[_channels(entry)]))
         return entry
 
     def _convolution(self, name: str, wide: nn.Conv2d, narrow: nn.Conv2d, entry: _Value) -> _Value:
-        if (wide.kernel_size, wide.stride, wide.padding) != (narrow.kernel_size, narrow.stride, narrow.padding):
-            raise _NotATwinError(f"{name} has another kernel, stride or padding")
+        if _geometry(wide) != _geometry(narrow):
+            raise _NotATwinError(f"{name} has another kernel, stride, padding or dilation")
+        if (wide.in_channels, narrow.in_channels) != (_width(entry), _narrow_width(entry)):
+            raise _NotATwinError(f"{name} takes {wide.in_channels} and {narrow.in_channels} channels, other than come")
         if wide.groups == 1 and narrow.groups == 1:
             return self._weighted(wide, narrow, entry, wide.out_channels, narrow.out_channels)
-        if wide.groups == wide.in_channels == wide.out_channels and narrow.groups == narrow.in_channels:
+        if wide.groups == wide.in_channels == wide.out_channels and narrow.groups == narrow.out_channels:
             self.copies.append(lambda: _copy_sliced(wide, narrow, lambda value: value[_channels(entry)]))
             return entry
         if tuple(wide.weight.shape) == tuple(narrow.weight.shape) and wide.groups == narrow.groups:
             return self._weighted(wide, narrow, entry, wide.out_channels, narrow.out_channels, grouped=True)
         raise _NotATwinError(f"{name} is a grouped convolution of another width")
+
+    def _linear(self, name: str, wide: nn.Linear, narrow: nn.Linear, entry: _Value) -> _Value:
+        # behind a flattened map there is a column for each channel and position
+        positions = wide.in_features // _width(entry)
+        if (wide.in_features, narrow.in_features) != (positions * _width(entry), positions * _narrow_width(entry)):
+            raise _NotATwinError(f"{name} takes {wide.in_features} and {narrow.in_features} features, other than come")
+        return self._weighted(wide, narrow, entry, wide.out_features, narrow.out_features)
 
     def _weighted(
         self, wide: nn.Module, narrow: nn.Module, entry: _Value, outputs: int, kept: int, grouped: bool = False
@@ -148,7 +175,9 @@ class _Walk:
 
         def take(value: Tensor) -> Tensor:
             rows = value[stream.channels()]
-            return rows if value.dim() == 1 or grouped else rows[:, _channels(entry)]
+            if value.dim() == 1 or grouped:
+                return rows
+            return rows.unflatten(1, (_width(entry), -1))[:, _channels(entry)].flatten(1, 2)
 
         self.copies.append(lambda: _copy_sliced(wide, narrow, take))
         return (stream,)
@@ -174,7 +203,7 @@ def slice_from_teacher(pairing: Pairing) -> Pairing:
         RequestError: The student is no narrower twin of the teacher, with the place where they differ.
     """
     walk = _Walk()
-    image = next(iter(pairing.teacher.parameters())).shape[1]
+    image = next((layer.in_channels for layer in pairing.teacher.modules() if isinstance(layer, nn.Conv2d)), 0)
     value: _Value = (_Stream(image, image, torch.zeros(image, dtype=torch.float64)),)
     ends: list[_Value] = []
     try:
