@@ -93,7 +93,7 @@ def _create(name: str, **options: Any) -> nn.Module:
         raise RequestError(f"timm has no model {name!r}; {hint}")
     try:
         return timm.create_model(name, **options)
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RequestError(f"timm could not make {name!r}: {error}") from error
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 import netgraft.zoo  # noqa: F401  (folders may name its models)
-from netgraft.blocks import split
-from netgraft.checkpoint import write_text
+from netgraft.blocks import split, state_of
 from netgraft.errors import RequestError, RunError
-from netgraft.models import class_count, pretrained_cfg
+from netgraft.models import class_count, load_teacher, pretrained_cfg
 
 _DESCRIPTION = "netgraft.json"
 _WEIGHTS = "student.safetensors"
@@ -39,6 +39,7 @@ def save_student(
         RunError: The folder can't be written.
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
+    replaced = folder.with_name(folder.name + ".replaced")
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -47,9 +48,13 @@ def save_student(
         else:
             assert isinstance(student, nn.Sequential)
             _save_sequence(unfinished, student, model, cuts, data_config)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            # the old student goes only when the new one stands
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.replace(replaced)
         unfinished.replace(folder)
-    except OSError as error:
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         shutil.rmtree(unfinished, ignore_errors=True)
         raise RunError(f"could not write {folder}: {error}; free some space and go on with --resume") from error
 
@@ -86,22 +91,36 @@ def _save_sequence(
         "layers": layers,
         "pretrained_cfg": _plain_config(data_config),
     }
-    state = {name: value.contiguous() for name, value in student.state_dict().items()}
-    save_file(state, folder / _WEIGHTS)
-    write_text(folder / _DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    save_file({name: value.contiguous() for name, value in _layer_states(student).items()}, folder / _WEIGHTS)
+    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _layer_states(student: nn.Sequential) -> dict[str, Tensor]:
+    """Weights under the layer's number and the name in the model, whichever blocks a layer was merged from."""
+    states = [layer.state_dict() if isinstance(layer, nn.Conv2d) else state_of(layer) for layer in student]
+    return {f"{number}.{name}": value for number, state in enumerate(states) for name, value in state.items()}
 
 
 def load_student(folder: str | Path) -> nn.Module:
     """Return the student in eval mode, ready for images (B, C, H, W); ``pretrained_cfg`` holds its preprocessing.
 
     Raises:
-        RequestError: The folder holds no student.
+        RequestError: The folder holds no student, or a damaged one.
     """
     folder = Path(folder)
     if (folder / "config.json").is_file():
-        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+        return load_teacher(f"local-dir:{folder}")
     if not (folder / _DESCRIPTION).is_file():
         raise RequestError(f"{folder} holds no student: expected config.json (timm's) or {_DESCRIPTION} in it")
+    try:
+        return _load_sequence(folder)
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise RequestError(
+            f"{folder} holds a damaged student ({type(error).__name__}: {error}); save it again"
+        ) from error
+
+
+def _load_sequence(folder: Path) -> nn.Module:
     description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
     model = timm.create_model(description["architecture"], **description["model_args"]).eval()
     size = description["pretrained_cfg"]["input_size"]
@@ -109,7 +128,11 @@ def load_student(folder: str | Path) -> nn.Module:
     student = nn.Sequential(
         *(next(blocks) if layer == "block" else _adapter(*layer) for layer in description["layers"])
     )
-    student.load_state_dict(load_file(folder / _WEIGHTS))
+    state = load_file(folder / _WEIGHTS)
+    for number, layer in enumerate(student):
+        layer.load_state_dict({name: state.pop(f"{number}.{name}") for name in layer.state_dict()})
+    if state:
+        raise ValueError(f"unexpected weights, first {next(iter(state))!r}")
     student.pretrained_cfg = description["pretrained_cfg"]
     student.num_classes = description["model_args"]["num_classes"]
     return student.eval()
