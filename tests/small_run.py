@@ -1,0 +1,146 @@
+"""A teacher, a student and a plan so small that a test runs them many times; also what subprocesses of tests call."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from netgraft.phases import Batch, Fit, Phase, Plan
+from netgraft.runner import Runner, Trained
+from netgraft.views import ViewPolicy, Views
+
+IMAGES = 12
+
+
+def make_views(images: int = IMAGES, per_image: int = 4) -> Views:
+    generator = np.random.default_rng(0)
+    pictures = [Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)) for _ in range(images)]
+    policy = ViewPolicy("shifted", pad=1, pool=images * per_image)
+    return Views(
+        pictures, policy, size=(1, 8, 8), mean=[0.5], std=[0.3], interpolation="bilinear", crop_pct=1.0, seed=0
+    )
+
+
+@dataclass
+class Squared:
+    """Mean squared distance of the logits; may do something else at one of its calls."""
+
+    surprise_at: int = -1
+    surprise: Callable[[], None] = lambda: None
+    spoil: float = 1.0
+    watch: Callable[[Batch], None] = lambda batch: None
+    calls: int = 0
+
+    def __call__(self, batch: Batch) -> Mapping[str, Tensor]:
+        assert batch.target is not None
+        self.watch(batch)
+        loss = (batch.output - batch.target).square().sum(1).mean()
+        if self.calls == self.surprise_at:
+            self.surprise()
+            loss = loss * self.spoil
+        self.calls += 1
+        return {"squared": loss}
+
+
+def convolution(wide: int, narrow: int, norm: bool) -> nn.Sequential:
+    # no bias in front of a norm: its gradient would be rounding noise, which Adam blows up to whole steps
+    middle = nn.BatchNorm2d(narrow) if norm else nn.Identity()
+    return nn.Sequential(nn.Conv2d(wide, narrow, 3, padding=1, bias=not norm), middle, nn.ReLU())
+
+
+def head(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
+
+
+@dataclass
+class Case:
+    """A teacher of three blocks, a narrower student of two, and a plan that grafts its first block, then both."""
+
+    norm: bool = True
+    dropout: float = 0.0
+    fits: tuple[Fit, Fit] = (Fit(4, 8, 1e-2, 3e-2, schedule="cosine"), Fit(4, 8, 5e-3, 5e-3))
+    objective: Squared = field(default_factory=Squared)
+
+    def __post_init__(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.teacher = nn.Sequential(convolution(1, 6, self.norm), convolution(6, 8, self.norm), head(8))
+            for layer in self.teacher.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.running_mean = torch.rand(layer.num_features)
+            self.enter, self.exit = nn.Conv2d(6, 3, 1, bias=False), nn.Conv2d(4, 8, 1, bias=False)
+            self.block = nn.Sequential(convolution(3, 4, self.norm), nn.Dropout(self.dropout))
+            self.head = head(8)
+        scion = nn.Sequential(self.enter, self.block, self.exit)
+        both = nn.Sequential(self.enter, self.block, self.exit, self.head)
+        first = Phase(
+            "graft",
+            nn.Sequential(self.teacher[0], scion, self.teacher[2]),
+            scion,
+            self.objective,
+            self.fits[0],
+            self.teacher,
+            (self.enter, self.exit),
+        )
+        second = Phase(
+            "join", nn.Sequential(self.teacher[0], both), both, self.objective, self.fits[1], self.teacher, (self.exit,)
+        )
+        self.student = nn.Sequential(self.teacher[0], *both)
+        self.plan = Plan("test", (first, second), self.student)
+
+    def run(self, *, runner: Runner | None = None, views: Views | None = None, **options: object) -> Trained:
+        runner = runner or Runner(accelerator="cpu", checkpoint_seconds=0)
+        return runner.run(self.plan, views or make_views(), fingerprint="f", **options)  # type: ignore[arg-type]
+
+
+def rows(folder: Path) -> list[tuple[int, int]]:
+    """Phase and step of each line of metrics; none without the file."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [(row["phase"], row["step"]) for row in map(json.loads, lines)]
+
+
+LONG = (Fit(12, 8, 1e-2, 3e-2, schedule="cosine"), Fit(23, 8, 5e-3, optimizer="sgd"))
+
+
+def die() -> None:
+    os.kill(os.getpid(), 9)
+
+
+def killed_run(folder: str, at: str, seconds: str) -> None:
+    """Start a run that ends by SIGKILL inside the objective; a subprocess calls this."""
+    torch.set_num_threads(1)
+    runner = Runner(accelerator="cpu", checkpoint_seconds=float(seconds))
+    Case(dropout=0.5, fits=LONG, objective=Squared(surprise_at=int(at), surprise=die)).run(
+        runner=runner, folder=Path(folder)
+    )
+
+
+def call(function: str, *arguments: str, script: Path) -> "subprocess.Popen[str]":
+    """Call a function of this file in a process of its own."""
+    here = str(Path(__file__).parent)
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {here!r})\nimport small_run\nsmall_run.{function}(*sys.argv[1:])\n"
+    )
+    command = [sys.executable, str(script), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(here).parent)}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+SHARED = (Fit(5, 4, 1e-2, 3e-2, optimizer="sgd", whole_epochs=True), Fit(4, 5, 5e-3, optimizer="sgd"))
+
+
+def shared_run(folder: str) -> None:
+    """Run on two processes; each writes down its student. A subprocess calls this."""
+    runner = Runner(accelerator="cpu", devices=2)
+    case = Case(norm=False, fits=SHARED)
+    case.run(runner=runner, views=make_views(7), folder=Path(folder))
+    torch.save(case.student.state_dict(), Path(folder) / f"rank{runner.fabric.global_rank}.pt")
