@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -66,14 +67,16 @@ def _common_cuts(teacher: Sequence[Cut], student: Sequence[Cut]) -> list[tuple[i
             longest[i][j] = max(longest[i - 1][j], longest[i][j - 1], matched)
     pairs = []
     i, j = rows, columns
-    while i and j:
-        if fits(teacher[i - 1], student[j - 1]) and longest[i][j] == longest[i - 1][j - 1] + 1:
-            pairs.append((i - 1, j - 1))
-            i, j = i - 1, j - 1
-        elif longest[i - 1][j] == longest[i][j]:
-            i -= 1
-        else:
-            j -= 1
+    while longest[i][j]:
+        last = [
+            (a, b)
+            for a in range(1, i + 1)
+            for b in range(1, j + 1)
+            if fits(teacher[a - 1], student[b - 1]) and longest[a - 1][b - 1] + 1 == longest[i][j]
+        ]
+        a, b = max(last, key=sum)
+        pairs.append((a - 1, b - 1))
+        i, j = a - 1, b - 1
     return pairs[::-1]
 
 
@@ -103,16 +106,14 @@ def inherit(pairing: Pairing) -> Pairing:
     Raises:
         RequestError: The student is built like the teacher from front to end, so nothing would be left to train.
     """
-    count = 0
-    for mine, theirs in zip(pairing.teacher, pairing.student, strict=True):
-        if structure(mine) != structure(theirs):
-            break
-        weights = zip(theirs.state_dict(), mine.state_dict().values(), strict=True)
-        theirs.load_state_dict(dict(weights))
-        count += 1
-    if count == len(pairing):
+    pairs = zip(pairing.teacher, pairing.student, strict=True)
+    alike = list(takewhile(lambda both: structure(both[0]) == structure(both[1]), pairs))
+    if len(alike) == len(pairing):
         raise RequestError(
             "the student is built exactly like the teacher, so every block would be inherited and nothing trained; "
             "choose a smaller student or inherit='none'"
         )
-    return replace(pairing, inherited=count)
+    for mine, theirs in alike:
+        weights = zip(theirs.state_dict(), mine.state_dict().values(), strict=True)
+        theirs.load_state_dict(dict(weights))
+    return replace(pairing, inherited=len(alike))
