@@ -27,6 +27,7 @@ from netgraft.phases import Budget, Method, Plan
 from netgraft.reporting import Reporter
 from netgraft.runner import Runner, Trained
 from netgraft.slicing import slice_from_teacher
+from netgraft.students import save_student
 from netgraft.views import ViewPolicy, Views
 
 
@@ -56,6 +57,20 @@ class Distilled:
     trained: Trained
     data_config: dict[str, Any]
     teacher_digest: str
+
+    def save(self, folder: str | Path) -> None:
+        """Write a student folder: timm's own format where every adapter folded; see :mod:`netgraft.students`.
+
+        Raises:
+            RunError: The folder can't be written.
+        """
+        save_student(
+            Path(folder),
+            self.student,
+            self.model,
+            cuts=self.pairing.student.names[:-1],
+            data_config=self.data_config,
+        )
 
 
 def cut_and_pair(

@@ -146,7 +146,7 @@ class DistillJob:
         distilled = prepared.run(folder=out, resume=self.resume, reporter=reporter, stop=stop)
 
         def finish() -> dict[str, Any]:
-            _save(out / "student", distilled)
+            distilled.save(out / "student")
             return {
                 **config,
                 **_describe(distilled),
@@ -323,16 +323,6 @@ def _conclude(runner: Runner, out: Path, started: float, finish: Callable[[], di
         }
         RunFolder(out).write(RESULT, result)
     return runner.fabric.broadcast(result)
-
-
-def _save(folder: Path, distilled: Distilled) -> None:
-    save_student(
-        folder,
-        distilled.student,
-        distilled.model,
-        cuts=distilled.pairing.student.names[:-1],
-        data_config=distilled.data_config,
-    )
 
 
 def _policy(name: str) -> ViewPolicy:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netgraft.losses.precision import at_least_float32
+
 
 class NormalizedLogits(nn.Module):
     """``sum_b || z_S/||z_S|| - z_T/||z_T|| ||^2`` (Shen et al., AAAI 2021, section "Block Grafting").
@@ -23,7 +25,7 @@ class NormalizedLogits(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare logits (B, K) of student and teacher; returns a scalar in float32 or wider."""
-        student, teacher = (z if z.dtype.itemsize >= 4 else z.float() for z in (student, teacher))
+        student, teacher = at_least_float32(student), at_least_float32(teacher)
         difference = F.normalize(student, dim=1, eps=self.eps) - F.normalize(teacher, dim=1, eps=self.eps)
         total = difference.square().sum()
         return total if self.reduction == "sum" else total / len(student)

@@ -12,7 +12,7 @@ from netgraft.batches import steps_per_epoch
 from netgraft.errors import RequestError
 from netgraft.grafting import Scion, assemble, graft, join, make_scions
 from netgraft.hyperparameters import hyperparameter
-from netgraft.losses import NormalizedLogits
+from netgraft.losses import LogitMSE, NormalizedLogits
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Budget, Fit, Phase, Plan, Preset
 from netgraft.views import VIEW_POLICIES
@@ -37,6 +37,12 @@ class NetGraft:
     join_lr: float = hyperparameter(1e-3, "peak rate of blocks and adapters in stage 2")
     schedule: str = hyperparameter("cosine", "of the rates in a phase", choices=("constant", "cosine", "one-cycle"))
     whole_epochs: bool = hyperparameter(False, "end a batch where an epoch ends")
+    objective: str = hyperparameter(
+        "mse",
+        "what is compared of the logits: their direction (normalized, the article's) or themselves (mse)",
+        choices=("normalized", "mse"),
+    )
+    sliced_rate: float = hyperparameter(0.1, "factor on all rates where the student starts from slices of the teacher")
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.join_steps < 0 or any(steps < 0 for steps in self.block_steps):
@@ -45,12 +51,15 @@ class NetGraft:
     def plan(self, pairing: Pairing) -> Plan:
         """One phase for each block alone, then one for each join (article, "Block Grafting", "Network Grafting")."""
         first, scions = pairing.inherited, make_scions(pairing)
+        factor = self.sliced_rate if pairing.init == "slice" else 1.0
         blocks = [
-            self._phase(pairing, f"graft block {first + k + 1}", scions[k : k + 1], first + k, self._block_fit(k))
+            self._phase(
+                pairing, f"graft block {first + k + 1}", scions[k : k + 1], first + k, self._block_fit(k, factor)
+            )
             for k in range(len(scions))
         ]
         joins = [
-            self._phase(pairing, f"join blocks {first + 1}-{first + k}", scions[:k], first, self._join_fit())
+            self._phase(pairing, f"join blocks {first + 1}-{first + k}", scions[:k], first, self._join_fit(factor))
             for k in range(2, len(scions) + 1)
         ]
         return Plan(str(self), tuple(phase for phase in blocks + joins if phase.fit.steps), assemble(pairing, scions))
@@ -69,17 +78,19 @@ class NetGraft:
 
     def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
         assert batch.target is not None
+        if self.objective == "mse":
+            return {"logits": LogitMSE()(batch.output, batch.target)}
         # times the batch size: the article's sum over the batch, whatever the number of processes
         distance = NormalizedLogits(reduction="mean")(batch.output, batch.target)
         return {"logits": self.batch_size * distance}
 
-    def _block_fit(self, number: int) -> Fit:
+    def _block_fit(self, number: int, factor: float) -> Fit:
         steps = self.block_steps[min(number, len(self.block_steps) - 1)]
         lr = self.block_lr[min(number, len(self.block_lr) - 1)]
-        return self._fit(steps, lr, self.adapter_lr)
+        return self._fit(steps, lr * factor, self.adapter_lr * factor)
 
-    def _join_fit(self) -> Fit:
-        return self._fit(self.join_steps, self.join_lr, self.join_lr)
+    def _join_fit(self, factor: float) -> Fit:
+        return self._fit(self.join_steps, self.join_lr * factor, self.join_lr * factor)
 
     def _fit(self, steps: int, lr: float, adapter_lr: float) -> Fit:
         return Fit(
@@ -118,6 +129,8 @@ def reference(budget: Budget) -> Preset:
         join_lr=1e-4,
         schedule="constant",
         whole_epochs=True,
+        objective="normalized",
+        sliced_rate=1.0,
     )
     return Preset(method, VIEW_POLICIES["crop"])
 

@@ -1,0 +1,23 @@
+"""The README's Python lines run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_python_lines_make_a_student_that_timm_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(code, names)
+    student = timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True)
+    plain = timm.create_model("digits_vgg7_bn_half")
+    assert {name: value.shape for name, value in student.state_dict().items()} == {
+        name: value.shape for name, value in plain.state_dict().items()
+    }
