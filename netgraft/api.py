@@ -170,6 +170,9 @@ class Distillation:
     ) -> Distilled:
         """Train, fold, and prove that folding changed nothing.
 
+        Runs once: the model that was handed over ends with the folded weights, so ``plan.student``, which shares its
+        layers and still has the adapters, is spent.
+
         Args:
             folder: Where the checkpoint and ``metrics.jsonl`` go.
             resume: Go on from the folder's checkpoint.
@@ -235,6 +238,8 @@ def prepare(
     Raises:
         RequestError: The models can't be cut or paired, or the student can't start as asked.
     """
+    if not images:
+        raise RequestError("there are no images to distill from; give at least one")
     runner = options.get("runner") or Runner()
     data_config = dict(options.get("data_config") or resolve_model_data_config(teacher))
     input_size = data_config["input_size"]

@@ -1,10 +1,7 @@
-"""Atomic save and resume: a reader finds the old file or the new one, never half of one."""
+"""Save and resume: everything that a run needs to go on bit by bit."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,39 +10,12 @@ import torch
 from torch import Tensor
 
 from netgraft.errors import RequestError, RunError
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place.
-
-    Raises:
-        RunError: The file could not be written, a full disk for instance; what stood there before still does.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        raise RunError(f"could not write {path}: {error}; free some space and go on with --resume") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+from netgraft.files import write_atomically
 
 
 def what_stays(path: Path) -> str:
     """Say which checkpoint a failed run leaves behind."""
     return f"the last good checkpoint stays at {path}" if path.exists() else "no checkpoint had been saved yet"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` atomically."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True)

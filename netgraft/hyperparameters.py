@@ -26,9 +26,12 @@ def parse(method: type, name: str, text: str) -> object:
     """Read the value of hyper-parameter ``name`` from a command line's text; lists are separated by commas.
 
     Raises:
-        RequestError: The text is no value of the field's type, or none of its choices.
+        RequestError: No such hyper-parameter, or the text is no value of the field's type or none of its choices.
     """
-    kind, default, _ = meanings(method)[name]
+    known = meanings(method)
+    if name not in known:
+        raise RequestError(f"{method.__name__} has no hyper-parameter {name!r}; choose from {', '.join(known)}")
+    kind, default, _ = known[name]
     choices = next(f.metadata["choices"] for f in fields(method) if f.name == name)
     if choices and text not in choices:
         raise RequestError(f"{name} must be one of {', '.join(choices)}, not {text!r}")

@@ -13,10 +13,10 @@ from typing import Any
 from timm.data import resolve_model_data_config
 
 from netgraft.api import Distilled, prepare
-from netgraft.checkpoint import write_text
 from netgraft.data import DataSource, ImageSet, open_data
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation import answers, check_classes, compare, environment
+from netgraft.files import write_text
 from netgraft.methods import choose
 from netgraft.metrics import macs, parameters, state_digest, top1
 from netgraft.models import build_model, build_student, class_count, load_teacher

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from netgraft.checkpoint import write_text
 from netgraft.errors import RequestError
+from netgraft.files import write_text
 
 CONFIG = "config.json"
 RESULT = "result.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from netgraft.batches import batch_indices, derived_seed
 from netgraft.caching import Frozen, FrozenOutputs, frozen_prefix, overlap
-from netgraft.checkpoint import Checkpoint, what_stays, write_text
+from netgraft.checkpoint import Checkpoint, what_stays
 from netgraft.errors import InterruptedRunError, RequestError, RunError
+from netgraft.files import write_text
 from netgraft.phases import Batch, Fit, Phase, Plan, Tap
 from netgraft.reporting import Quiet, Reporter
 from netgraft.views import Views
@@ -113,7 +115,8 @@ class Runner:
             RunError: A loss or a weight is not finite, or the checkpoint can't be written.
             RequestError: The checkpoint belongs to another run.
         """
-        with torch.random.fork_rng(devices=[]):
+        device = self.fabric.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             return _Execution(self, plan, views, folder, fingerprint, reporter or Quiet(), stop or _never).run(resume)
 
 
@@ -252,7 +255,7 @@ class _Execution:
 
     def _look(self, number: int, step: int, terms: Mapping[str, Tensor], fit: Fit) -> None:
         values = {name: float(value) for name, value in terms.items()}
-        if not all(value == value and abs(value) != float("inf") for value in values.values()):
+        if not self._everywhere(all(map(math.isfinite, values.values()))):
             kept = what_stays(self.folder / CHECKPOINT) if self.folder else "nothing was saved"
             raise RunError(
                 f"the loss is {values} at step {step + 1} of phase {number + 1} "
@@ -268,19 +271,21 @@ class _Execution:
                 raise RunError(f"could not write {self.folder / METRICS}: {error}; go on with --resume") from error
 
     def _heed_stop(self, number: int, step: int, optimizer: Any, started: float, spent: float) -> None:
-        stopping = self.stop()
-        if self.fabric.world_size > 1:
-            # the processes must leave at the same step
-            votes = self.fabric.all_reduce(torch.tensor(float(stopping)), reduce_op="sum")
-            assert isinstance(votes, Tensor)
-            stopping = bool(votes > 0)
-        if stopping:
+        if not self._everywhere(not self.stop()):
             self.seconds = spent + time.monotonic() - started
             self._save(number, step, optimizer.state_dict())
             raise InterruptedRunError(
                 f"stopped before step {step + 1} of phase {number + 1}"
                 + (f"; saved in {self.folder}, go on with --resume" if self.folder else "")
             )
+
+    def _everywhere(self, fine: bool) -> bool:
+        """Whether all is fine in every process: they must leave at the same step."""
+        if self.fabric.world_size == 1:
+            return fine
+        votes = self.fabric.all_reduce(torch.tensor(float(fine), device=self.fabric.device), reduce_op="sum")
+        assert isinstance(votes, Tensor)
+        return int(votes) == self.fabric.world_size
 
     def _save(self, phase: int, step: int, optimizer: dict[str, Any]) -> None:
         if self.folder is None:

@@ -219,7 +219,7 @@ def slice_from_teacher(pairing: Pairing) -> Pairing:
         ) from None
     for copy_weights in walk.copies:
         copy_weights()
-    selections = tuple(_channels(end) for end in ends[:-1])
+    selections = tuple(_channels(end).cpu() for end in ends[:-1])
     for (_, narrow), chosen in zip(pairing.widths, selections, strict=True):
         assert len(chosen) == narrow
     return replace(pairing, init="slice", selections=selections)

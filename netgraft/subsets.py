@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from netgraft.errors import RequestError
+from netgraft.files import write_text
 
 
 @dataclass(frozen=True)
@@ -134,17 +134,12 @@ class FewShotSubset:
         return subset
 
     def save(self, path: Path) -> None:
-        """Write the subset to ``path``, all of it or nothing."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        """Write the subset to ``path``, all of it or nothing.
+
+        Raises:
+            RunError: The file can't be written.
+        """
+        write_text(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> FewShotSubset:

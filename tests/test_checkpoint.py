@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from netgraft import checkpoint as module
-from netgraft.checkpoint import Checkpoint, write_atomically, write_text
+from netgraft.checkpoint import Checkpoint
 from netgraft.errors import RequestError, RunError
+from netgraft.files import write_atomically, write_text
 
 
 def make(**changes: Any) -> Checkpoint:
@@ -103,7 +104,7 @@ def test_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> No
     script = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from netgraft.checkpoint import write_atomically\n"
+        "from netgraft.files import write_atomically\n"
         "def write(path):\n"
         "    path.write_text('half of')\n"
         "    os.kill(os.getpid(), 9)\n"

@@ -385,3 +385,23 @@ def test_every_hyperparameter_is_described() -> None:
         for name, (_, default, meaning) in described.items():
             assert meaning, name
             assert getattr(entry.kind(), name) == default
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"block_steps": ()}, "at least one value"),
+        ({"join_steps": -1}, "steps at least 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"join_lr": float("nan")}, "rates must be positive"),
+        ({"block_lr": (1e-3, -1e-3)}, "rates must be positive"),
+    ],
+)
+def test_impossible_hyper_parameters_are_refused(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(RequestError, match=complaint):
+        NetGraft(**values)
+
+
+def test_an_unknown_hyper_parameter_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(RequestError, match=r"no hyper-parameter 'stepz'.*block_steps"):
+        choose("netgraft", "default", Budget(100, 10), {"stepz": "3"})

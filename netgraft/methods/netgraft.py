@@ -30,7 +30,7 @@ class NetGraft:
     article: ClassVar[str] = "Shen et al., AAAI 2021, arXiv 2012.04915"
 
     block_steps: tuple[int, ...] = hyperparameter((300,), "steps of stage 1, a block each; the last one repeats")
-    join_steps: int = hyperparameter(300, "steps of each join in stage 2")
+    join_steps: int = hyperparameter(1000, "steps of each join in stage 2")
     batch_size: int = hyperparameter(64, "views a step")
     block_lr: tuple[float, ...] = hyperparameter((1e-3,), "peak rate in stage 1, a block each; the last one repeats")
     adapter_lr: float = hyperparameter(1e-3, "peak rate of the adapters in stage 1")
@@ -45,8 +45,12 @@ class NetGraft:
     sliced_rate: float = hyperparameter(0.1, "factor on all rates where the student starts from slices of the teacher")
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.join_steps < 0 or any(steps < 0 for steps in self.block_steps):
+        if self.batch_size < 1 or min(self.join_steps, *self.block_steps, 0) < 0:
             raise RequestError(f"batch_size must be at least 1 and steps at least 0, not {self}")
+        if not self.block_steps or not self.block_lr:
+            raise RequestError(f"block_steps and block_lr need at least one value, not {self}")
+        if not min(self.join_lr, self.adapter_lr, self.sliced_rate, *self.block_lr) > 0:
+            raise RequestError(f"rates must be positive, not {self}")
 
     def plan(self, pairing: Pairing) -> Plan:
         """One phase for each block alone, then one for each join (article, "Block Grafting", "Network Grafting")."""
