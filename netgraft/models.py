@@ -62,12 +62,10 @@ def build_model(name: str, *, seed: int, **options: Any) -> nn.Module:
 
 
 def image_channels(model: nn.Module) -> int:
-    """Channels of the images that ``model`` takes, from its timm configuration or its first convolution."""
-    config = pretrained_cfg(model)
-    if "input_size" in config:
-        return int(config["input_size"][0])
-    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    return first.in_channels
+    """Channels of the images that ``model`` takes, from its first convolution or else its timm configuration."""
+    # the configuration is the architecture's, whatever in_chans the model was made with
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return int(pretrained_cfg(model)["input_size"][0]) if first is None else first.in_channels
 
 
 def class_count(model: nn.Module) -> int:
@@ -110,8 +108,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise RequestError(f"there is no weights file {path}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            content: object = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise RequestError(f"{path} is no readable safetensors file ({error})") from error
     except Exception as error:  # torch.load raises many kinds

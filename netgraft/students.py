@@ -56,6 +56,8 @@ def save_student(
         shutil.rmtree(replaced, ignore_errors=True)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         shutil.rmtree(unfinished, ignore_errors=True)
+        if replaced.exists() and not folder.exists():
+            replaced.replace(folder)
         raise RunError(f"could not write {folder}: {error}; free some space and go on with --resume") from error
 
 

@@ -276,7 +276,11 @@ class Wired(nn.Module):
 @pytest.mark.parametrize(
     ("mine", "theirs", "reason"),
     [
-        (lambda m, x: m.b(m.a(x)) + x, lambda m, x: m.b(x) + m.a(x), "the layers differ in number, name or order"),
+        (
+            lambda m, x: x.add(m.b(m.a(x))),
+            lambda m, x: m.a(x).add(m.b(x)),
+            "the layers differ in number, name or order",
+        ),
         (lambda m, x: m.b(m.a(x)).roll(1, 1), lambda m, x: m.b(m.a(x)).roll(1, 1), "roll is an operation whose"),
         (
             lambda m, x: torch.cat([m.a(x), m.b(x)], 2),
