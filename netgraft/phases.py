@@ -60,28 +60,11 @@ class Batch:
         output: Of the phase's model, (B, K).
         target: Of the phase's teacher on the same views, (B, K); None without a teacher.
         labels: Class indices (B,); None on the unlabeled track.
-        features: Of the phase's taps, in their order.
-        target_features: Of the teacher at the same taps.
     """
 
     output: Tensor
     target: Tensor | None
     labels: Tensor | None
-    features: tuple[Tensor, ...] = ()
-    target_features: tuple[Tensor, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Tap:
-    """Two outputs to compare.
-
-    Attributes:
-        module: Inside the phase's model; its output is one of ``Batch.features``.
-        blocks: How many of the teacher's blocks, from the front, give ``Batch.target_features``.
-    """
-
-    module: nn.Module
-    blocks: int
 
 
 Objective = Callable[[Batch], Mapping[str, Tensor]]
@@ -100,7 +83,6 @@ class Phase:
         fit: Steps and rates.
         teacher: Answers the same views; its answer is ``Batch.target``.
         adapters: Modules inside ``trainable`` that have their own rate, ``fit.adapter_lr``.
-        taps: Features that the objective compares besides the output.
     """
 
     name: str
@@ -110,7 +92,6 @@ class Phase:
     fit: Fit
     teacher: nn.Sequential | None = None
     adapters: tuple[nn.Module, ...] = ()
-    taps: tuple[Tap, ...] = ()
 
     def __str__(self) -> str:
         count = sum(p.numel() for p in self.trainable.parameters())

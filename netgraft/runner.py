@@ -21,7 +21,7 @@ from netgraft.caching import Frozen, FrozenOutputs, frozen_prefix, overlap
 from netgraft.checkpoint import Checkpoint, what_stays
 from netgraft.errors import InterruptedRunError, RequestError, RunError
 from netgraft.files import write_text
-from netgraft.phases import Batch, Fit, Phase, Plan, Tap
+from netgraft.phases import Batch, Fit, Phase, Plan
 from netgraft.reporting import Quiet, Reporter
 from netgraft.views import Views
 
@@ -230,14 +230,10 @@ class _Execution:
             whole_epochs=phase.fit.whole_epochs,
         )
         indices = whole[self.fabric.global_rank :: self.fabric.world_size]
-        with _tapped(phase.taps) as features:
-            output = model(self.cache.rows(prefix, indices))
         batch = Batch(
-            output=output,
+            output=model(self.cache.rows(prefix, indices)),
             target=None if phase.teacher is None else self.cache.rows(tuple(phase.teacher), indices),
             labels=self._labels(indices),
-            features=tuple(features[tap.module] for tap in phase.taps),
-            target_features=tuple(self.cache.rows(tapped, indices) for tapped in _tapped_blocks(phase)),
         )
         terms = phase.objective(batch)
         for group in optimizer.param_groups:
@@ -321,29 +317,6 @@ def _wanted(phase: Phase) -> Iterator[Frozen]:
     yield prefix
     if phase.teacher is not None:
         yield tuple(phase.teacher)
-    yield from _tapped_blocks(phase)
-
-
-def _tapped_blocks(phase: Phase) -> Iterator[Frozen]:
-    for tap in phase.taps:
-        assert phase.teacher is not None
-        yield tuple(phase.teacher)[: tap.blocks]
-
-
-@contextmanager
-def _tapped(taps: Sequence[Tap]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Collect what the tapped modules give during one forward."""
-    features: dict[nn.Module, Tensor] = {}
-
-    def collect(module: nn.Module, _: object, output: Tensor) -> None:
-        features[module] = output
-
-    handles = [tap.module.register_forward_hook(collect) for tap in taps]
-    try:
-        yield features
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _still_frozen(phases: Sequence[Phase]) -> Iterator[Frozen]:

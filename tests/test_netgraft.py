@@ -355,7 +355,7 @@ def test_text_becomes_the_fields_type(name: str, text: str, value: object) -> No
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("join_steps", "many", "join_steps must be like its default 300, not 'many'"),
+        ("join_steps", "many", "join_steps must be like its default 1000, not 'many'"),
         ("join_steps", "1.5", "must be like its default"),
         ("block_steps", "1,,2", "must be like its default"),
         ("block_steps", "", "must be like its default"),
