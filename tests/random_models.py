@@ -1,23 +1,12 @@
-"""Models with random weights that hide no mistake; test files import ``one_thread`` beside them."""
+"""Models with random weights that hide no mistake."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
 import netgraft.zoo  # noqa: F401  (registers the CIFAR-size models)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small networks gain nothing from a second thread, and lose much where cores are shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """The whole way in one call: what comes back, what is left alone, what is refused."""
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,6 @@ from netgraft.views import ViewPolicy, Views
 
 SHORT = NetGraft(block_steps=(2,), join_steps=2, batch_size=16)
 FEW = ViewPolicy("few", pad=1, pool=40)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def few_images(shots: int = 1) -> list[Image.Image]:

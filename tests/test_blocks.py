@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from random_models import build, images, one_thread, randomise, snapshot  # noqa: F401
+from random_models import build, images, randomise, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 

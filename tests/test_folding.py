@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from random_models import build, images, one_thread, randomise, snapshot  # noqa: F401
+from random_models import build, images, randomise, snapshot
 from timm.layers import Conv2dSame, StdConv2d
 from timm.models.densenet import DenseBlock
 from timm.models.resnet import BasicBlock, Bottleneck, downsample_avg, downsample_conv

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from random_models import build, images, one_thread, snapshot  # noqa: F401
+from random_models import build, images, snapshot
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from random_models import build, images, one_thread, snapshot  # noqa: F401
+from random_models import build, images, snapshot
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

@@ -1,6 +1,6 @@
 """The method: its plan, its published settings, its loss, and that it trains pairs of any family."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,14 +22,6 @@ from netgraft.phases import Batch, Budget
 from netgraft.reporting import Quiet
 from netgraft.runner import Runner
 from netgraft.views import ViewPolicy
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def digits_pairing(use: str = "auto", init: str = "random") -> Pairing:

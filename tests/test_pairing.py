@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from random_models import build, images, one_thread, snapshot  # noqa: F401
+from random_models import build, images, snapshot
 from torch import Tensor, nn
 
 from netgraft.blocks import BlockChain, Cut, split, structure

@@ -1,7 +1,6 @@
 """A run that is stopped, killed or spoilt goes on as if it had never stopped: the same bits, the same lines."""
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,6 @@ from netgraft.checkpoint import Checkpoint
 from netgraft.errors import InterruptedRunError, RequestError, RunError
 from netgraft.metrics import state_digest
 from netgraft.runner import Runner
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def uninterrupted(folder: Path, dropout: float = 0.0) -> str:

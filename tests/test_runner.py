@@ -3,7 +3,7 @@
 import copy
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,14 +18,6 @@ from netgraft.metrics import state_digest
 from netgraft.phases import Fit, Phase, Plan
 from netgraft.runner import Runner
 from netgraft.views import Views
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_only_the_trainable_part_is_in_train_mode() -> None:

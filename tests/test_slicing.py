@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from random_models import build, images, one_thread, randomise, snapshot  # noqa: F401
+from random_models import build, images, randomise, snapshot
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
 

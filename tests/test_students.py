@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from random_models import build, images, one_thread, snapshot  # noqa: F401
+from random_models import build, images, snapshot
 from safetensors import SafetensorError
 from timm.data import resolve_model_data_config
 from torch import nn

@@ -1,6 +1,6 @@
 """Training a teacher with labels: it learns, and each image keeps its own label."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -17,14 +17,6 @@ from netgraft.runner import Runner
 from netgraft.training import SupervisedTraining
 from netgraft.views import ViewPolicy, Views
 from netgraft.zoo import DIGITS_MEAN, DIGITS_STD
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def make_views(images: Sequence[Image.Image], policy: ViewPolicy, labels: Sequence[int] | None = None) -> Views:
