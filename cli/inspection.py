@@ -35,17 +35,10 @@ def split(model: str, student: str | None, image_size: int | None, cuts: str | N
     size = list(resolve_model_data_config(network)["input_size"])
     if image_size is not None:
         size[1:] = [image_size, image_size]
-    try:
-        if student is None:
-            _show_blocks(model, network, size, cuts.split(",") if cuts else None)
-        else:
-            _show_pairing(model, network, student, build_student(student, teacher=network, seed=0), size)
-    except RuntimeError as error:  # what torch raises when a map becomes smaller than a kernel
-        shape = "x".join(map(str, size))
-        reason = str(error).splitlines()[0]
-        raise RequestError(
-            f"images of {shape} don't pass through the model ({reason}); give another --image-size"
-        ) from error
+    if student is None:
+        _show_blocks(model, network, size, cuts.split(",") if cuts else None)
+    else:
+        _show_pairing(model, network, student, build_student(student, teacher=network, seed=0), size)
 
 
 def _show_blocks(name: str, network: Any, size: Sequence[int], cuts: Sequence[str] | None) -> None:

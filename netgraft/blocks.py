@@ -9,7 +9,6 @@ parameters: training a block trains the model.
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -86,15 +85,6 @@ def _in_mode(training: bool, chain: BlockChain, origin: nn.Module) -> BlockChain
         if module not in known:
             module.training = training
     return chain
-
-
-class LayerTracer(fx.Tracer):
-    """Traces a block down to its layers: modules of torch itself, normalisations and modules without children."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Stop at torch's own modules, at timm's norms that hold their activation, and at childless modules."""
-        norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
-        return isinstance(m, norms) or super().is_leaf_module(m, module_qualified_name) or not list(m.children())
 
 
 class _AncestorTracer(fx.Tracer):
@@ -339,8 +329,15 @@ def split(model: nn.Module, *, probe: Tensor, cuts: Sequence[str] | None = None)
 @torch.no_grad()
 def _prove(model: nn.Module, blocks: Sequence[nn.Module], names: Sequence[str], probe: Tensor) -> list[Cut]:
     """Run chain and model on the probe; return the cuts' shapes or refuse."""
-    # a forward may work in place, also on its input
-    expected = model(probe.clone())
+    try:
+        # a forward may work in place, also on its input
+        expected = model(probe.clone())
+    except Exception as error:  # a model's own forward may raise anything
+        size = "x".join(str(extent) for extent in probe.shape[1:])
+        raise RequestError(
+            f"{type(model).__name__} can't take images of {size} ({type(error).__name__}: {error}); "
+            "choose another model or image size"
+        ) from error
     cuts = []
     state: Tensor = probe.clone()
     for index, block in enumerate(blocks):
@@ -359,35 +356,6 @@ def _prove(model: nn.Module, blocks: Sequence[nn.Module], names: Sequence[str], 
             f"by up to {difference:.3g} on the probe; choose other cuts"
         )
     return cuts
-
-
-def structure(block: nn.Module) -> tuple[object, ...]:
-    """Describe what a block computes, names and values of weights left aside.
-
-    Two blocks of equal structure take each other's weights in the order of their state dicts.
-    """
-    if not isinstance(block, fx.GraphModule):
-        return tuple(structure(child) for child in block.children())
-    try:
-        # a skip connection is in the forward and not in what a module prints
-        return (*_rows(block, block.graph), *_rows(block, LayerTracer().trace(block)))
-    except Exception:  # fx raises whatever the block's own forward raised
-        return _rows(block, block.graph)
-
-
-def _rows(block: nn.Module, graph: fx.Graph) -> tuple[object, ...]:
-    numbers = {node: index for index, node in enumerate(graph.nodes)}
-    rows: list[object] = []
-    for node in graph.nodes:
-        if node.op == "call_module":
-            what: object = repr(block.get_submodule(str(node.target)))
-        elif node.op == "get_attr":
-            what = tuple(operator.attrgetter(str(node.target))(block).shape)
-        else:
-            what = str(node.target)
-        arguments = fx.map_arg((node.args, node.kwargs), lambda source: f"%{numbers[source]}")
-        rows.append((node.op, what, str(arguments)))
-    return tuple(rows)
 
 
 def state_of(blocks: nn.Module) -> dict[str, Tensor]:

@@ -62,6 +62,7 @@ class FrozenOutputs:
     budget: int
     dtype: torch.dtype = torch.float32
     _kept: dict[Frozen, Tensor] = field(default_factory=dict)
+    _noted: set[Frozen] = field(default_factory=set)
 
     def compute(self, wanted: Iterable[Frozen], reporter: Reporter) -> None:
         """Run every view once through all of ``wanted`` that is not kept yet; each shared block runs once.
@@ -104,10 +105,12 @@ class FrozenOutputs:
             if needed <= free:
                 kept.append(prefix)
                 free -= needed
-            else:
+            elif prefix not in self._noted:
+                self._noted.add(prefix)
+                what = f"the output of {len(prefix)} frozen blocks" if prefix else "rendered views"
                 reporter.note(
-                    f"the output of {len(prefix)} frozen blocks would take {needed / 2**30:.1f} GiB of the "
-                    f"{self.budget / 2**30:.1f} GiB for cached outputs: it is computed again at every step"
+                    f"{what} would take {needed / 2**30:.1f} GiB of the {self.budget / 2**30:.1f} GiB for cached "
+                    "outputs: computed again at every step (--cache-memory gives more)"
                 )
         return kept
 

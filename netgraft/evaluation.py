@@ -116,10 +116,8 @@ def evaluate(
     images = source.test_or_all()
     if images.labels is None:
         raise RequestError(f"{source.name} has no class folders, so there is nothing to compare answers with")
-    if weights is None and Path(model).is_dir():
-        network = load_student(model)
-    else:
-        network = load_teacher(model, weights=weights, classes=images.classes)
+    is_folder = weights is None and Path(model).is_dir()
+    network = load_student(model) if is_folder else load_teacher(model, weights=weights)
     check_classes(network, model, images)
     config = resolve_model_data_config(network)
     network.to(Runner(accelerator=accelerator).fabric.device)

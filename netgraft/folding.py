@@ -18,7 +18,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from netgraft.blocks import LayerTracer
+from netgraft.layers import LayerTracer
 
 # Layers that commute with a mix of channels, so that an adapter passes through them unchanged: those that work on
 # maps (B, C, H, W), and those that don't care about the shape.

@@ -98,7 +98,7 @@ class DistillJob:
         runner = replace(self.runner, seed=self.seed)
         teacher_name, student_name = self._models(source)
         subset = self._subset(source)
-        teacher = load_teacher(teacher_name, weights=self.teacher_weights, classes=source.train.classes)
+        teacher = load_teacher(teacher_name, weights=self.teacher_weights)
         for images in (source.train, test):
             check_classes(teacher, teacher_name, images)
         student = build_student(student_name, teacher=teacher, seed=self.seed)

@@ -18,14 +18,13 @@ from netgraft.batches import derived_seed
 from netgraft.errors import RequestError
 
 
-def load_teacher(name: str, *, weights: Path | None = None, classes: int | None = None) -> nn.Module:
+def load_teacher(name: str, *, weights: Path | None = None) -> nn.Module:
     """Return a trained classifier in eval mode.
 
     Args:
         name: A timm model, ``hf-hub:...`` or ``local-dir:FOLDER``.
         weights: A safetensors file, or a checkpoint that holds nothing but tensors and plain values; without it
-            timm's own pretrained weights.
-        classes: Outputs that ``weights`` was trained with, where they are not the model's default.
+            timm's own pretrained weights. The model gets as many outputs as its classifier in there.
 
     Raises:
         RequestError: No such model, no pretrained weights, or weights that don't fit.
@@ -35,8 +34,7 @@ def load_teacher(name: str, *, weights: Path | None = None, classes: int | None 
             raise RequestError(f"timm has no pretrained weights for {name}; give --teacher-weights FILE")
         return _create(name, pretrained=True).eval()
     state = read_weights(weights)
-    options = {} if classes is None else {"num_classes": classes}
-    model = _create(name, **options)
+    model = _create(name, **_outputs(name, state))
     _load(model, state, f"{weights} into {name}")
     return model.eval()
 
@@ -76,6 +74,13 @@ def class_count(model: nn.Module) -> int:
 def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
     """A timm model's description of itself; empty for other modules."""
     return getattr(model, "pretrained_cfg", None) or {}
+
+
+def _outputs(name: str, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """As an option for timm, how many classes a state dict was trained with; nothing if that can't be told."""
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    classifier = state.get(f"{config.classifier}.weight") if config else None
+    return {} if classifier is None or not classifier.dim() else {"num_classes": classifier.shape[0]}
 
 
 def _has_pretrained_weights(name: str) -> bool:

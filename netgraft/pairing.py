@@ -8,8 +8,9 @@ from itertools import takewhile
 
 from torch import Tensor
 
-from netgraft.blocks import BlockChain, Cut, structure
+from netgraft.blocks import BlockChain, Cut
 from netgraft.errors import RequestError
+from netgraft.layers import structure
 
 
 @dataclass(frozen=True, eq=False)

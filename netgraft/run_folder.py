@@ -53,7 +53,7 @@ class RunFolder:
             )
         elif present.get("fingerprint") != config["fingerprint"]:
             differing = [key for key in config if key != "fingerprint" and present.get(key) != config[key]]
-            what = ", ".join(f"{key} {present.get(key)!r} there, {config[key]!r} now" for key in differing)
+            what = ", ".join(f"{key} {_brief(present.get(key))} there, {_brief(config[key])} now" for key in differing)
             raise RequestError(
                 f"{self.path} holds another run ({what or 'its images or weights differ'}); "
                 "give the options of that run, or choose another --out"
@@ -68,6 +68,11 @@ class RunFolder:
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write JSON atomically."""
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 48 else f"{text[:45]}..."
 
 
 def _is_free(path: Path) -> bool:

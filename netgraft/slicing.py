@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from netgraft.blocks import LayerTracer
 from netgraft.errors import RequestError
+from netgraft.layers import LayerTracer
 from netgraft.pairing import Pairing
 
 _ADDITIONS = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul}

@@ -338,3 +338,10 @@ def test_maps_of_another_layout_have_no_size() -> None:
     assert chain.cuts == (Cut("0", (4, 6, 6), "NCHW"), Cut("2", (6,), "other"))
     assert [str(cut) for cut in chain.cuts] == ["4x6x6", "6"]
     assert (chain.cuts[1].size, chain.cuts[1].channels) == ((), 6)
+
+
+def test_images_that_a_model_can_not_take_are_refused_in_a_sentence() -> None:
+    with pytest.raises(
+        RequestError, match=r"VisionTransformer can't take images of 3x32x32 .*choose another model or image size"
+    ):
+        split(build("vit_tiny_patch16_224", 0), probe=images(1, 3, 32, 32, seed=0))

@@ -292,7 +292,7 @@ def test_split_shows_how_two_models_pair(capsys: pytest.CaptureFixture[str]) -> 
     assert "stays" not in shown
     assert run(["split", "cifar_resnet18", "cifar_resnet8", "--image-size", "16"]) == 0
     assert f"stays: {16 * 16} parameters, a residual path carries the" in capsys.readouterr().out
-    assert "give another --image-size" in fails(capsys, "split", "cifar_vgg16_bn", "--image-size", "8")
+    assert "choose another model or image size" in fails(capsys, "split", "cifar_vgg16_bn", "--image-size", "8")
 
 
 def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,8 +8,9 @@ import torch
 from random_models import build, images, snapshot
 from torch import Tensor, nn
 
-from netgraft.blocks import BlockChain, Cut, split, structure
+from netgraft.blocks import BlockChain, Cut, split
 from netgraft.errors import RequestError
+from netgraft.layers import structure
 from netgraft.pairing import Pairing, inherit, pair
 
 
