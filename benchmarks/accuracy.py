@@ -33,7 +33,6 @@ class Row:
     student: str = "cifar_vgg16_bn_half"
     preset: str = "default"
     init: str = "auto"
-    views: str | None = None
     seeds: Sequence[int] = (0, 1, 2)
     settings: dict[str, str] = field(default_factory=dict)
 
@@ -42,12 +41,10 @@ ROWS = (
     Row("default-10", 10),
     Row("default-1", 1),
     Row("random-10", 10, init="random"),
-    Row("random-1", 1, init="random"),
-    Row("crop-10", 10, views="crop"),
     Row("reference-10", 10, preset="reference", init="random"),
     Row("reference-1", 1, preset="reference", init="random"),
-    Row("mobilenetv2-10", 10, student="cifar_mobilenetv2"),
-    Row("resnet18-10", 10, student="cifar_resnet18"),
+    # nothing in common with the teacher; fewer steps than the default, which would take a quarter of an hour
+    Row("mobilenetv2-10", 10, student="cifar_mobilenetv2", seeds=(0,), settings={"join_steps": "300"}),
 )
 
 
@@ -65,7 +62,6 @@ def run(row: Row, seed: int) -> None:
             shots=row.shots,
             preset=row.preset,
             init=row.init,
-            views=row.views,
             settings=row.settings,
             seed=seed,
             out=Path(folder) / "run",
