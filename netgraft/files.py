@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        raise RunError(f"could not write {path}: {error}; free some space and go on with --resume") from error
+        # torch and safetensors don't name a full disk, so say how much is left of it
+        left = f"; {shutil.disk_usage(path.parent).free / 2**20:.1f} MiB are left there" if path.parent.is_dir() else ""
+        raise RunError(f"could not write {path}: {error}{left}; free some space and go on with --resume") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
