@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,11 @@ def test_the_python_lines_make_a_student_that_timm_opens(tmp_path: Path, monkeyp
     assert {name: value.shape for name, value in student.state_dict().items()} == {
         name: value.shape for name, value in plain.state_dict().items()
     }
+
+
+def test_the_table_of_results_is_made_from_the_committed_files() -> None:
+    command = [sys.executable, "-m", "benchmarks.table", "benchmarks/results/cifar10-jpeg"]
+    made = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=True).stdout
+    [shown] = re.findall(r"<!-- results -->\n(.*?)\n<!-- end of results -->", README.read_text("utf-8"), re.DOTALL)
+    assert shown == made.rstrip()
+    assert shown.count("\n") > 3
