@@ -20,7 +20,7 @@ from netgraft.blocks import BlockChain, split, state_of
 from netgraft.errors import RequestError, RunError
 from netgraft.folding import Folding, fold_with_report
 from netgraft.methods.netgraft import PRESETS
-from netgraft.metrics import state_digest
+from netgraft.metrics import eval_mode, state_digest
 from netgraft.models import class_count
 from netgraft.pairing import Pairing, inherit, pair
 from netgraft.phases import Budget, Method, Plan
@@ -114,12 +114,8 @@ def cut_and_pair(
 
 @torch.no_grad()
 def _classes(chain: BlockChain, probe: Tensor) -> int:
-    modes = [(module, module.training) for module in chain.modules()]
-    try:
-        return int(chain.eval()(probe).shape[1])
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with eval_mode(chain):
+        return int(chain(probe).shape[1])
 
 
 class Options(TypedDict, total=False):
@@ -242,7 +238,6 @@ def prepare(
         raise RequestError("there are no images to distill from; give at least one")
     runner = options.get("runner") or Runner()
     data_config = dict(options.get("data_config") or resolve_model_data_config(teacher))
-    input_size = data_config["input_size"]
     digest = state_digest(teacher)
     # adapters start at random too
     with torch.random.fork_rng(devices=[]):
@@ -250,24 +245,14 @@ def prepare(
         pairing = cut_and_pair(
             teacher,
             student,
-            input_size=input_size,
+            input_size=data_config["input_size"],
             init=options.get("init", "auto"),
             use=options.get("inherit", "auto"),
         )
         default = PRESETS["default"](Budget(len(images), class_count(teacher)))
         plan = (options.get("method") or default.method).plan(pairing)
-    views = Views(
-        images,
-        options.get("views") or default.views,
-        size=tuple(input_size),
-        mean=data_config["mean"],
-        std=data_config["std"],
-        interpolation=data_config["interpolation"],
-        crop_pct=data_config["crop_pct"],
-        crop_mode=data_config.get("crop_mode", "center"),
-        seed=runner.seed,
-        labels=options.get("labels"),
-    )
+    policy = options.get("views") or default.views
+    views = Views.configured(images, policy, data_config, seed=runner.seed, labels=options.get("labels"))
     fingerprint = _fingerprint(pairing, plan, views, runner, digest)
     return Distillation(teacher, student, pairing, plan, views, runner, data_config, digest, fingerprint)
 

@@ -251,18 +251,8 @@ class TrainJob:
             reporter.note(f"{out} is finished; nothing was left to do")
             return finished
         reporter.note(str(plan))
-        views = Views(
-            source.train.load_many(range(count)),
-            policy,
-            size=tuple(data_config["input_size"]),
-            mean=data_config["mean"],
-            std=data_config["std"],
-            interpolation=data_config["interpolation"],
-            crop_pct=data_config["crop_pct"],
-            crop_mode=data_config["crop_mode"],
-            seed=self.seed,
-            labels=source.train.labels,
-        )
+        images = source.train.load_many(range(count))
+        views = Views.configured(images, policy, data_config, seed=self.seed, labels=source.train.labels)
         trained = runner.run(
             plan, views, folder=out, fingerprint=fingerprint, resume=self.resume, reporter=reporter, stop=stop
         )

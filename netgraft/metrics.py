@@ -35,7 +35,7 @@ def predict(
         model.to(device)
     where, dtype = _placement(model)
     logits, labels = [], []
-    with _eval_mode(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for images, targets in loader:
             x = images.to(where, dtype, non_blocking=True)
             if x.ndim == 4:
@@ -97,7 +97,7 @@ def macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """
     where, dtype = _placement(model)
     counter = FlopCounterMode(display=False)
-    with _eval_mode(model), torch.no_grad(), counter:
+    with eval_mode(model), torch.no_grad(), counter:
         model(torch.zeros(1, *input_size, device=where, dtype=dtype))
     return counter.get_total_flops() // 2
 
@@ -123,7 +123,7 @@ def latency(
     where, dtype = _placement(model)
     x = torch.zeros(batch, *input_size, device=where, dtype=dtype)
     seconds = []
-    with _eval_mode(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         for _ in range(WARM_UP):
             model(x)
         for _ in range(repeats):
@@ -183,7 +183,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode, then give every module its own mode back: a grafted model has both kinds."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

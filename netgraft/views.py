@@ -9,8 +9,9 @@ batch that it is computed in.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,6 +196,30 @@ class Views:
             shorter = math.ceil(max(height, width) / math.sqrt(policy.crop_scale[0] * ASPECT[0]))
             self._sources = [pil_to_tensor(_shrink(image.convert(mode), shorter, interpolation)) for image in images]
         self._extents = np.array([source.shape[1:] for source in self._sources], dtype=np.int64)
+
+    @classmethod
+    def configured(
+        cls,
+        images: Sequence[Image.Image],
+        policy: ViewPolicy,
+        data_config: Mapping[str, Any],
+        *,
+        seed: int,
+        labels: Sequence[int] | None = None,
+    ) -> Views:
+        """Make views with a model's preprocessing, in timm's words (``resolve_model_data_config``)."""
+        return cls(
+            images,
+            policy,
+            size=tuple(data_config["input_size"]),
+            mean=data_config["mean"],
+            std=data_config["std"],
+            interpolation=data_config["interpolation"],
+            crop_pct=data_config["crop_pct"],
+            crop_mode=data_config.get("crop_mode", "center"),
+            seed=seed,
+            labels=labels,
+        )
 
     def __len__(self) -> int:
         return len(self._sources) * self.per_image
