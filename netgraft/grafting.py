@@ -13,21 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.blocks import BlockChain
+from netgraft.connectors import Projector
 from netgraft.folding import why_not_foldable
 from netgraft.pairing import Pairing
 
 
-class Adapter(nn.Conv2d):
-    """A bias-free 1x1 convolution (B, in, H, W) -> (B, out, H, W) between two widths.
+class Adapter(Projector):
+    """A projector that stays with the student until it is folded away.
 
     Without a bias it maps zero padding to zero padding, which is what lets it fold exactly into a padded
     convolution.
     """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=1, bias=False)
-        if in_channels == out_channels:
-            nn.init.dirac_(self.weight)
 
     @classmethod
     def selecting(cls, channels: Tensor, width: int) -> Adapter:

@@ -63,8 +63,7 @@ def test_zero_logits_give_no_nan(dtype: torch.dtype) -> None:
     loss = NormalizedLogits()(s, t)
     [gradient] = torch.autograd.grad(loss, s)
     assert loss.item() == 1  # the length of the one teacher's logits that have a direction
-    assert not gradient.isnan().any()
-    assert (gradient[1] == 0).all()
+    assert (gradient == 0).all()  # nothing says in which direction to go
 
 
 @pytest.mark.parametrize(("dtype", "wide"), [(torch.float16, torch.float32), (torch.bfloat16, torch.float32)])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from netgraft.losses.directions import directions
 from netgraft.losses.precision import at_least_float32
 
 
@@ -13,7 +13,7 @@ class NormalizedLogits(nn.Module):
 
     Args:
         reduction: ``sum`` over the batch, as in the article, or ``mean``, which doesn't change with its size.
-        eps: Smallest norm to divide by, so that zero logits give no NaN.
+        eps: Logits no longer than this have no direction: they count as zero and get no gradient.
     """
 
     def __init__(self, reduction: str = "sum", eps: float = 1e-12) -> None:
@@ -26,6 +26,6 @@ class NormalizedLogits(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare logits (B, K) of student and teacher; returns a scalar in float32 or wider."""
         student, teacher = at_least_float32(student), at_least_float32(teacher)
-        difference = F.normalize(student, dim=1, eps=self.eps) - F.normalize(teacher, dim=1, eps=self.eps)
+        difference = directions(student, self.eps) - directions(teacher, self.eps)
         total = difference.square().sum()
         return total if self.reduction == "sum" else total / len(student)

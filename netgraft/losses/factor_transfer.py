@@ -1,0 +1,37 @@
+"""Factor transfer: distance between the directions of two factors."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from netgraft.losses.directions import directions
+from netgraft.losses.precision import at_least_float32
+
+
+class FactorTransfer(nn.Module):
+    """``|| f_T/||f_T||_2 - f_S/||f_S||_2 ||_1`` (Kim et al., NeurIPS 2018, section 3.2, with p = 1).
+
+    Norms are those of one sample's whole factor, flattened. A factor of zeros has no direction: it counts as zero and
+    gets no gradient.
+
+    Args:
+        reduction: ``sample``: the sum over a sample's factor, as the equation has it; ``element``: the mean over its
+            elements, as the authors' code has it, to which their weight of 500 belongs. Both are means over the batch.
+    """
+
+    def __init__(self, reduction: str = "sample") -> None:
+        super().__init__()
+        if reduction not in {"sample", "element"}:
+            raise ValueError(f"reduction must be 'sample' or 'element', not {reduction!r}")
+        self.reduction = reduction
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare factors of one shape (B, m, H, W); returns a scalar in float32 or wider."""
+        if student.dim() != 4 or student.shape != teacher.shape:
+            raise ValueError(
+                "student and teacher must be factors of one shape (B, m, H, W), "
+                f"not {tuple(student.shape)} and {tuple(teacher.shape)}"
+            )
+        s, t = (directions(at_least_float32(factors).flatten(1)) for factors in (student, teacher))
+        distances = (t - s).abs()
+        return distances.sum(1).mean() if self.reduction == "sample" else distances.mean()

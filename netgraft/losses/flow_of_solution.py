@@ -1,0 +1,74 @@
+"""Flow of the solution procedure: how the channels at a stage's end go together with those at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netgraft.losses.precision import at_least_float32
+
+
+def flow_matrix(first: Tensor, second: Tensor) -> Tensor:
+    """Compute ``G_ij = sum_hw first_i second_j / (H W)`` (Yim et al., CVPR 2017, equation 1).
+
+    Maps (B, C1, H1, W1) and (B, C2, H2, W2) give (B, C1, C2) in float32 or wider. Where the maps differ in size, the
+    larger are max-pooled to the size of the smaller, as in the article.
+    """
+    if first.dim() != 4 or second.dim() != 4 or len(first) != len(second):
+        raise ValueError(
+            "a flow matrix needs maps (B, C, H, W) of one batch, "
+            f"not of shapes {tuple(first.shape)} and {tuple(second.shape)}"
+        )
+    size = (min(first.shape[2], second.shape[2]), min(first.shape[3], second.shape[3]))
+    wider = torch.promote_types(first.dtype, second.dtype)
+    # a matrix product in bfloat16 would lose the differences that are to be learned
+    with torch.autocast(first.device.type, enabled=False):
+        start, end = (_pooled(at_least_float32(maps.to(wider)), size).flatten(2) for maps in (first, second))
+        return start @ end.mT / start.shape[2]
+
+
+def _pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return maps if tuple(maps.shape[2:]) == size else F.adaptive_max_pool2d(maps, size)
+
+
+class FlowOfSolution(nn.Module):
+    """``sum_l || G_T,l - G_S,l ||_F^2`` over stages l, mean over the batch (Yim et al., CVPR 2017, equation 2, FSP).
+
+    The stages' weights in the equation are 1.
+
+    Args:
+        reduction: ``sample``: the sum over a matrix, as in the equation; ``element``: the mean over a matrix, as common
+            toolkits do. Stages are summed in both.
+    """
+
+    def __init__(self, reduction: str = "sample") -> None:
+        super().__init__()
+        if reduction not in {"sample", "element"}:
+            raise ValueError(f"reduction must be 'sample' or 'element', not {reduction!r}")
+        self.reduction = reduction
+
+    def forward(self, student: Sequence[tuple[Tensor, Tensor]], teacher: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """Compare stages; returns a scalar in float32 or wider.
+
+        A stage is the pair of maps (B, C1, H1, W1) at its start and (B, C2, H2, W2) at its end. Student and teacher
+        have as many stages with the same B, C1 and C2 each; their sizes of maps may differ.
+        """
+        if not student or len(student) != len(teacher):
+            raise ValueError(
+                "student and teacher must have as many stages as each other, at least one, "
+                f"not {len(student)} and {len(teacher)}"
+            )
+        losses = [self._stage(flow_matrix(*s), flow_matrix(*t)) for s, t in zip(student, teacher, strict=True)]
+        return torch.stack(losses).sum()
+
+    def _stage(self, student: Tensor, teacher: Tensor) -> Tensor:
+        if student.shape != teacher.shape:
+            raise ValueError(
+                "a stage's flow matrices must agree in batch and channels, "
+                f"not be {tuple(student.shape)} for the student and {tuple(teacher.shape)} for the teacher"
+            )
+        squares = (teacher - student).square()
+        return squares.sum((1, 2)).mean() if self.reduction == "sample" else squares.mean()
