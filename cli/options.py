@@ -9,10 +9,6 @@ from typing import Any
 
 import click
 
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
-"""As the user says it -> as Fabric does."""
-_SPOKEN = {theirs: ours for ours, theirs in PRECISIONS.items()}
-
 Lookup = Callable[[Sequence[str]], tuple[str, type]]
 Defaults = Callable[[], tuple[type, ...]]
 
@@ -102,7 +98,7 @@ class SettingsCommand(click.Command):
     def _shown_defaults(self) -> dict[str, str]:
         declared = {field.name: field.default for kind in self._defaults() for field in fields(kind)}
         return {
-            name: _SPOKEN.get(str(default), str(default))
+            name: str(default)
             for name, default in declared.items()
             if default is not MISSING and default is not None and not isinstance(default, bool)
         }
@@ -162,9 +158,16 @@ run_options = stack(
     data_options,
     device_option,
     click.option("--devices", type=click.IntRange(min=1), help="Processes that share each batch."),
-    click.option("--precision", type=click.Choice(list(PRECISIONS)), help="Of the arithmetic."),
+    click.option(
+        "--precision", type=click.Choice(["auto", "32", "bf16"]), help="Of the arithmetic; auto: the faster one here."
+    ),
     click.option("--checkpoint-seconds", type=float, help="Save at least so often."),
-    click.option("--cache-memory", "cache_gib", type=float, help="GiB for the outputs of frozen blocks."),
+    click.option(
+        "--cache-memory",
+        "cache_gib",
+        type=float,
+        help="GiB for the outputs of frozen blocks; half of what is free by default.",
+    ),
 )
 
 output_options = stack(

@@ -258,15 +258,13 @@ def prepare(
 
 
 def _fingerprint(pairing: Pairing, plan: Plan, views: Views, runner: Runner, teacher_digest: str) -> str:
-    one_each = views.batch(range(len(views) // views.per_image))
     decides = {
         "plan": str(plan),
         "pairing": str(pairing),
         "init": pairing.init,
         "student": state_digest(plan.student),
         "teacher": teacher_digest,
-        "views": repr(views.policy),
-        "images": hashlib.sha256(one_each.numpy().tobytes()).hexdigest(),
+        "views": views.digest(),
         "seed": runner.seed,
         "precision": runner.precision,
         "devices": runner.devices,

@@ -5,6 +5,7 @@ Nothing is ever extracted to disk.
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
@@ -100,13 +101,7 @@ class TarFiles:
             with location.open("rb") as file:
                 self._compressed = file.read(2) == b"\x1f\x8b"
             keep = self._compressed and location.stat().st_size < kept_in_memory
-            entries: list[tuple[str, int, int, bytes]] = []
-            with tarfile.open(location, "r|gz" if self._compressed else "r:") as archive:
-                for name, member in _image_members(archive):
-                    content = _content(archive, member) if keep else b""
-                    # a tape has no offsets: its files are found by counting
-                    place = len(entries) if self._compressed else member.offset_data
-                    entries.append((name, place, member.size, content))
+            entries = _unpacked(location) if keep else _listed(location, compressed=self._compressed)
         except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
             raise RequestError(f"expected a whole tar archive at {location}, got: {error}") from None
         if not entries:
@@ -233,6 +228,28 @@ def _image_members(archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarI
         parts = [part for part in member.name.split("/") if part not in {"", "."}]
         if member.isreg() and parts and _is_image(parts[-1]) and not any(p.startswith(".") for p in parts):
             yield "/".join(parts), member
+
+
+def _unpacked(location: Path) -> list[tuple[str, int, int, bytes]]:
+    """Name, number, size and content of each image; cut from the whole, which takes half as long as asking for each."""
+    whole = gzip.decompress(location.read_bytes())
+    entries = []
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        for number, (name, member) in enumerate(_image_members(archive)):
+            content = whole[member.offset_data : member.offset_data + member.size]
+            if len(content) < member.size:
+                raise EOFError(f"the end within {name}")
+            entries.append((name, number, member.size, content))
+    return entries
+
+
+def _listed(location: Path, *, compressed: bool) -> list[tuple[str, int, int, bytes]]:
+    """Name, place and size of each image: its offset, or its number on a tape, which has no offsets."""
+    with tarfile.open(location, "r|gz" if compressed else "r:") as archive:
+        return [
+            (name, number if compressed else member.offset_data, member.size, b"")
+            for number, (name, member) in enumerate(_image_members(archive))
+        ]
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -25,8 +25,8 @@ def _image_order(seed: int, phase: int, epoch: int, images: int) -> Tensor:
 
 
 @lru_cache(maxsize=2)
-def _view_order(seed: int, phase: int, cycle: int, images: int, per_image: int) -> Tensor:
-    generator = torch.Generator().manual_seed(derived_seed("views", seed, phase, cycle))
+def _view_order(seed: int, cycle: int, images: int, per_image: int) -> Tensor:
+    generator = torch.Generator().manual_seed(derived_seed("views", seed, cycle))
     return torch.rand(images, per_image, generator=generator).argsort(1)
 
 
@@ -41,7 +41,8 @@ def batch_indices(
     """Indices of the views of one step.
 
     An epoch shows each image once, in an order of its own, through a view that this image has not yet shown in
-    this cycle; a cycle is as many epochs as there are views an image.
+    this cycle; a cycle is as many epochs as there are views an image. Every phase goes through an image's views in
+    the same order, so that short phases together need no more views than the longest of them.
 
     Args:
         seed: Of the run.
@@ -67,7 +68,7 @@ def batch_indices(
         end = min(stop, (epoch + 1) * images)
         chosen = _image_order(seed, phase, epoch, images)[offset : offset + end - start]
         cycle, turn = divmod(epoch, per_image)
-        views = _view_order(seed, phase, cycle, images, per_image)[chosen, turn]
+        views = _view_order(seed, cycle, images, per_image)[chosen, turn]
         parts.append(chosen + images * views)
         start = end
     return torch.cat(parts)

@@ -1,38 +1,42 @@
-"""What is frozen is computed once: the outputs of frozen blocks for every view."""
+"""What is frozen is computed once: the outputs of frozen blocks for every view that a plan shows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations, takewhile
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from netgraft.freezing import overlap
+from netgraft.memory import Place, gib
 from netgraft.reporting import Reporter
 
 Frozen = tuple[nn.Module, ...]
 """Blocks in order, from the image on, none of which changes while its output is cached."""
 
-CHUNK = 256  # views rendered and passed through the teacher at a time
+PIXELS = 2**18  # of the views that are computed at a time, as far as CHUNKS allows
+CHUNKS = (32, 256)
 
 
 class ViewSource(Protocol):
     """Enumerated views of a few images."""
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        ...
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Return the views as (B, C, H, W)."""
         ...
-
-
-def overlap(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two modules share a module or a parameter, so that training one changes the other."""
-    shared_modules = set(first.modules()) & set(second.modules())
-    return bool(shared_modules) or not set(first.parameters()).isdisjoint(second.parameters())
 
 
 def frozen_prefix(model: nn.Sequential, trainable: nn.Module) -> tuple[Frozen, nn.Sequential]:
@@ -44,99 +48,176 @@ def frozen_prefix(model: nn.Sequential, trainable: nn.Module) -> tuple[Frozen, n
     raise ValueError("the trainable part is no part of the model")
 
 
+@dataclass(frozen=True)
+class Order:
+    """The views that are read, in the order of their first reading.
+
+    Rows of a cache follow it, so that filling it row by row computes only what is read, just before it is. It is the
+    same for a run that goes on as for one that never stopped, so both compute the same views together.
+    """
+
+    numbers: Tensor
+    """Of the views, (rows,)."""
+    rows: Tensor
+    """Row of each view, (views,); -1 where it is never read."""
+    repeated: bool
+    """Whether any view is read twice."""
+
+    @classmethod
+    def of(cls, readings: Iterable[Tensor], views: int) -> Order:
+        """Take the order from batches of view numbers."""
+        batches = list(readings)
+        every = torch.cat(batches) if batches else torch.empty(0, dtype=torch.long)
+        first = torch.full((views,), len(every), dtype=torch.long)
+        first.scatter_reduce_(0, every, torch.arange(len(every)), "amin")
+        numbers = first.argsort(stable=True)[: int((first < len(every)).sum())]
+        rows = torch.full((views,), -1, dtype=torch.long)
+        rows[numbers] = torch.arange(len(numbers))
+        return cls(numbers, rows, repeated=len(numbers) < len(every))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    values: Tensor
+    place: Place
+    filled: list[bool]
+    """Of each chunk of rows."""
+
+    def has(self, chunk: int | None) -> bool:
+        return chunk is not None and self.filled[chunk]
+
+
 @dataclass
 class FrozenOutputs:
-    """Serves the outputs of frozen blocks for any views, from memory where they fit.
+    """Serves the outputs of frozen blocks for any views, from where there is room for them.
+
+    Outputs are known by the very blocks that made them, never by a name, and live as long as this object: they can't
+    be another teacher's.
 
     Attributes:
         views: Where images come from.
-        device: Where blocks run and outputs are kept.
+        order: Which views will be read.
+        device: Where blocks run and outputs are wanted.
+        places: Where outputs may be kept, fastest first; what fits nowhere is computed whenever it is asked for.
         autocast: Gives the context in which blocks run.
-        budget: Bytes that may be kept; what doesn't fit is computed again whenever it is asked for.
-        dtype: Of what is kept, for maps; logits keep float32.
+        dtype: Of what is kept, for maps and tokens; logits and other vectors keep float32.
+        faster: Copies of blocks that compute the same.
+        seconds: Spent on filling what is kept.
     """
 
     views: ViewSource
+    order: Order
     device: torch.device
+    places: Sequence[Place]
     autocast: Callable[[], AbstractContextManager[object]]
-    budget: int
     dtype: torch.dtype = torch.float32
-    _kept: dict[Frozen, Tensor] = field(default_factory=dict)
+    faster: Mapping[nn.Module, nn.Module] = field(default_factory=dict)
+    seconds: float = 0.0
+    _kept: dict[Frozen, _Kept] = field(default_factory=dict)
     _noted: set[Frozen] = field(default_factory=set)
 
-    def compute(self, wanted: Iterable[Frozen], reporter: Reporter) -> None:
-        """Run every view once through all of ``wanted`` that is not kept yet; each shared block runs once.
+    def keep(self, wanted: Sequence[Frozen], reporter: Reporter) -> None:
+        """Make room for ``wanted``, the most urgent first, and free everything else."""
+        wanted = list(dict.fromkeys(wanted))
+        self._kept = {prefix: kept for prefix, kept in self._kept.items() if prefix in wanted}
+        missing = [prefix for prefix in wanted if prefix not in self._kept]
+        # what is read once is not worth keeping
+        if missing and self.order.repeated:
+            samples = self._compute(self.order.numbers[:1], missing)
+            for prefix in missing:
+                self._make_room(prefix, samples[prefix], reporter)
 
-        Keeps what was asked for, cheapest first, as far as the budget goes, and frees everything else: what is
-        kept depends on ``wanted`` alone, so a resumed run reads the same bits as one that never stopped.
-        """
-        chosen = self._choose(list(dict.fromkeys(wanted)), reporter)
-        self.keep_only(chosen)
-        missing = [prefix for prefix in chosen if prefix not in self._kept]
-        if not missing:
+    def rows(self, wanted: Sequence[Frozen], indices: Tensor) -> list[Tensor]:
+        """Return the outputs of each of ``wanted`` for some views, (B, ...)."""
+        kept = {prefix: self._kept[prefix] for prefix in wanted if prefix in self._kept}
+        missing = [prefix for prefix in wanted if prefix not in kept]
+        found = self._compute(indices, missing) if missing else {}
+        if kept:
+            rows = self.order.rows[indices]
+            self._fill(list(kept.values()), rows)
+            at = {device: rows.to(device, non_blocking=True) for device in {k.values.device for k in kept.values()}}
+            for prefix, entry in kept.items():
+                chosen = entry.values[at[entry.values.device]]
+                found[prefix] = chosen.to(self.device, non_blocking=True)
+        return [found[prefix] for prefix in wanted]
+
+    def _fill(self, needed: Sequence[_Kept], rows: Tensor) -> None:
+        """Compute the chunks in which ``rows`` lie, of everything that is kept: what is shared runs once."""
+        if all(all(kept.filled) for kept in needed):
             return
-        total = len(self.views)
-        starts = range(0, total, CHUNK)
-        for start in reporter.track(starts, total=len(starts), name="computing what is frozen"):
-            indices = torch.arange(start, min(start + CHUNK, total))
-            for prefix, rows in self._run(indices, missing).items():
-                if prefix not in self._kept:
-                    self._kept[prefix] = self._allocate(total, rows)
-                self._kept[prefix][indices] = rows.to(self._kept[prefix].dtype)
+        for chunk in torch.unique(rows // self._chunk).tolist():
+            if all(kept.has(chunk) for kept in needed):
+                continue
+            empty = [prefix for prefix, kept in self._kept.items() if not kept.has(chunk)]
+            span = self._span(chunk)
+            start = self._now()
+            for prefix, values in self._compute(self.order.numbers[span], empty, chunk).items():
+                kept = self._kept[prefix]
+                kept.values[span] = values.to(kept.values.device, kept.values.dtype)
+                kept.filled[chunk] = True
+            self.seconds += self._now() - start
 
-    def rows(self, prefix: Frozen, indices: Tensor) -> Tensor:
-        """Return the outputs of ``prefix`` for some views, (B, ...)."""
-        if prefix in self._kept:
-            return self._kept[prefix][indices.to(self.device)]
-        return self._run(indices, [prefix])[prefix]
+    def _span(self, chunk: int) -> slice:
+        return slice(chunk * self._chunk, (chunk + 1) * self._chunk)
 
-    def keep_only(self, wanted: Iterable[Frozen]) -> None:
-        """Free everything that is not in ``wanted``."""
-        keep = set(wanted)
-        self._kept = {prefix: rows for prefix, rows in self._kept.items() if prefix in keep}
+    @cached_property
+    def _chunk(self) -> int:
+        """How many views are computed at a time: as many pixels, whatever the size of the images."""
+        height, width = self.views.size[1:]
+        low, high = CHUNKS
+        return max(low, min(high, PIXELS // (height * width)))
 
-    def _choose(self, wanted: Sequence[Frozen], reporter: Reporter) -> list[Frozen]:
-        """Choose what to keep by running one view; the smallest outputs first."""
-        samples = self._run(torch.zeros(1, dtype=torch.long), wanted)
-        free = self.budget
-        kept = []
-        for prefix in sorted(wanted, key=lambda candidate: samples[candidate].numel()):
-            needed = len(self.views) * samples[prefix].numel() * self._dtype(samples[prefix]).itemsize
-            if needed <= free:
-                kept.append(prefix)
-                free -= needed
-            elif prefix not in self._noted:
-                self._noted.add(prefix)
-                what = f"the output of {len(prefix)} frozen blocks" if prefix else "rendered views"
-                reporter.note(
-                    f"{what} would take {needed / 2**30:.1f} GiB of the {self.budget / 2**30:.1f} GiB for cached "
-                    "outputs: computed again at every step (--cache-memory gives more)"
-                )
-        return kept
+    def _make_room(self, prefix: Frozen, sample: Tensor, reporter: Reporter) -> None:
+        count = len(self.order.numbers)
+        shape, dtype = (count, *sample.shape[1:]), self.dtype if sample.dim() > 2 else torch.float32
+        for place in self.places:
+            taken = sum(kept.values.nbytes for kept in self._kept.values() if kept.place is place)
+            values = place.allocate(shape, dtype, taken)
+            if values is not None:
+                self._kept[prefix] = _Kept(values, place, [False] * -(-count // self._chunk))
+                where = f"kept in {place}"
+                break
+        else:
+            where = f"computed again at every step: there is no room in {', nor in '.join(map(str, self.places))}"
+        first_choice = prefix in self._kept and self._kept[prefix].place is self.places[0]
+        if not first_choice and prefix not in self._noted:
+            self._noted.add(prefix)
+            what = f"the output of {len(prefix)} frozen blocks" if prefix else "views"
+            size = gib(count * sample.numel() * dtype.itemsize)
+            reporter.note(f"{what} ({size}): {where}; --cache-memory gives more memory")
 
-    def _dtype(self, rows: Tensor) -> torch.dtype:
-        return self.dtype if rows.dim() == 4 else torch.float32
-
-    def _allocate(self, total: int, rows: Tensor) -> Tensor:
-        layout = torch.channels_last if rows.dim() == 4 else torch.contiguous_format
-        shape = (total, *rows.shape[1:])
-        return torch.empty(shape, dtype=self._dtype(rows), device=self.device, memory_format=layout)
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.monotonic()
 
     @torch.no_grad()
-    def _run(self, indices: Tensor, wanted: Sequence[Frozen]) -> dict[Frozen, Tensor]:
-        """Outputs of each prefix for some views; what two prefixes share runs once."""
-        images = self.views.batch(indices).to(self.device).to(memory_format=torch.channels_last)
-        done: dict[Frozen, Tensor] = {(): images}
+    def _compute(self, indices: Tensor, wanted: Sequence[Frozen], chunk: int | None = None) -> dict[Frozen, Tensor]:
+        """Outputs of each prefix for some views; goes on from what is kept of them if they are a chunk."""
+        done = {
+            prefix: kept.values[self._span(chunk)].to(self.device)
+            for prefix, kept in self._kept.items()
+            if chunk is not None and kept.has(chunk) and any(_begins(prefix, other) for other in wanted)
+        }
+        if not all(any(_begins(start, prefix) for start in done) for prefix in wanted):
+            images = self.views.batch(indices).to(self.device, non_blocking=True)
+            done[()] = images.to(memory_format=torch.channels_last)
         forks = {_shared(first, second) for first, second in combinations(wanted, 2)}
         with self.autocast():
-            for prefix in sorted({*wanted, *forks}, key=len):
-                begun = max((p for p in done if p == prefix[: len(p)]), key=len)
-                output = done[begun]
-                for length in range(len(begun), len(prefix)):
-                    # blocks may work in place on what they are given
-                    output = prefix[length](output.clone() if length == len(begun) else output)
+            for prefix in sorted({*wanted, *forks} - set(done), key=len):
+                starts = [start for start in done if _begins(start, prefix)]
+                if not starts:
+                    continue  # a fork in front of everything that is still to be computed
+                begun = max(starts, key=len)
+                output = done[begun].clone()  # blocks may work in place on what they are given
+                for block in prefix[len(begun) :]:
+                    output = self.faster.get(block, block)(output)
                 done[prefix] = output
         return {prefix: done[prefix] for prefix in wanted}
+
+
+def _begins(start: Frozen, prefix: Frozen) -> bool:
+    return prefix[: len(start)] == start
 
 
 def _shared(first: Frozen, second: Frozen) -> Frozen:

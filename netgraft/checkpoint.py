@@ -23,7 +23,8 @@ class Checkpoint:
     """Everything that a run needs to go on bit by bit as if it had never stopped.
 
     Attributes:
-        fingerprint: Of plan, subset, teacher, seed and precision; another run's checkpoint is refused.
+        fingerprint: Of plan, subset, teacher and seed; another run's checkpoint is refused.
+        precision: In which the run computes.
         phase: Number of the phase (0-based) that was running.
         step: How many of its steps are done.
         seconds: Training time so far.
@@ -32,6 +33,7 @@ class Checkpoint:
     """
 
     fingerprint: str
+    precision: str
     phase: int
     step: int
     seconds: float

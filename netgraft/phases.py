@@ -52,6 +52,20 @@ class Fit:
         raise ValueError(f"schedule must be constant, cosine or one-cycle, not {self.schedule!r}")
 
 
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """What an objective sees of a model besides its output.
+
+    Attributes:
+        block: Number of the block whose output it is.
+        connector: What that output passes through first, a projection to another width for instance. A student's
+            connector that has weights is a part of the phase's trainable part; a teacher's stays frozen.
+    """
+
+    block: int
+    connector: nn.Module | None = None
+
+
 @dataclass(frozen=True)
 class Batch:
     """What an objective sees of one step.
@@ -60,11 +74,25 @@ class Batch:
         output: Of the phase's model, (B, K).
         target: Of the phase's teacher on the same views, (B, K); None without a teacher.
         labels: Class indices (B,); None on the unlabeled track.
+        features: Of the model, those that the phase names, in its order.
+        teacher_features: Likewise, of the teacher.
+        inputs: What the first trained block took in, if the phase differentiates ``output`` by it.
     """
 
     output: Tensor
     target: Tensor | None
     labels: Tensor | None
+    features: tuple[Tensor, ...] = ()
+    teacher_features: tuple[Tensor, ...] = ()
+    inputs: Tensor | None = None
+
+    @property
+    def classes(self) -> Tensor:
+        """Class of each image, (B,): its label, or the teacher's arg-max on the unlabeled track."""
+        if self.labels is not None:
+            return self.labels
+        assert self.target is not None, "neither labels nor a teacher"
+        return self.target.argmax(1)
 
 
 Objective = Callable[[Batch], Mapping[str, Tensor]]
@@ -76,13 +104,17 @@ class Phase:
 
     Attributes:
         name: For people.
-        model: What runs, a sequence of blocks; in eval mode except for ``trainable``.
+        model: What runs, a sequence of blocks that ends where the objective ends; in eval mode except for
+            ``trainable``.
         trainable: The only part that is optimised and in train mode.
         objective: Named terms that are summed; each is a mean over the batch, so that the sum doesn't depend on
             how many processes share it.
         fit: Steps and rates.
         teacher: Answers the same views; its answer is ``Batch.target``.
         adapters: Modules inside ``trainable`` that have their own rate, ``fit.adapter_lr``.
+        features: Of the model, which the objective compares as well.
+        teacher_features: Of the teacher.
+        differentiates_input: Whether the objective needs gradients with respect to ``Batch.inputs``.
     """
 
     name: str
@@ -92,6 +124,9 @@ class Phase:
     fit: Fit
     teacher: nn.Sequential | None = None
     adapters: tuple[nn.Module, ...] = ()
+    features: tuple[Feature, ...] = ()
+    teacher_features: tuple[Feature, ...] = ()
+    differentiates_input: bool = False
 
     def __str__(self) -> str:
         count = sum(p.numel() for p in self.trainable.parameters())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,17 +15,21 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from netgraft.batches import batch_indices, derived_seed
-from netgraft.caching import Frozen, FrozenOutputs, frozen_prefix, overlap
+from netgraft.caching import Frozen, FrozenOutputs, Order
 from netgraft.checkpoint import Checkpoint, what_stays
 from netgraft.errors import InterruptedRunError, RequestError, RunError
-from netgraft.files import write_text
-from netgraft.phases import Batch, Fit, Phase, Plan
+from netgraft.freezing import EXAMPLES, frozen, frozen_copies
+from netgraft.lanes import independent_groups, lane
+from netgraft.memory import places
+from netgraft.metrics_log import MetricsLog
+from netgraft.network import Network, Reading, still_frozen, total
+from netgraft.optimization import make_optimizer
+from netgraft.phases import Fit, Plan
+from netgraft.precision import PRECISIONS, autocast, compute_dtype, fastest, timed_images
 from netgraft.reporting import Quiet, Reporter
 from netgraft.views import Views
 
 LOG_EVERY = 10  # steps between two looks at the loss; each look waits for the device
-CHECKPOINT = "checkpoint.pt"
-METRICS = "metrics.jsonl"
 
 
 def _never() -> bool:
@@ -41,10 +43,14 @@ class Trained:
     Attributes:
         steps: Optimiser steps of the whole plan.
         seconds: Wall-clock spent in the phases, the computing of what is frozen included, over all resumes.
+        frozen_seconds: The part of it that went into computing what is frozen, since the last resume.
+        precision: ``32`` or ``bf16``.
     """
 
     steps: int
     seconds: float
+    frozen_seconds: float
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -53,39 +59,36 @@ class Runner:
 
     Attributes:
         accelerator: ``auto``, ``cpu``, ``cuda``, ``mps`` (Fabric's names).
-        devices: How many processes share each batch.
-        precision: ``32-true`` or ``bf16-mixed`` (Fabric's names).
+        devices: How many processes share each batch; phases that don't depend on one another run side by side instead.
+        precision: ``32``, ``bf16``, or ``auto``: the one in which this machine runs the teacher faster.
         seed: Of batches, dropout and drop path.
         checkpoint_seconds: At most this much work is lost when the process is killed.
-        cache_gib: Memory for the outputs of frozen blocks.
+        cache_gib: Memory for the outputs of frozen blocks; half of what is free if None.
     """
 
     accelerator: str = "auto"
     devices: int = 1
-    precision: str = "32-true"
+    precision: str = "auto"
     seed: int = 0
     checkpoint_seconds: float = 30.0
-    cache_gib: float = 4.0
+    cache_gib: float | None = None
 
     @cached_property
     def fabric(self) -> Fabric:
         """The devices, launched on first use.
 
         Raises:
-            RequestError: There are no such devices, or they don't know the precision.
+            RequestError: There are no such devices.
         """
         try:
             fabric = Fabric(
                 accelerator=self.accelerator,
                 devices=self.devices,
-                precision=self.precision,  # type: ignore[arg-type]
                 strategy="ddp" if self.devices > 1 else "auto",
             )
             fabric.launch()
         except (RuntimeError, TypeError, ValueError) as error:  # Fabric raises all of these
-            raise RequestError(
-                f"can't use {self.devices} devices of kind {self.accelerator!r} with {self.precision}: {error}"
-            ) from error
+            raise RequestError(f"can't use {self.devices} devices of kind {self.accelerator!r}: {error}") from error
         return fabric
 
     def run(
@@ -113,8 +116,10 @@ class Runner:
         Raises:
             InterruptedRunError: ``stop`` said yes.
             RunError: A loss or a weight is not finite, or the checkpoint can't be written.
-            RequestError: The checkpoint belongs to another run.
+            RequestError: The checkpoint belongs to another run, or there is no such precision.
         """
+        if self.precision not in PRECISIONS:
+            raise RequestError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         device = self.fabric.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             return _Execution(self, plan, views, folder, fingerprint, reporter or Quiet(), stop or _never).run(resume)
@@ -122,7 +127,7 @@ class Runner:
 
 @dataclass
 class _Execution:
-    """One plan being carried out."""
+    """One plan being carried out by one of the processes."""
 
     runner: Runner
     plan: Plan
@@ -134,137 +139,221 @@ class _Execution:
 
     def __post_init__(self) -> None:
         self.fabric = self.runner.fabric
-        if not self.fabric.is_global_zero:
-            self.folder, self.reporter = None, Quiet()
-        everything = [m for phase in self.plan.phases for m in (phase.model, phase.teacher) if m is not None]
+        self.rank, self.ranks = self.fabric.global_rank, self.fabric.world_size
+        # whether this process shares its batches with no other
+        self.alone = self.ranks == 1
+        if self.rank:
+            self.reporter = Quiet()
+        suffix = f"-{self.rank}" if self.rank else ""
+        self.path = self.folder / f"checkpoint{suffix}.pt" if self.folder else None
+        self.log = MetricsLog(self.folder / f"metrics{suffix}.jsonl") if self.folder else None
+        phases = self.plan.phases
+        everything = [m for p in phases for m in (p.model, p.teacher, p.trainable) if m is not None]
         # the deployed student too, whose inherited blocks no phase runs
         self.modules = nn.ModuleList([*everything, self.plan.student]).to(self.fabric.device)
         self.trainables = nn.ModuleList(phase.trainable for phase in self.plan.phases)
-        smallest = min((self._smallest_batch(phase.fit) for phase in self.plan.phases), default=self.fabric.world_size)
-        if smallest < self.fabric.world_size:
-            raise RequestError(
-                f"{self.fabric.world_size} processes can't share a batch of {smallest}; use larger batches or fewer "
-                "devices"
-            )
-        mixed = self.runner.precision == "bf16-mixed"
-        self.cache = FrozenOutputs(
-            views=self.views,
-            device=self.fabric.device,
-            autocast=self.fabric.autocast,
-            budget=int(self.runner.cache_gib * 2**30),
-            dtype=torch.bfloat16 if mixed else torch.float32,
-        )
+        self.groups = list(independent_groups(self.plan.phases))
+        self.precision = self.runner.precision
         self.saved_at = time.monotonic()
         self.seconds = 0.0
+        smallest = min((self._smallest_batch(phase.fit) for phase in self.plan.phases), default=self.ranks)
+        if smallest < self.ranks:
+            raise RequestError(
+                f"{self.ranks} processes can't share a batch of {smallest}; use larger batches or fewer devices"
+            )
 
     def run(self, resume: bool) -> Trained:
-        first, done, optimizer = self._restore(resume)
-        with _frozen(self.modules):
-            for number in range(first, len(self.plan.phases)):
-                self._fit(number, done if number == first else 0, optimizer if number == first else {})
-            if first < len(self.plan.phases):
-                self._save(len(self.plan.phases), 0, {})
-        return Trained(self.plan.steps, self.seconds)
+        number, done, optimizer = self._restore(resume)
+        if number == len(self.plan.phases):
+            return Trained(self.plan.steps, self.seconds, 0.0, self.precision)
+        with frozen(self.modules):
+            self._prepare()
+            while number < len(self.plan.phases):
+                group = self._group(number)
+                if self.ranks > 1 and len(group) > 1:
+                    self._fit_side_by_side(group, number, done, optimizer)
+                    number = group.stop
+                else:
+                    self._fit(number, done, optimizer)
+                    number += 1
+                done, optimizer = 0, {}
+                self._save(number, 0, {})
+        return Trained(self.plan.steps, self.seconds, self.cache.seconds, self.precision)
+
+    def _group(self, number: int) -> range:
+        return next((group for group in self.groups if number in group), range(number, number + 1))
 
     def _smallest_batch(self, fit: Fit) -> int:
         last = len(self.views) // self.views.per_image % fit.batch_size
         return last if fit.whole_epochs and last else fit.batch_size
 
     def _restore(self, resume: bool) -> tuple[int, int, dict[str, Any]]:
-        path = self.folder / CHECKPOINT if self.folder else None
-        loaded: Checkpoint | None = None
-        if resume and path is not None and path.exists():
-            loaded = Checkpoint.load(path, self.fingerprint)
-        if self.fabric.world_size > 1:
-            loaded = self.fabric.broadcast(loaded)
-        if loaded is None:
-            self._rewind_metrics(0, 0)
+        """Load weights; return where to go on and the state of the optimiser there."""
+        own: Checkpoint | None = None
+        if resume and self.path is not None and self.path.exists():
+            own = Checkpoint.load(self.path, self.fingerprint)
+        main = own if self.ranks == 1 else self.fabric.broadcast(own)
+        if main is None:
+            self._rewind(0, 0)
             return 0, 0, {}
+        # a process that trained phases of its own goes on with those, or begins them again: the first has only its own
+        group = self._group(main.phase)
+        loaded = own if own is not None and own.phase in group else main
+        begins_again = self.rank > 0 and loaded is main and len(group) > 1
+        phase, step, optimizer = (group.start, 0, {}) if begins_again else (loaded.phase, loaded.step, loaded.optimizer)
+        if self.precision not in {"auto", loaded.precision}:
+            raise RequestError(
+                f"{self.path} was computed with precision {loaded.precision}, not {self.precision}; "
+                "ask for the same, or choose another --out"
+            )
+        self.precision = loaded.precision
         self.trainables.load_state_dict(loaded.weights)
         self.seconds = loaded.seconds
-        self._rewind_metrics(loaded.phase, loaded.step)
-        return loaded.phase, loaded.step, loaded.optimizer
+        self._rewind(phase, step)
+        return phase, step, optimizer
+
+    def _rewind(self, phase: int, step: int) -> None:
+        if self.log is not None:
+            self.log.rewind(phase, step)
+
+    def _prepare(self) -> None:
+        """Choose the precision, make the copies of what never trains, and open the cache."""
+        device = self.fabric.device
+        phases = self.plan.phases
+        images = self.views.batch(range(min(len(self.views), timed_images(self.views.size))))
+        images = images.to(device).to(memory_format=torch.channels_last)
+        if self.precision == "auto":
+            chosen, why = fastest(phases[0].model if phases[0].teacher is None else phases[0].teacher, images)
+            self.precision = chosen if self.ranks == 1 else self.fabric.broadcast(chosen)
+            self.reporter.note(f"precision {self.precision}: {why}")
+        models = (m for phase in phases for m in (phase.teacher, phase.model) if m is not None)
+        dtype = compute_dtype(self.precision)
+        limit = None if self.runner.cache_gib is None else int(self.runner.cache_gib * 2**30)
+        self.cache = FrozenOutputs(
+            views=self.views,
+            order=Order.of(self._readings(), len(self.views)),
+            device=device,
+            places=places(device, limit, self.folder, sharing=self.ranks),
+            autocast=self._autocast,
+            dtype=dtype,
+            faster=frozen_copies(models, self.trainables, images[:EXAMPLES], dtype),
+        )
+
+    def _autocast(self) -> Any:
+        return autocast(self.precision, self.fabric.device)
+
+    def _readings(self) -> Iterator[Tensor]:
+        """The views that are read over the whole plan; of batches that are shared, the part of this process.
+
+        Phases that other processes train count: so views are computed together as in one process alone, and a matrix
+        product, whose rounding depends on the row, gives the same bits.
+        """
+        for number, phase in enumerate(self.plan.phases):
+            apart = self.ranks > 1 and len(self._group(number)) > 1
+            for step in range(phase.fit.steps):
+                whole = self._batch(number, step)
+                yield whole if apart else whole[self.rank :: self.ranks]
+
+    def _batch(self, number: int, step: int) -> Tensor:
+        fit = self.plan.phases[number].fit
+        return batch_indices(
+            self.runner.seed,
+            number,
+            step,
+            images=len(self.views) // self.views.per_image,
+            per_image=self.views.per_image,
+            batch_size=fit.batch_size,
+            whole_epochs=fit.whole_epochs,
+        )
+
+    def _fit_side_by_side(self, group: range, first: int, done: int, optimizer: dict[str, Any]) -> None:
+        """Train each phase of a group in one process alone, then give its result to all."""
+        failure: InterruptedRunError | RunError | None = None
+        self.alone = True
+        try:
+            for number in lane(group, self.rank, self.ranks):
+                if number >= first:
+                    resumed = number == first
+                    self._fit(number, done if resumed else 0, optimizer if resumed else {})
+                    # the last of them is done, the group is not
+                    self._save(number, self.plan.phases[number].fit.steps, {})
+        except (InterruptedRunError, RunError) as error:
+            failure = error
+        self.alone = False
+        if not self._everywhere(failure is None):
+            raise failure or InterruptedRunError("another process has stopped; go on with --resume")
+        for place, number in enumerate(group):
+            self._share(self.plan.phases[number].trainable.state_dict().values(), place % self.ranks)
 
     def _fit(self, number: int, done: int, optimizer_state: dict[str, Any]) -> None:
         phase = self.plan.phases[number]
         started = time.monotonic()
         spent = self.seconds
         self.reporter.phase_started(number + 1, len(self.plan.phases), phase.name, phase.fit.steps, done)
-        # one pass over the views serves every phase that reads the same frozen blocks
-        self.cache.compute(_still_frozen(self.plan.phases[number:]), self.reporter)
+        # what later phases read of the same views is computed along with it
+        self.cache.keep(list(still_frozen(self.plan.phases[number:])), self.reporter)
         phase.trainable.requires_grad_(True)
         phase.trainable.train()
-        prefix, rest = frozen_prefix(phase.model, phase.trainable)
-        optimizer = _optimizer(phase)
+        optimizer = make_optimizer(phase)
         if optimizer_state:
             optimizer.load_state_dict(optimizer_state)
-        # the shell's mode means nothing to its children, which keep theirs
-        model, optimizer = self.fabric.setup(rest, optimizer)
+        reading = Reading.of(phase).all()
+        # the network's own mode means nothing to its blocks, which keep theirs
+        plain = Network(phase, self.cache.faster, self._autocast)
+        network: Any = plain if self.alone else self.fabric.setup_module(plain)
         for step in range(done, phase.fit.steps):
             self._heed_stop(number, step, optimizer, started, spent)
-            terms = self._step(phase, number, step, prefix, model, optimizer)
+            terms = self._step(number, step, reading, network, optimizer)
             looked = (step + 1) % LOG_EVERY == 0 or step + 1 == phase.fit.steps or self.fabric.device.type == "cpu"
             if looked:
                 self._look(number, step, terms, phase.fit)
             self.seconds = spent + time.monotonic() - started
             if looked and time.monotonic() - self.saved_at > self.runner.checkpoint_seconds:
                 self._save(number, step + 1, optimizer.state_dict())
-        self._share_buffers(phase.trainable)
+        if not self.alone:
+            # what is frozen must be the same everywhere
+            self._share(phase.trainable.buffers(), 0)
         phase.trainable.eval()
         phase.trainable.requires_grad_(False)
         self.seconds = spent + time.monotonic() - started
-        self._save(number + 1, 0, {})
         self.reporter.phase_finished(time.monotonic() - started)
 
     def _step(
-        self, phase: Phase, number: int, step: int, prefix: Frozen, model: nn.Module, optimizer: Any
+        self, number: int, step: int, reading: Sequence[Frozen], network: Any, optimizer: torch.optim.Optimizer
     ) -> Mapping[str, Tensor]:
-        torch.manual_seed(derived_seed("step", self.runner.seed, number, step, self.fabric.global_rank))
-        whole = batch_indices(
-            self.runner.seed,
-            number,
-            step,
-            images=len(self.views) // self.views.per_image,
-            per_image=self.views.per_image,
-            batch_size=phase.fit.batch_size,
-            whole_epochs=phase.fit.whole_epochs,
+        rank, ranks = (0, 1) if self.alone else (self.rank, self.ranks)
+        torch.manual_seed(derived_seed("step", self.runner.seed, number, step, rank))
+        whole = self._batch(number, step)
+        indices = whole[rank::ranks]
+        labels = self.views.labels(indices)
+        terms: dict[str, Tensor] = network(
+            self.cache.rows(reading, indices),
+            None if labels is None else labels.to(self.fabric.device, non_blocking=True),
         )
-        indices = whole[self.fabric.global_rank :: self.fabric.world_size]
-        batch = Batch(
-            output=model(self.cache.rows(prefix, indices)),
-            target=None if phase.teacher is None else self.cache.rows(tuple(phase.teacher), indices),
-            labels=self._labels(indices),
-        )
-        terms = phase.objective(batch)
+        fit = self.plan.phases[number].fit
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * phase.fit.factor(step)
+            group["lr"] = group["peak"] * fit.factor(step)
         # the processes' gradients are averaged; each counts by its part of the batch
-        part = len(indices) * self.fabric.world_size / len(whole)
-        self.fabric.backward(part * _total(terms))
+        loss = len(indices) * ranks / len(whole) * total(terms)
+        if self.alone:
+            loss.backward()
+        else:
+            self.fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         return {name: value.detach() for name, value in terms.items()}
 
-    def _labels(self, indices: Tensor) -> Tensor | None:
-        labels = self.views.labels(indices)
-        return None if labels is None else labels.to(self.fabric.device)
-
     def _look(self, number: int, step: int, terms: Mapping[str, Tensor], fit: Fit) -> None:
-        values = {name: float(value) for name, value in terms.items()}
+        values = dict(zip(terms, torch.stack([value.float() for value in terms.values()]).tolist(), strict=True))
         if not self._everywhere(all(map(math.isfinite, values.values()))):
-            kept = what_stays(self.folder / CHECKPOINT) if self.folder else "nothing was saved"
+            kept = "nothing was saved" if self.path is None else what_stays(self.path)
             raise RunError(
                 f"the loss is {values} at step {step + 1} of phase {number + 1} "
                 f"({self.plan.phases[number].name}); {kept}; try a lower rate than {fit.lr:g}"
             )
         self.reporter.progressed(step + 1, values)
-        if self.folder is not None and ((step + 1) % LOG_EVERY == 0 or step + 1 == fit.steps):
-            row = {"phase": number, "step": step + 1, "lr": fit.lr * fit.factor(step), **values}
-            try:
-                with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-            except OSError as error:
-                raise RunError(f"could not write {self.folder / METRICS}: {error}; go on with --resume") from error
+        if self.log and self._writes and ((step + 1) % LOG_EVERY == 0 or step + 1 == fit.steps):
+            self.log.append({"phase": number, "step": step + 1, "lr": fit.lr * fit.factor(step), **values})
 
     def _heed_stop(self, number: int, step: int, optimizer: Any, started: float, spent: float) -> None:
         if not self._everywhere(not self.stop()):
@@ -275,96 +364,29 @@ class _Execution:
                 + (f"; saved in {self.folder}, go on with --resume" if self.folder else "")
             )
 
+    @property
+    def _writes(self) -> bool:
+        return self.alone or self.rank == 0
+
     def _everywhere(self, fine: bool) -> bool:
         """Whether all is fine in every process: they must leave at the same step."""
-        if self.fabric.world_size == 1:
+        if self.alone:
             return fine
         votes = self.fabric.all_reduce(torch.tensor(float(fine), device=self.fabric.device), reduce_op="sum")
         assert isinstance(votes, Tensor)
-        return int(votes) == self.fabric.world_size
+        return int(votes) == self.ranks
 
     def _save(self, phase: int, step: int, optimizer: dict[str, Any]) -> None:
-        if self.folder is None:
+        if self.path is None or not self._writes:
             return
         weights = {name: value.cpu() for name, value in self.trainables.state_dict().items()}
-        Checkpoint(self.fingerprint, phase, step, self.seconds, weights, optimizer).save(self.folder / CHECKPOINT)
+        Checkpoint(self.fingerprint, self.precision, phase, step, self.seconds, weights, optimizer).save(self.path)
         self.saved_at = time.monotonic()
 
-    def _rewind_metrics(self, phase: int, step: int) -> None:
-        """Drop the lines behind the point from which the run goes on: they will be written again."""
-        path = self.folder / METRICS if self.folder else None
-        if path is None or not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break  # cut off by a kill
-            if (row["phase"], row["step"]) <= (phase, step):
-                kept.append(line + "\n")
-        write_text(path, "".join(kept))
-
-    def _share_buffers(self, trainable: nn.Module) -> None:
-        """Give every process the batch-norm statistics of the first: what is frozen must be the same everywhere."""
-        if self.fabric.world_size > 1:
-            for buffer in trainable.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-
-
-def _wanted(phase: Phase) -> Iterator[Frozen]:
-    prefix, _ = frozen_prefix(phase.model, phase.trainable)
-    yield prefix
-    if phase.teacher is not None:
-        yield tuple(phase.teacher)
-
-
-def _still_frozen(phases: Sequence[Phase]) -> Iterator[Frozen]:
-    """What the phases read, left out what an earlier one of them trains: that is not final yet."""
-    trained: list[nn.Module] = []
-    for phase in phases:
-        for prefix in _wanted(phase):
-            if not any(overlap(block, trainable) for block in prefix for trainable in trained):
-                yield prefix
-        trained.append(phase.trainable)
-
-
-def _total(terms: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([value.float() for value in terms.values()]).sum()
-
-
-@contextmanager
-def _frozen(modules: nn.ModuleList) -> Iterator[None]:
-    """Freeze everything, in eval mode, and leave flags and modes as they were found."""
-    flags = [(parameter, parameter.requires_grad) for parameter in modules.parameters()]
-    modes = [(module, module.training) for module in modules.modules()]
-    modules.requires_grad_(False)
-    modules.eval()
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-        for module, mode in modes:
-            module.training = mode
-
-
-def _optimizer(phase: Phase) -> torch.optim.Optimizer:
-    fit = phase.fit
-    special = {parameter for adapter in phase.adapters for parameter in adapter.parameters()}
-    peaks = {True: fit.lr if fit.adapter_lr is None else fit.adapter_lr, False: fit.lr}
-    groups: list[dict[str, Any]] = []
-    for is_special, peak in peaks.items():
-        for decays in (True, False):
-            chosen = [
-                p for p in phase.trainable.parameters() if (p in special) == is_special and (p.dim() > 1) == decays
-            ]
-            if chosen:
-                decay = fit.weight_decay if decays else 0.0
-                groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
-    if fit.optimizer == "adam":
-        return torch.optim.Adam(groups)
-    if fit.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=fit.lr, momentum=0.9, nesterov=True)
-    raise ValueError(f"optimizer must be adam or sgd, not {fit.optimizer!r}")
+    @staticmethod
+    def _share(tensors: Iterable[Tensor], owner: int) -> None:
+        """Give every process the values of one."""
+        for tensor in tensors:
+            values = tensor.contiguous()
+            torch.distributed.broadcast(values, src=owner)
+            tensor.copy_(values)

@@ -8,6 +8,7 @@ batch that it is computed in.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -223,6 +224,18 @@ class Views:
 
     def __len__(self) -> int:
         return len(self._sources) * self.per_image
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of all that decides the views: pixels, labels, policy, preprocessing, seed."""
+        digest = hashlib.sha256()
+        labels = None if self._labels is None else self._labels.tolist()
+        statistics = (self._mean.flatten().tolist(), self._std.flatten().tolist())
+        words = (self.policy, self.size, statistics, self._mode, self.seed, self.per_image, labels)
+        digest.update(repr(words).encode())
+        for source in self._sources:
+            digest.update(f"{tuple(source.shape)} {source.dtype}\0".encode())
+            digest.update(source.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def labels(self, indices: Sequence[int] | Tensor) -> Tensor | None:
         """Return the class (B,) of the image that each view shows; None where there are no labels."""

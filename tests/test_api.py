@@ -36,7 +36,12 @@ def models(seed: int = 0) -> tuple[nn.Module, nn.Module]:
 
 
 def short(teacher: nn.Module, student: nn.Module, **options: Any) -> Distillation:
-    settings: dict[str, Any] = {"method": SHORT, "views": FEW, "runner": Runner(accelerator="cpu"), **options}
+    settings: dict[str, Any] = {
+        "method": SHORT,
+        "views": FEW,
+        "runner": Runner(accelerator="cpu", precision="32"),
+        **options,
+    }
     return prepare(teacher, student, few_images(), **settings)
 
 
@@ -59,7 +64,7 @@ def test_a_short_run_gives_a_student_that_agrees_and_opens(tmp_path: Path, init:
     before = state_digest(teacher)
     method = NetGraft(block_steps=(60,), join_steps=60, batch_size=32)
     views = ViewPolicy("shifted", pad=1, pool=600)
-    runner = Runner(accelerator="cpu")
+    runner = Runner(accelerator="cpu", precision="32")
     distilled = distill(teacher, student, few_images(5), method=method, views=views, init=init, runner=runner)
 
     config = distilled.data_config
@@ -96,7 +101,7 @@ def test_seeds_decide_the_student() -> None:
     digests = []
     for callers_seed, seed in [(1, 0), (2, 0), (1, 1)]:
         torch.manual_seed(callers_seed)
-        prepared = short(*models(), init="random", runner=Runner(accelerator="cpu", seed=seed))
+        prepared = short(*models(), init="random", runner=Runner(accelerator="cpu", precision="32", seed=seed))
         state = torch.get_rng_state()
         distilled = prepared.run()
         assert torch.equal(torch.get_rng_state(), state)
@@ -133,8 +138,8 @@ def test_everything_that_decides_the_result_is_in_the_fingerprint() -> None:
         {"method": NetGraft(block_steps=(3,), join_steps=2, batch_size=16)},
         {"method": NetGraft(block_steps=(2,), join_steps=2, batch_size=16, join_lr=1e-5)},
         {"views": ViewPolicy("few", pad=1, pool=50)},
-        {"runner": Runner(accelerator="cpu", seed=1)},
-        {"runner": Runner(accelerator="cpu", precision="bf16-mixed")},
+        {"runner": Runner(accelerator="cpu", precision="32", seed=1)},
+        {"runner": Runner(accelerator="cpu", precision="bf16")},
     ]
     fingerprints = [short(*models(), **change).fingerprint for change in changes]
     teacher, student = models()

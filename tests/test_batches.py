@@ -100,6 +100,34 @@ def test_seeds_and_phases_differ() -> None:
     assert len(drawn) == 16
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_all_phases_go_through_an_images_views_in_the_same_order(whole: bool) -> None:
+    images, per_image = 9, 5
+    shown: list[list[list[int]]] = []
+    orders: set[tuple[int, ...]] = set()
+    # phases of other lengths and other batches
+    for phase, (batch_size, epochs) in enumerate([(4, 12), (9, 7), (30, 12), (1, 3)]):
+        turns: list[list[int]] = [[] for _ in range(images)]
+        steps = epochs * steps_per_epoch(images, batch_size) if whole else -(-epochs * images // batch_size)
+        batches = [
+            batch_indices(
+                3, phase, step, images=images, per_image=per_image, batch_size=batch_size, whole_epochs=whole
+            ).tolist()
+            for step in range(steps)
+        ]
+        seen = [view for batch in batches for view in batch]
+        orders.add(tuple(view % images for view in seen[:images]))
+        for view in seen[: epochs * images]:
+            turns[view % images].append(view // images)
+        assert [len(turn) for turn in turns] == [epochs] * images
+        shown.append(turns)
+    assert len(orders) == 4  # of the images themselves
+    for turns in shown:
+        for turn, longest in zip(turns, shown[0], strict=True):
+            assert turn == longest[: len(turn)]
+    assert len({tuple(turn) for turn in shown[0]}) > 1
+
+
 def test_derived_seeds_depend_on_every_part() -> None:
     seeds = {derived_seed(*parts) for parts in [("a", 1, 2), ("a", 2, 1), ("b", 1, 2), ("a", 12), ("a", 1), ()]}
     assert len(seeds) == 6

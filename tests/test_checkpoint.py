@@ -28,6 +28,7 @@ def make(**changes: Any) -> Checkpoint:
     }
     values: dict[str, Any] = {
         "fingerprint": "f" * 64,
+        "precision": "32",
         "phase": 1,
         "step": 5,
         "seconds": 2.5,

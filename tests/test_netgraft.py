@@ -226,7 +226,7 @@ def test_loss_falls_in_every_phase_of_stage_one() -> None:
         method=method,
         init="random",
         views=ViewPolicy("plain", pool=0),
-        runner=Runner(accelerator="cpu"),
+        runner=Runner(accelerator="cpu", precision="32"),
     ).run(reporter=losses)
     assert [len(phase) for phase in losses.phases] == [40, 40, 40, 20, 20]
     for phase in losses.phases[:3]:
@@ -271,7 +271,7 @@ def two_steps(teacher: nn.Module, student: nn.Module, side: int) -> Distillation
         method=NetGraft(block_steps=(1,), join_steps=1, batch_size=4),
         views=ViewPolicy("plain", pool=0),
         data_config=config,
-        runner=Runner(accelerator="cpu"),
+        runner=Runner(accelerator="cpu", precision="32"),
     )
 
 

@@ -45,7 +45,7 @@ def test_two_epochs_of_digits_beat_chance_by_far() -> None:
     recipe = SupervisedTraining(epochs=2, batch_size=32)
     policy = recipe.views(len(source.train), (1, 8, 8), source.hflip)
     views = make_views(source.train.load_many(range(len(source.train))), policy, source.train.labels)
-    trained = Runner(accelerator="cpu").run(recipe.plan(model, len(source.train)), views)
+    trained = Runner(accelerator="cpu", precision="32").run(recipe.plan(model, len(source.train)), views)
     assert trained.steps == 2 * 38  # 1,197 images
     right = answers(model, source.test.load_many(range(300))) == torch.tensor((source.test.labels or ())[:300])
     assert right.double().mean() > 0.6  # chance is 0.1
@@ -62,7 +62,7 @@ def test_each_image_keeps_its_label() -> None:
             layer.reset_parameters()
     views = make_views(images, ViewPolicy("plain", pool=0), labels)
     recipe = SupervisedTraining(epochs=150, batch_size=4, lr=0.02)
-    Runner(accelerator="cpu").run(recipe.plan(model, len(images)), views)
+    Runner(accelerator="cpu", precision="32").run(recipe.plan(model, len(images)), views)
     assert answers(model, images).tolist() == labels
 
 
@@ -113,7 +113,7 @@ def test_sgd_step_is_the_papers() -> None:
     recipe = SupervisedTraining(epochs=1, batch_size=1, lr=0.1, weight_decay=0.01)
     loss = F.cross_entropy(model(views.batch([0])), torch.tensor([2]))
     gradients = torch.autograd.grad(loss, list(model.parameters()))
-    Runner(accelerator="cpu").run(recipe.plan(model, 1), views)
+    Runner(accelerator="cpu", precision="32").run(recipe.plan(model, 1), views)
     rate = 0.1 * np.cos(np.pi * (0.5 - 0.25) / 0.75 / 2) ** 2  # half way through the only step of a cycle
     for old, new, gradient in zip(before, model.parameters(), gradients, strict=True):
         decayed = gradient + (0.01 * old if old.dim() > 1 else 0)

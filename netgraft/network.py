@@ -1,0 +1,123 @@
+"""What one step of a phase computes, and what it reads instead of computing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from netgraft.caching import Frozen, frozen_prefix
+from netgraft.freezing import overlap
+from netgraft.phases import Batch, Feature, Phase
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The frozen outputs that a step of a phase starts from, found from the phase itself."""
+
+    prefix: Frozen
+    front: tuple[Frozen, ...]
+    """For the features of the model that lie within the prefix."""
+    teacher: Frozen | None
+    teacher_features: tuple[Frozen, ...]
+
+    @classmethod
+    def of(cls, phase: Phase) -> Reading:
+        """Find what is frozen in a phase: leading blocks that share nothing with its trainable part."""
+        prefix, _ = frozen_prefix(phase.model, phase.trainable)
+        teacher = tuple(phase.teacher) if phase.teacher is not None else None
+        inside = sorted({feature.block for feature in phase.features if feature.block < len(prefix)})
+        return cls(
+            prefix=prefix,
+            front=tuple(prefix[: number + 1] for number in inside),
+            teacher=teacher,
+            teacher_features=tuple(_through(teacher or (), feature) for feature in phase.teacher_features),
+        )
+
+    def all(self) -> list[Frozen]:
+        """Return everything that is read."""
+        teacher = [] if self.teacher is None else [self.teacher]
+        return [self.prefix, *self.front, *teacher, *self.teacher_features]
+
+
+def _through(blocks: Frozen, feature: Feature) -> Frozen:
+    return (*blocks[: feature.block + 1], *([] if feature.connector is None else [feature.connector]))
+
+
+def still_frozen(phases: Sequence[Phase]) -> Iterator[Frozen]:
+    """What the phases read, left out what an earlier one of them trains: that is not final yet."""
+    trained: list[nn.Module] = []
+    for phase in phases:
+        for prefix in Reading.of(phase).all():
+            if not any(overlap(block, trainable) for block in prefix for trainable in trained):
+                yield prefix
+        trained.append(phase.trainable)
+
+
+class Network(nn.Module):
+    """The part of a phase's model that runs at every step, with the objective at its end.
+
+    Args:
+        phase: What is trained.
+        faster: Copies of frozen blocks that compute the same.
+        autocast: Gives the context in which blocks run; the objective runs outside of it.
+    """
+
+    def __init__(
+        self,
+        phase: Phase,
+        faster: Mapping[nn.Module, nn.Module],
+        autocast: Callable[[], AbstractContextManager[Any]],
+    ) -> None:
+        super().__init__()
+        self._phase = phase
+        self._reading = Reading.of(phase)
+        self._autocast = autocast
+        start = len(self._reading.prefix)
+        self._numbers = range(start, len(phase.model))
+        self.blocks = nn.ModuleList(faster.get(block, block) for block in list(phase.model)[start:])
+        self.trainable = phase.trainable
+
+    def forward(self, frozen: Sequence[Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Return the terms of the loss, from what was read in the order of :meth:`Reading.all`."""
+        inputs, *rest = frozen
+        shared = any(other is inputs for other in rest)
+        front, rest = rest[: len(self._reading.front)], rest[len(self._reading.front) :]
+        outputs = {len(blocks) - 1: value for blocks, value in zip(self._reading.front, front, strict=True)}
+        target = rest.pop(0) if self._reading.teacher is not None else None
+        if self._phase.differentiates_input:
+            inputs = inputs.detach().requires_grad_()  # not a target that is the same tensor
+        tapped = {feature.block for feature in self._phase.features}
+        state = inputs
+        with self._autocast():
+            for number, block in zip(self._numbers, self.blocks, strict=True):
+                # a block may work in place: not on what is differentiated by, nor on what is compared
+                needed = shared or state.requires_grad if state is inputs else number - 1 in tapped
+                state = block(state.clone() if needed else state)
+                if number in tapped:
+                    outputs[number] = state
+            features = [self._connect(feature, outputs[feature.block]) for feature in self._phase.features]
+        terms = self._phase.objective(
+            Batch(
+                output=state,
+                target=target,
+                labels=labels,
+                features=tuple(features),
+                teacher_features=tuple(rest),
+                inputs=inputs if self._phase.differentiates_input else None,
+            )
+        )
+        return dict(terms)
+
+    @staticmethod
+    def _connect(feature: Feature, output: Tensor) -> Tensor:
+        return output if feature.connector is None else feature.connector(output.clone())
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of a loss's terms, in float32."""
+    return torch.stack([value.float() for value in terms.values()]).sum()
