@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from netgraft.errors import RequestError
-
 if TYPE_CHECKING:
     from netgraft.blocks import BlockChain
+    from netgraft.methods.about import About
     from netgraft.pairing import Pairing
 
 
@@ -140,22 +139,26 @@ def _adapters(pairing: Pairing) -> list[tuple[str, str]]:
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
     """List the methods, or show the hyper-parameters and presets of one."""
-    from netgraft.methods import METHODS
+    from netgraft.methods import METHODS, find
 
     from .output import emit, emit_table
 
     if name is None:
-        rows = [
-            [known, _first_line(entry.kind), ", ".join(entry.presets), _article(entry.kind)]
-            for known, entry in METHODS.items()
-        ]
-        emit_table(["method", "", "presets", "article"], rows)
+        rows = []
+        for known, entry in METHODS.items():
+            about = _about(entry.kind)
+            year = str(about.year or "-")
+            rows.append([known, about.category, about.matches, about.phases, about.labels, about.article, year])
+        emit_table(["method", "category", "matches", "phases", "labels", "article", "year"], rows)
+        emit("labels: classes are real ones with --labeled, else the teacher's answers; methods can be joined: kd+at")
         return
-    if name not in METHODS:
-        raise RequestError(f"there is no method {name!r}; choose from {', '.join(METHODS)}")
-    entry = METHODS[name]
-    emit(f"{name}: {_first_line(entry.kind)}\narticle: {_article(entry.kind)}\npresets:")
-    emit("\n".join(f"  {preset}: {_first_line(make)}" for preset, make in entry.presets.items()))
+    entry = find(name)
+    about = _about(entry.kind)
+    emit(f"{name}: {_first_line(entry.kind)}\narticle: {about.article}")
+    emit(f"category: {about.category}; matches: {about.matches}; phases: {about.phases}; labels: {about.labels}")
+    if not about.teacher:
+        emit("the teacher doesn't teach; its answers stand for labels where there are none")
+    emit("presets:\n" + "\n".join(f"  {preset}: {_first_line(make)}" for preset, make in entry.presets.items()))
     _show_hyperparameters(entry.kind)
 
 
@@ -171,5 +174,5 @@ def _first_line(documented: object) -> str:
     return (inspect.getdoc(documented) or "").partition("\n")[0]
 
 
-def _article(method: type) -> str:
-    return str(getattr(method, "article", "-"))
+def _about(method: type) -> About:
+    return method.about  # type: ignore[attr-defined]

@@ -12,12 +12,10 @@ from typing import Any, Protocol
 
 import click
 
-from netgraft.errors import RequestError
 from netgraft.reporting import Reporter
 
 from .options import (
     PATH,
-    PRECISIONS,
     SettingsCommand,
     data_options,
     device_option,
@@ -44,12 +42,11 @@ def is_first_process() -> bool:
 
 def _method_of(args: Sequence[str]) -> tuple[str, type]:
     from netgraft.jobs import DistillJob
-    from netgraft.methods import METHODS
+    from netgraft.methods import find
 
     name = value_of(args, "--method") or DistillJob.method
-    if name not in METHODS:
-        raise RequestError(f"there is no method {name!r}; choose from {', '.join(METHODS)}")
-    return f"Hyper-parameters of {name}, over the preset's ({', '.join(METHODS[name].presets)})", METHODS[name].kind
+    entry = find(name)
+    return f"Hyper-parameters of {name}, over the preset's ({', '.join(entry.presets)})", entry.kind
 
 
 def _recipe_of(args: Sequence[str]) -> tuple[str, type]:
@@ -77,10 +74,7 @@ def _runner(options: dict[str, Any]) -> Any:
     from netgraft.runner import Runner
 
     names = ("accelerator", "devices", "precision", "checkpoint_seconds", "cache_gib")
-    chosen = given(**{name: options.pop(name) for name in names})
-    if "precision" in chosen:
-        chosen["precision"] = PRECISIONS[chosen["precision"]]
-    return Runner(**chosen)
+    return Runner(**given(**{name: options.pop(name) for name in names}))
 
 
 def _run(job: Job, *, quiet: bool | None, as_json: bool | None, show: Callable[[dict[str, Any]], None]) -> None:
@@ -120,11 +114,12 @@ def _hush_libraries() -> None:
 @click.option("--images", type=int, help="Images in all, regardless of class.")
 @click.option("--subset", type=PATH, help="A subset file to use instead of drawing one.")
 @click.option("--eval-data", help="Labelled test images, if not those of --data.")
-@click.option("--method", help="See netgraft methods.")
+@click.option("--method", help="See netgraft methods; several joined by + are trained at once.")
 @click.option("--preset", help="Of the method.")
 @click.option("--views", help="View policy instead of the preset's: rich, crop, plain.")
 @click.option("--init", help="How the student starts: auto, random or slice (of the teacher).")
 @click.option("--inherit", help="Copy front blocks that are built alike: auto or none.")
+@flag("--labeled", "Give the images' labels to the method.")
 @run_options
 @output_options
 def distill(quiet: bool | None, as_json: bool | None, **options: Any) -> None:

@@ -17,7 +17,8 @@ from netgraft.data import DataSource, ImageSet, open_data
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation import answers, check_classes, compare, environment
 from netgraft.files import write_text
-from netgraft.methods import choose
+from netgraft.methods import choose, find
+from netgraft.methods.about import About
 from netgraft.metrics import macs, parameters, state_digest, top1
 from netgraft.models import build_model, build_student, class_count, load_teacher
 from netgraft.phases import Budget
@@ -54,6 +55,7 @@ class DistillJob:
         views: Name of a view policy instead of the preset's.
         init: ``auto``, ``random`` or ``slice``.
         inherit: ``auto`` or ``none``.
+        labeled: Give the images' labels to the method; views then show one image each.
         seed: Of the subset, the student's weights, the views and the batches.
         out: The run folder; ``runs/...`` if None.
         resume: Go on with the run in the folder.
@@ -76,6 +78,7 @@ class DistillJob:
     views: str | None = None
     init: str = "auto"
     inherit: str = "auto"
+    labeled: bool = False
     seed: int = 0
     out: Path | None = None
     resume: bool = False
@@ -102,17 +105,23 @@ class DistillJob:
         for images in (source.train, test):
             check_classes(teacher, teacher_name, images)
         student = build_student(student_name, teacher=teacher, seed=self.seed)
+        about: About = find(self.method).kind.about  # type: ignore[attr-defined]
         preset = choose(self.method, self.preset, Budget(len(subset.indices), class_count(teacher)), self.settings)
         policy = preset.views if self.views is None else _policy(self.views)
+        if not source.hflip:
+            policy = replace(policy, hflip=0.0)
+        if self.labeled:
+            policy = replace(policy, mixup=0.0, cutmix=0.0)
         prepared = prepare(
             teacher,
             student,
             source.train.load_many(subset.indices),
             method=preset.method,
-            views=policy if source.hflip else replace(policy, hflip=0.0),
+            views=policy,
             init=self.init,
             inherit=self.inherit,
             runner=runner,
+            **self._labels(source, subset),
         )
         config = {
             "fingerprint": prepared.fingerprint,
@@ -125,6 +134,7 @@ class DistillJob:
             "views": str(prepared.views.policy),
             "init": prepared.pairing.init,
             "inherit": self.inherit,
+            "labels": self._track(about),
             "subset": subset.digest,
             "seed": self.seed,
             "precision": runner.precision,
@@ -154,11 +164,25 @@ class DistillJob:
                 "subset_seed": subset.seed,
                 "shots": subset.shots,
                 "images": len(subset.indices),
-                "labels": "none: unlabeled track",
+                "category": about.category,
                 "selection": "none: last iterate, test set read once",
             }
 
         return _conclude(runner, out, started, finish)
+
+    def _labels(self, source: DataSource, subset: FewShotSubset) -> dict[str, Any]:
+        if not self.labeled:
+            return {}
+        if source.train.labels is None:
+            raise RequestError(f"{source.name} has no class folders, so there are no labels; leave --labeled out")
+        return {"labels": [source.train.labels[index] for index in subset.indices]}
+
+    def _track(self, about: About) -> str:
+        """Say which labels the method learns from."""
+        track = "labeled track" if self.labeled else "unlabeled track"
+        if about.labels == "none":
+            return f"none: {track}"
+        return f"real: {track}" if self.labeled else f"the teacher's answers: {track}"
 
     def _models(self, source: DataSource) -> tuple[str, str]:
         defaults = DEFAULT_MODELS.get(source.name, (None, None))
@@ -335,6 +359,8 @@ def _describe(distilled: Distilled) -> dict[str, Any]:
         "opens_with_timm": distilled.plain,
         "steps": distilled.trained.steps,
         "train_seconds": round(distilled.trained.seconds, 2),
+        "frozen_seconds": round(distilled.trained.frozen_seconds, 2),
+        "computed_in": distilled.trained.precision,
         "teacher_digest": distilled.teacher_digest,
         "student_digest": state_digest(distilled.student),
     }

@@ -8,11 +8,63 @@ from typing import Any
 
 from netgraft.errors import RequestError
 from netgraft.hyperparameters import parse
+from netgraft.methods import ab as _ab
+from netgraft.methods import at as _at
+from netgraft.methods import at_gradient as _at_gradient
+from netgraft.methods import ban as _ban
+from netgraft.methods import byot as _byot
+from netgraft.methods import dml as _dml
+from netgraft.methods import fitnets as _fitnets
+from netgraft.methods import fsp as _fsp
+from netgraft.methods import ft as _ft
+from netgraft.methods import kd as _kd
 from netgraft.methods import netgraft as _netgraft
+from netgraft.methods import none as _none
+from netgraft.methods import nst as _nst
+from netgraft.methods import one as _one
+from netgraft.methods import rkd as _rkd
+from netgraft.methods import supervised as _supervised
+from netgraft.methods.ab import AB
+from netgraft.methods.at import AT
+from netgraft.methods.at_gradient import GradientAT
+from netgraft.methods.ban import BAN
+from netgraft.methods.byot import BYOT
+from netgraft.methods.combination import combine
+from netgraft.methods.dml import DML
+from netgraft.methods.fitnets import FitNets
+from netgraft.methods.fsp import FSP
+from netgraft.methods.ft import FT
+from netgraft.methods.kd import KD
 from netgraft.methods.netgraft import NetGraft
+from netgraft.methods.none import Untrained
+from netgraft.methods.nst import NST
+from netgraft.methods.one import ONE
+from netgraft.methods.rkd import RKD
+from netgraft.methods.supervised import Supervised
 from netgraft.phases import Budget, Preset
 
-__all__ = ["METHODS", "Entry", "NetGraft", "choose"]
+__all__ = [
+    "AB",
+    "AT",
+    "BAN",
+    "BYOT",
+    "DML",
+    "FSP",
+    "FT",
+    "KD",
+    "METHODS",
+    "NST",
+    "ONE",
+    "RKD",
+    "Entry",
+    "FitNets",
+    "GradientAT",
+    "NetGraft",
+    "Supervised",
+    "Untrained",
+    "choose",
+    "find",
+]
 
 
 @dataclass(frozen=True)
@@ -25,7 +77,37 @@ class Entry:
 
 METHODS: dict[str, Entry] = {
     "netgraft": Entry(NetGraft, _netgraft.PRESETS),
+    "kd": Entry(KD, _kd.PRESETS),
+    "fitnets": Entry(FitNets, _fitnets.PRESETS),
+    "at": Entry(AT, _at.PRESETS),
+    "at-gradient": Entry(GradientAT, _at_gradient.PRESETS),
+    "nst": Entry(NST, _nst.PRESETS),
+    "ft": Entry(FT, _ft.PRESETS),
+    "ab": Entry(AB, _ab.PRESETS),
+    "fsp": Entry(FSP, _fsp.PRESETS),
+    "rkd": Entry(RKD, _rkd.PRESETS),
+    "ban": Entry(BAN, _ban.PRESETS),
+    "dml": Entry(DML, _dml.PRESETS),
+    "one": Entry(ONE, _one.PRESETS),
+    "byot": Entry(BYOT, _byot.PRESETS),
+    "supervised": Entry(Supervised, _supervised.PRESETS),
+    "none": Entry(Untrained, _none.PRESETS),
 }
+
+
+def find(name: str) -> Entry:
+    """Return a method, or the combination of several whose names are joined by ``+``.
+
+    Raises:
+        RequestError: There is no such method, or it can't be combined.
+    """
+    names = name.split("+")
+    for one in names:
+        if one not in METHODS:
+            raise RequestError(f"there is no method {one!r}; choose from {', '.join(METHODS)}, or join some by +")
+    if len(names) == 1:
+        return METHODS[name]
+    return Entry(*combine({one: METHODS[one].kind for one in names}))
 
 
 def choose(name: str, preset: str, budget: Budget, settings: Mapping[str, str] | None = None) -> Preset:
@@ -34,9 +116,7 @@ def choose(name: str, preset: str, budget: Budget, settings: Mapping[str, str] |
     Raises:
         RequestError: No such method, preset or hyper-parameter, or a text that is no value.
     """
-    if name not in METHODS:
-        raise RequestError(f"there is no method {name!r}; choose from {', '.join(METHODS)}")
-    entry = METHODS[name]
+    entry = find(name)
     if preset not in entry.presets:
         raise RequestError(f"{name} has no preset {preset!r}; choose from {', '.join(entry.presets)}")
     chosen = entry.presets[preset](budget)

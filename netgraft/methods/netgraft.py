@@ -13,6 +13,7 @@ from netgraft.errors import RequestError
 from netgraft.grafting import Scion, assemble, graft, join, make_scions
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import LogitMSE, NormalizedLogits
+from netgraft.methods.about import About
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Budget, Fit, Phase, Plan, Preset
 from netgraft.views import VIEW_POLICIES
@@ -27,7 +28,9 @@ class NetGraft:
     teacher's. No labels.
     """
 
-    article: ClassVar[str] = "Shen et al., AAAI 2021, arXiv 2012.04915"
+    about: ClassVar = About(
+        "offline", "logits", "each block, then each join", "none", "Shen et al., AAAI 2021, arXiv 2012.04915", 2021
+    )
 
     block_steps: tuple[int, ...] = hyperparameter((300,), "steps of stage 1, a block each; the last one repeats")
     join_steps: int = hyperparameter(1000, "steps of each join in stage 2")

@@ -1,0 +1,62 @@
+"""Activation boundaries (Heo et al., AAAI 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from netgraft.connectors import BoundaryConnector
+from netgraft.hyperparameters import hyperparameter
+from netgraft.losses import ActivationBoundary
+from netgraft.methods.about import About
+from netgraft.methods.kd import KD
+from netgraft.methods.lesson import Lesson, ends, rich
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Feature
+
+
+@dataclass(frozen=True)
+class AB(KD):
+    """First push every neuron of the block ends to the side of its boundary where the teacher's is, then KD.
+
+    The teacher's side is read off its block ends: a response is positive behind a ReLU, and behind the max pool that
+    may follow, exactly where one in front of it is. The student's responses are those of a connector, a convolution
+    and a batch norm without a ReLU, so they have both signs.
+    """
+
+    about: ClassVar = About(
+        "offline", "features", "2: boundaries, then KD", "classes", "Heo et al., AAAI 2019, arXiv 1811.03233", 2019
+    )
+
+    ab_steps: int = hyperparameter(1000, "steps of the boundary phase")
+    ab_margin: float = hyperparameter(1.0, "how far beyond its boundary a neuron is pushed")
+
+    def lesson(self, pairing: Pairing) -> Lesson:
+        """KD, behind a phase on boundaries alone."""
+        numbers = ends(pairing)
+        connectors = [BoundaryConnector(pairing.widths[number][1], pairing.widths[number][0]) for number in numbers]
+        boundaries = self.phase(
+            pairing,
+            "activation boundaries",
+            self.ab_steps,
+            objective=self._boundaries,
+            until=numbers[-1],
+            features=[Feature(number, connector) for number, connector in zip(numbers, connectors, strict=True)],
+            teacher_features=[Feature(number) for number in numbers],
+            connectors=connectors,
+        )
+        return Lesson(super().lesson(pairing).objective, before=(boundaries,))
+
+    def _boundaries(self, batch: Batch) -> Mapping[str, Tensor]:
+        loss = ActivationBoundary(self.ab_margin)
+        pairs = zip(batch.features, batch.teacher_features, strict=True)
+        # a mean over neurons, so that no block end outweighs another by its size
+        return {
+            f"boundary {place}": loss(mine, theirs) / mine[0].numel() for place, (mine, theirs) in enumerate(pairs, 1)
+        }
+
+
+PRESETS = {"default": rich(AB), "paper": rich(AB)}

@@ -1,0 +1,52 @@
+"""Attention transfer by activations (Zagoruyko and Komodakis, ICLR 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from netgraft.hyperparameters import hyperparameter
+from netgraft.losses import AttentionTransfer
+from netgraft.methods.about import About
+from netgraft.methods.kd import KD
+from netgraft.methods.lesson import Lesson, ends, rich
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Feature
+
+
+@dataclass(frozen=True)
+class AT(KD):
+    """Match where the features of every block end are strong, beside KD."""
+
+    about: ClassVar = About(
+        "offline", "attention", "1", "classes", "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928", 2017
+    )
+
+    at_weight: float = hyperparameter(1000.0, "weight of the attention maps' distance (beta)")
+    at_power: float = hyperparameter(2.0, "exponent of the features in a map")
+    at_form: str = hyperparameter("code", "unsquared norms (paper) or mean squares (code)", choices=("paper", "code"))
+
+    def lesson(self, pairing: Pairing) -> Lesson:
+        """KD and attention maps."""
+        features = tuple(Feature(number) for number in ends(pairing))
+        return Lesson(self._both, features, features)
+
+    def _both(self, batch: Batch) -> Mapping[str, Tensor]:
+        distance = AttentionTransfer(self.at_power, self.at_form)(batch.features, batch.teacher_features)
+        return {**self._objective(batch), "attention": self.at_weight * distance}
+
+
+def paper() -> AT:
+    """Unsquared norms; the weight is this project's, since the article's 0.1 to 1e3 depends on its other terms."""
+    return AT(at_form="paper", at_weight=1.0)
+
+
+def repdistiller() -> AT:
+    """The settings of the common toolkit: mean squares with weight 1000, labels and soft targets beside it."""
+    return AT(at_form="code", at_weight=1000.0)
+
+
+PRESETS = {"default": rich(AT), "paper": rich(paper), "repdistiller": rich(repdistiller)}

@@ -1,0 +1,76 @@
+"""Attention transfer by gradients (Zagoruyko and Komodakis, ICLR 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netgraft.hyperparameters import hyperparameter
+from netgraft.losses import GradientAttention
+from netgraft.methods.about import About
+from netgraft.methods.kd import KD
+from netgraft.methods.lesson import Lesson, rich
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Feature
+
+
+class InputGradient(nn.Module):
+    """Blocks (B, C, H, W) -> (B, K), turned into (B, C, H, W) -> (B, C, H, W).
+
+    The output is the gradient, at its input, of each sample's cross-entropy with the arg-max as its class; in float32.
+    """
+
+    def __init__(self, blocks: nn.Sequential) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Differentiate; gives a constant, whatever the mode of autograd."""
+        with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
+            inputs = inputs.detach().float().requires_grad_()
+            logits = self.blocks(inputs.clone())
+            loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
+            [gradient] = torch.autograd.grad(loss, inputs)
+        return gradient
+
+
+@dataclass(frozen=True)
+class GradientAT(KD):
+    """Match how the loss changes with what enters the trained blocks, beside KD; needs double backward.
+
+    Where front blocks are inherited, gradients are compared behind them: there both networks are the same function.
+    The class is the teacher's arg-max, on both tracks.
+    """
+
+    about: ClassVar = About(
+        "offline", "attention", "1", "classes", "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928", 2017
+    )
+
+    gradient_weight: float = hyperparameter(1.0, "weight of the gradients' distance (beta)")
+
+    def lesson(self, pairing: Pairing) -> Lesson:
+        """KD and input gradients; the teacher's are a feature like any other, computed once."""
+        first = pairing.inherited
+        blocks = nn.Sequential(*pairing.teacher.blocks()[first:])
+        return Lesson(
+            self._both, teacher_features=(Feature(first - 1, InputGradient(blocks)),), differentiates_input=True
+        )
+
+    def _both(self, batch: Batch) -> Mapping[str, Tensor]:
+        assert batch.target is not None
+        assert batch.inputs is not None
+        [theirs] = batch.teacher_features
+        loss = F.cross_entropy(batch.output.float(), batch.target.argmax(1), reduction="sum")
+        [mine] = torch.autograd.grad(loss, batch.inputs, create_graph=True)
+        return {
+            **self._objective(batch),
+            "gradient": self.gradient_weight * GradientAttention()(mine, theirs),
+        }
+
+
+PRESETS = {"default": rich(GradientAT), "paper": rich(GradientAT)}

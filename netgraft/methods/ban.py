@@ -1,0 +1,73 @@
+"""Born-again networks (Furlanello et al., ICML 2018)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netgraft.errors import RequestError
+from netgraft.hyperparameters import hyperparameter
+from netgraft.losses import SoftTargets
+from netgraft.methods.about import About
+from netgraft.methods.lesson import StudentTraining, answers, rich
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Phase, Plan
+
+
+@dataclass(frozen=True)
+class BAN(StudentTraining):
+    """Generations of the student, each a fresh one taught by the last; the first by the teacher; the last is deployed.
+
+    The article's generations have the teacher's architecture; here they have the student's, and all start alike.
+    ``steps`` are shared out among the generations.
+    """
+
+    about: ClassVar = About(
+        "offline", "logits", "one a generation", "classes", "Furlanello et al., ICML 2018, arXiv 1805.04770", 2018
+    )
+
+    generations: int = hyperparameter(3, "how many generations (k)")
+    temperature: float = hyperparameter(1.0, "what logits are divided by in front of the softmax")
+    ce_weight: float = hyperparameter(1.0, "weight of the labels' cross-entropy; 0 on the unlabeled track")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.generations < 1:
+            raise RequestError(f"generations must be at least 1, not {self.generations}")
+
+    def plan(self, pairing: Pairing) -> Plan:
+        """One phase a generation; each teaches the next."""
+        blocks = pairing.student.blocks()
+        front, last = blocks[: pairing.inherited], nn.Sequential(*blocks[pairing.inherited :])
+        born = [copy.deepcopy(last) for _ in range(self.generations - 1)] + [last]
+        teacher = nn.Sequential(*pairing.teacher.blocks())
+        phases = []
+        for number, generation in enumerate(born):
+            share = self.steps * (number + 1) // self.generations - self.steps * number // self.generations
+            model = nn.Sequential(*front, generation)
+            phases.append(
+                Phase(
+                    name=f"generation {number + 1}",
+                    model=model,
+                    trainable=generation,
+                    objective=self._objective,
+                    fit=self.fit(pairing, share),
+                    teacher=teacher,
+                )
+            )
+            teacher = model
+        return Plan(str(self), tuple(p for p in phases if p.fit.steps), nn.Sequential(*blocks))
+
+    def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
+        soft = SoftTargets(self.temperature)(*answers(batch))
+        if batch.labels is None:
+            return {"kd": soft}
+        return {"kd": soft, "labels": self.ce_weight * F.cross_entropy(batch.output.float(), batch.labels)}
+
+
+PRESETS = {"default": rich(BAN), "paper": rich(BAN)}

@@ -1,0 +1,78 @@
+"""Be your own teacher (Zhang et al., ICCV 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netgraft.hyperparameters import hyperparameter
+from netgraft.losses import Hint, SoftTargets
+from netgraft.methods.about import About
+from netgraft.methods.lesson import Lesson, StudentTraining, ends, rich
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Feature
+
+
+class ShallowEmbedding(nn.Sequential):
+    """Shallow maps (B, C, H, W) -> an embedding of the deepest width (B, D)."""
+
+    def __init__(self, channels: int, deepest: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, deepest, kernel_size=1, bias=False),
+            nn.BatchNorm2d(deepest),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+
+
+@dataclass(frozen=True)
+class BYOT(StudentTraining):
+    """Classifiers at every block end learn from classes and from the deepest one; they are discarded at the end."""
+
+    about: ClassVar = About(
+        "self", "logits and features", "1", "classes", "Zhang et al., ICCV 2019, arXiv 1905.08094", 2019, teacher=False
+    )
+
+    soft_weight: float = hyperparameter(
+        0.3, "of a shallow classifier: divergence from the deepest, instead of classes (alpha)"
+    )
+    feature_weight: float = hyperparameter(0.03, "of a shallow embedding: distance from the deepest (lambda)")
+    temperature: float = hyperparameter(3.0, "what logits are divided by in front of the softmax")
+
+    def lesson(self, pairing: Pairing) -> Lesson:
+        """Embeddings and answers of every block end but the last, and the last maps' own average."""
+        *shallow, last = ends(pairing)
+        width = pairing.widths[last][1]
+        classes = _classes(pairing)
+        features = [Feature(last, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))]
+        for number in shallow:
+            embedding = ShallowEmbedding(pairing.widths[number][1], width)
+            features.append(Feature(number, embedding))
+            features.append(Feature(number, nn.Sequential(embedding, nn.Linear(width, classes))))
+        return Lesson(self._objective, tuple(features))
+
+    def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
+        deepest, *shallow = batch.features
+        output = batch.output.float()
+        terms = {"classes": F.cross_entropy(output, batch.classes)}
+        soft, distance = SoftTargets(self.temperature), Hint("sample")
+        for place, (embedding, logits) in enumerate(zip(shallow[::2], shallow[1::2], strict=True), 1):
+            terms[f"classes {place}"] = (1 - self.soft_weight) * F.cross_entropy(logits.float(), batch.classes)
+            terms[f"soft {place}"] = self.soft_weight * soft(logits, output.detach())
+            terms[f"features {place}"] = self.feature_weight * distance(embedding, deepest.detach())
+        return terms
+
+
+def _classes(pairing: Pairing) -> int:
+    """Outputs of the student's last linear layer, or of the last 1x1 convolution that takes its place."""
+    layers = [m for m in pairing.student[-1].modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    last = layers[-1]
+    return last.out_features if isinstance(last, nn.Linear) else last.out_channels
+
+
+PRESETS = {"default": rich(BYOT), "paper": rich(BYOT)}

@@ -1,0 +1,65 @@
+"""Deep mutual learning (Zhang et al., CVPR 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netgraft.errors import RequestError
+from netgraft.hyperparameters import hyperparameter
+from netgraft.losses import SoftTargets
+from netgraft.methods.about import About
+from netgraft.methods.lesson import StudentTraining, rich
+from netgraft.methods.peers import Peers, reborn
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Phase, Plan
+
+
+@dataclass(frozen=True)
+class DML(StudentTraining):
+    """Peers learn from classes and from one another's outputs; the first is deployed."""
+
+    about: ClassVar = About(
+        "online", "logits", "1", "classes", "Zhang et al., CVPR 2018, arXiv 1706.00384", 2018, teacher=False
+    )
+
+    peers: int = hyperparameter(2, "how many students learn together")
+    mutual_weight: float = hyperparameter(1.0, "weight of the divergence from the other peers")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.peers < 2:
+            raise RequestError(f"peers must be at least 2, not {self.peers}")
+
+    def plan(self, pairing: Pairing) -> Plan:
+        """One phase in which all peers train; the others start at random."""
+        blocks = pairing.student.blocks()
+        front, mine = blocks[: pairing.inherited], nn.Sequential(*blocks[pairing.inherited :])
+        together = Peers([mine, *(reborn(mine) for _ in range(self.peers - 1))])
+        phase = Phase(
+            name=f"{self.peers} peers",
+            model=nn.Sequential(*front, together),
+            trainable=together,
+            objective=self._objective,
+            fit=self.fit(pairing, self.steps),
+            teacher=nn.Sequential(*pairing.teacher.blocks()),
+        )
+        return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*blocks))
+
+    def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
+        logits = batch.output.float().unbind(1)
+        divergence = SoftTargets(temperature=1.0)
+        hard = sum((F.cross_entropy(one, batch.classes) for one in logits), start=logits[0].new_zeros(()))
+        # each peer learns from the others as they are: no gradient goes to the one that teaches
+        mutual = sum(
+            (divergence(one, other.detach()) for one in logits for other in logits if other is not one),
+            start=logits[0].new_zeros(()),
+        )
+        return {"classes": hard, "mutual": self.mutual_weight / (self.peers - 1) * mutual}
+
+
+PRESETS = {"default": rich(DML), "paper": rich(DML)}

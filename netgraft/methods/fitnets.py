@@ -1,0 +1,61 @@
+"""FitNets (Romero et al., ICLR 2015)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from netgraft.connectors import Regressor
+from netgraft.hyperparameters import hyperparameter
+from netgraft.losses import Hint
+from netgraft.methods.about import About
+from netgraft.methods.kd import KD
+from netgraft.methods.lesson import Lesson, middle, rich
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Feature
+
+
+@dataclass(frozen=True)
+class FitNets(KD):
+    """First train the student up to its middle to predict the teacher's features there, then all of it by KD."""
+
+    about: ClassVar = About(
+        "offline", "features", "2: hint, then KD", "classes", "Romero et al., ICLR 2015, arXiv 1412.6550", 2015
+    )
+
+    hint_steps: int = hyperparameter(1000, "steps of the hint phase")
+    hint_reduction: str = hyperparameter(
+        "element", "mean over a sample's features, or the article's sum", choices=("element", "sample")
+    )
+
+    def lesson(self, pairing: Pairing) -> Lesson:
+        """KD, behind a hint phase in which neither network runs further than the middle."""
+        number = middle(pairing)
+        wide, narrow = pairing.widths[number]
+        regressor = Regressor(narrow, wide)
+        hint = self.phase(
+            pairing,
+            f"hint behind block {number + 1}",
+            self.hint_steps,
+            objective=self._hint,
+            until=number,
+            features=(Feature(number, regressor),),
+            connectors=(regressor,),
+        )
+        return Lesson(super().lesson(pairing).objective, before=(hint,))
+
+    def _hint(self, batch: Batch) -> Mapping[str, Tensor]:
+        assert batch.target is not None
+        [feature] = batch.features
+        return {"hint": Hint(self.hint_reduction)(feature, batch.target)}
+
+
+def paper() -> FitNets:
+    """The article's sum over a sample's features."""
+    return FitNets(hint_reduction="sample")
+
+
+PRESETS = {"default": rich(FitNets), "paper": rich(paper)}

@@ -1,0 +1,71 @@
+"""Flow of the solution procedure (Yim et al., CVPR 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+from torch import Tensor
+
+from netgraft.connectors import Projector
+from netgraft.errors import RequestError
+from netgraft.hyperparameters import hyperparameter
+from netgraft.losses import FlowOfSolution
+from netgraft.methods.about import About
+from netgraft.methods.kd import KD
+from netgraft.methods.lesson import Lesson, rich
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Feature
+
+
+@dataclass(frozen=True)
+class FSP(KD):
+    """First match how channels at a block's start and end go together, then KD.
+
+    The article assumes equal widths; where they differ, a bias-free 1x1 convolution brings the student's maps to the
+    teacher's width, and is discarded.
+    """
+
+    about: ClassVar = About("offline", "relations", "2: flows, then KD", "classes", "Yim et al., CVPR 2017", 2017)
+
+    fsp_steps: int = hyperparameter(1000, "steps of the flow phase")
+    fsp_reduction: str = hyperparameter(
+        "element", "mean over a flow matrix, or the article's sum", choices=("element", "sample")
+    )
+
+    def lesson(self, pairing: Pairing) -> Lesson:
+        """KD, behind a phase on flows alone."""
+        numbers = range(max(0, pairing.inherited - 1), len(pairing) - 1)
+        if len(numbers) < 2 or numbers[-1] < pairing.inherited:
+            raise RequestError(
+                "fsp needs a trained block between two cuts, there is none; take a deeper pair or add --inherit none"
+            )
+        features = []
+        for number in numbers:
+            wide, narrow = pairing.widths[number]
+            features.append(Feature(number, None if wide == narrow else Projector(narrow, wide)))
+        flows = self.phase(
+            pairing,
+            "flows",
+            self.fsp_steps,
+            objective=self._flows,
+            until=numbers[-1],
+            features=features,
+            teacher_features=[Feature(number) for number in numbers],
+            connectors=[feature.connector for feature in features if feature.connector is not None],
+        )
+        return Lesson(super().lesson(pairing).objective, before=(flows,))
+
+    def _flows(self, batch: Batch) -> Mapping[str, Tensor]:
+        mine, theirs = (list(pairwise(maps)) for maps in (batch.features, batch.teacher_features))
+        return {"flows": FlowOfSolution(self.fsp_reduction)(mine, theirs)}
+
+
+def paper() -> FSP:
+    """The article's sum over a flow matrix."""
+    return FSP(fsp_reduction="sample")
+
+
+PRESETS = {"default": rich(FSP), "paper": rich(paper)}

@@ -1,0 +1,75 @@
+"""Factor transfer (Kim, Park and Kwak, NeurIPS 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from netgraft.connectors import Paraphraser, Translator
+from netgraft.hyperparameters import hyperparameter
+from netgraft.losses import FactorTransfer, Hint
+from netgraft.methods.about import About
+from netgraft.methods.kd import KD
+from netgraft.methods.lesson import Lesson, ends, rich
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Feature, Phase
+
+
+@dataclass(frozen=True)
+class FT(KD):
+    """First compress the teacher's last maps to factors, then let a translator of the student's predict them."""
+
+    about: ClassVar = About(
+        "offline", "features", "2: paraphraser, then translator and KD", "classes", "Kim et al., NeurIPS 2018", 2018
+    )
+
+    ft_weight: float = hyperparameter(500.0, "weight of the factors' distance (beta)")
+    ft_rate: float = hyperparameter(0.5, "width of the factor, as a part of the teacher's (k)")
+    ft_reduction: str = hyperparameter(
+        "element",
+        "mean over a factor, as the authors' weight expects, or the article's sum",
+        choices=("element", "sample"),
+    )
+    paraphraser_steps: int = hyperparameter(500, "steps of the paraphraser's training")
+
+    def lesson(self, pairing: Pairing) -> Lesson:
+        """KD and factors, behind the training of the paraphraser on the teacher alone."""
+        number = ends(pairing)[-1]
+        wide, narrow = pairing.widths[number]
+        paraphraser = Paraphraser(wide, self.ft_rate)
+        front = pairing.teacher.blocks()[: number + 1]
+        first = Phase(
+            name="train the paraphraser",
+            model=nn.Sequential(*front, paraphraser),
+            trainable=paraphraser,
+            objective=_reconstruct,
+            fit=self.fit(pairing, self.paraphraser_steps),
+            teacher=nn.Sequential(*front),
+        )
+        translator = Translator(narrow, paraphraser.factor_channels)
+        return Lesson(
+            self._both,
+            features=(Feature(number, translator),),
+            teacher_features=(Feature(number, paraphraser.encoder),),
+            before=(first,),
+        )
+
+    def _both(self, batch: Batch) -> Mapping[str, Tensor]:
+        distance = FactorTransfer(self.ft_reduction)(batch.features[0], batch.teacher_features[0])
+        return {**self._objective(batch), "factors": self.ft_weight * distance}
+
+
+def _reconstruct(batch: Batch) -> Mapping[str, Tensor]:
+    assert batch.target is not None
+    return {"reconstruction": Hint("element")(batch.output, batch.target)}
+
+
+def paper() -> FT:
+    """The article's sum; a weight of one, for the sum is larger by the number of the factor's elements."""
+    return FT(ft_reduction="sample", ft_weight=1.0)
+
+
+PRESETS = {"default": rich(FT), "paper": rich(paper)}

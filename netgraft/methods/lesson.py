@@ -1,0 +1,163 @@
+"""What the baselines have in common: they train the student itself, on an objective of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor, nn
+
+from netgraft.errors import RequestError
+from netgraft.hyperparameters import hyperparameter
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Budget, Feature, Fit, Objective, Phase, Plan, Preset
+from netgraft.views import VIEW_POLICIES
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What the student is taught, apart from how long and how fast.
+
+    Attributes:
+        objective: Named terms, weighted; each a mean over the batch.
+        features: Of the student, numbered by its blocks.
+        teacher_features: Of the teacher.
+        differentiates_input: Whether the objective needs gradients with respect to what enters the trained blocks.
+        before: Phases that come first: of helpers, or of a part of the student.
+    """
+
+    objective: Objective
+    features: tuple[Feature, ...] = ()
+    teacher_features: tuple[Feature, ...] = ()
+    differentiates_input: bool = False
+    before: tuple[Phase, ...] = ()
+
+
+@dataclass(frozen=True)
+class StudentTraining:
+    """Train every block of the student that is not inherited; inherited ones stay frozen, as in every method."""
+
+    steps: int = hyperparameter(3000, "steps of the student's training")
+    batch_size: int = hyperparameter(64, "views a step")
+    lr: float = hyperparameter(1e-3, "peak rate")
+    schedule: str = hyperparameter("cosine", "of the rate in a phase", choices=("constant", "cosine", "one-cycle"))
+    optimizer: str = hyperparameter("adam", "adam, or sgd with Nesterov momentum 0.9", choices=("adam", "sgd"))
+    weight_decay: float = hyperparameter(0.0, "L2 penalty on convolutions and linear layers")
+    sliced_rate: float = hyperparameter(0.1, "factor on all rates where the student starts from slices of the teacher")
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.steps < 0 or self.weight_decay < 0:
+            raise RequestError(f"batch_size must be at least 1, steps and weight_decay at least 0, not {self}")
+        if not min(self.lr, self.sliced_rate) > 0:
+            raise RequestError(f"rates must be positive, not {self}")
+
+    def lesson(self, pairing: Pairing) -> Lesson:
+        """Say what the student is taught."""
+        raise NotImplementedError
+
+    def plan(self, pairing: Pairing) -> Plan:
+        """The lesson's own phases, then the student's training."""
+        lesson = self.lesson(pairing)
+        connectors = [feature.connector for feature in lesson.features if feature.connector is not None]
+        main = self.phase(
+            pairing,
+            "train the student",
+            self.steps,
+            objective=lesson.objective,
+            features=lesson.features,
+            teacher_features=lesson.teacher_features,
+            connectors=connectors,
+            differentiates_input=lesson.differentiates_input,
+        )
+        phases = tuple(phase for phase in (*lesson.before, main) if phase.fit.steps)
+        return Plan(str(self), phases, nn.Sequential(*pairing.student.blocks()))
+
+    def phase(
+        self,
+        pairing: Pairing,
+        name: str,
+        steps: int,
+        *,
+        objective: Objective,
+        until: int | None = None,
+        features: Sequence[Feature] = (),
+        teacher_features: Sequence[Feature] = (),
+        connectors: Sequence[nn.Module] = (),
+        differentiates_input: bool = False,
+    ) -> Phase:
+        """Make a phase that trains the student's blocks, with some connectors.
+
+        Args:
+            pairing: Teacher and student.
+            name: For people.
+            steps: How many.
+            objective: What is compared.
+            until: Number of the last block that student and teacher run; all by default.
+            features: Of the student.
+            teacher_features: Of the teacher.
+            connectors: Trained along with the student and then discarded.
+            differentiates_input: See :class:`netgraft.phases.Phase`.
+        """
+        stop = len(pairing) if until is None else until + 1
+        student, teacher = pairing.student.blocks()[:stop], pairing.teacher.blocks()[:stop]
+        return Phase(
+            name=name,
+            model=nn.Sequential(*student),
+            trainable=nn.ModuleList([*student[pairing.inherited :], *connectors]),
+            objective=objective,
+            fit=self.fit(pairing, steps),
+            teacher=nn.Sequential(*teacher),
+            features=tuple(features),
+            teacher_features=tuple(teacher_features),
+            differentiates_input=differentiates_input,
+        )
+
+    def fit(self, pairing: Pairing, steps: int) -> Fit:
+        """Return length and rate of a phase."""
+        return Fit(
+            steps=steps,
+            batch_size=self.batch_size,
+            lr=self.lr * (self.sliced_rate if pairing.init == "slice" else 1.0),
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+        )
+
+
+def ends(pairing: Pairing) -> range:
+    """Return the numbers of the trained blocks whose outputs have a counterpart at the teacher: all but the head.
+
+    Raises:
+        RequestError: The head alone is trained, so there is nothing in front of it to compare.
+    """
+    numbers = range(pairing.inherited, len(pairing) - 1)
+    if not numbers:
+        raise RequestError(
+            "all blocks but the head are inherited, so there are no features to compare; add --inherit none"
+        )
+    return numbers
+
+
+def middle(pairing: Pairing) -> int:
+    """Return the number of the middle one of the trained blocks in front of the head."""
+    numbers = ends(pairing)
+    return numbers[(len(numbers) - 1) // 2]
+
+
+M = TypeVar("M", bound=StudentTraining)
+
+
+def rich(method: Callable[[], M]) -> Callable[[Budget], Preset]:
+    """Make a preset of a method's defaults, with the same views as NetGraft's default."""
+
+    def preset(budget: Budget) -> Preset:
+        return Preset(method(), VIEW_POLICIES["rich"])
+
+    return preset
+
+
+def answers(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the logits of student and teacher."""
+    assert batch.target is not None, "a baseline with a teacher has its answers"
+    return batch.output, batch.target

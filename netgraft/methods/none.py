@@ -1,0 +1,54 @@
+"""The reference point without training: the student as it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from netgraft.errors import RequestError
+from netgraft.hyperparameters import hyperparameter
+from netgraft.methods.about import About
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Budget, Fit, Phase, Plan, Preset
+from netgraft.views import VIEW_POLICIES
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """The student as initialised, with its batch-norm statistics taken anew on the views."""
+
+    about: ClassVar = About("reference", "nothing", "1", "none", "-", 0, teacher=False)
+
+    steps: int = hyperparameter(100, "batches whose statistics are averaged")
+    batch_size: int = hyperparameter(64, "views a batch")
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.steps < 0:
+            raise RequestError(f"batch_size must be at least 1 and steps at least 0, not {self}")
+
+    def plan(self, pairing: Pairing) -> Plan:
+        """One phase in train mode with a rate of zero."""
+        student = pairing.student.blocks()
+        phase = Phase(
+            name="recalibrate batch norms",
+            model=nn.Sequential(*student),
+            trainable=nn.ModuleList(student[pairing.inherited :]),
+            objective=_nothing,
+            fit=Fit(steps=self.steps, batch_size=self.batch_size, lr=0.0, optimizer="sgd"),
+        )
+        return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*student))
+
+
+def _nothing(batch: Batch) -> Mapping[str, Tensor]:
+    return {"nothing": 0.0 * batch.output.float().sum()}
+
+
+def default(budget: Budget) -> Preset:
+    """The views of every other method, so that statistics are comparable."""
+    return Preset(Untrained(), VIEW_POLICIES["rich"])
+
+
+PRESETS = {"default": default}

@@ -1,0 +1,94 @@
+"""On-the-fly native ensemble (Lan, Zhu and Gong, NeurIPS 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netgraft.errors import RequestError
+from netgraft.hyperparameters import hyperparameter
+from netgraft.losses import SoftTargets
+from netgraft.methods.about import About
+from netgraft.methods.lesson import StudentTraining, ends, rich
+from netgraft.methods.peers import Peers, reborn
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Phase, Plan
+
+
+class Gate(nn.Sequential):
+    """Weights of the branches (B, branches), summing to one, from the shared maps (B, C, H, W)."""
+
+    def __init__(self, channels: int, branches: int) -> None:
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, branches), nn.BatchNorm1d(branches), nn.ReLU()
+        )
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """Weigh the branches."""
+        return super().forward(shared).float().softmax(1)
+
+
+class GatedEnsemble(nn.Module):
+    """Branches and their gated mean: maps (B, C, H, W) -> logits (B, branches + 1, K), the ensemble's last."""
+
+    def __init__(self, branches: Peers, gate: Gate) -> None:
+        super().__init__()
+        self.branches = branches
+        self.gate = gate
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """Ask all branches and weigh their answers."""
+        logits = self.branches(shared).float()
+        ensemble = (self.gate(shared)[:, :, None] * logits).sum(1, keepdim=True)
+        return torch.cat([logits, ensemble], dim=1)
+
+
+@dataclass(frozen=True)
+class ONE(StudentTraining):
+    """Branches on shared low blocks learn from classes and from their own gated ensemble; the first is deployed."""
+
+    about: ClassVar = About(
+        "online", "logits", "1", "classes", "Lan et al., NeurIPS 2018, arXiv 1806.04606", 2018, teacher=False
+    )
+
+    branches: int = hyperparameter(3, "how many branches")
+    temperature: float = hyperparameter(3.0, "what logits are divided by in front of the softmax")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.branches < 2:
+            raise RequestError(f"branches must be at least 2, not {self.branches}")
+
+    def plan(self, pairing: Pairing) -> Plan:
+        """One phase; the last stage in front of the head branches, together with the head."""
+        blocks = pairing.student.blocks()
+        border = max(ends(pairing)[-1], 1)
+        low, high = blocks[:border], nn.Sequential(*blocks[border:])
+        branches = Peers([high, *(reborn(high) for _ in range(self.branches - 1))])
+        ensemble = GatedEnsemble(branches, Gate(pairing.widths[border - 1][1], self.branches))
+        phase = Phase(
+            name=f"{self.branches} branches",
+            model=nn.Sequential(*low, ensemble),
+            trainable=nn.ModuleList([*low[pairing.inherited :], ensemble]),
+            objective=self._objective,
+            fit=self.fit(pairing, self.steps),
+            teacher=nn.Sequential(*pairing.teacher.blocks()),
+        )
+        return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*blocks))
+
+    def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
+        *branches, ensemble = batch.output.float().unbind(1)
+        soft, nothing = SoftTargets(self.temperature), ensemble.new_zeros(())
+        return {
+            "ensemble": F.cross_entropy(ensemble, batch.classes),
+            "branches": sum((F.cross_entropy(one, batch.classes) for one in branches), start=nothing),
+            "from the ensemble": sum((soft(one, ensemble.detach()) for one in branches), start=nothing),
+        }
+
+
+PRESETS = {"default": rich(ONE), "paper": rich(ONE)}

@@ -1,0 +1,31 @@
+"""Networks side by side, for methods in which students teach one another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Peers(nn.Module):
+    """Several networks on the same input: (B, ...) -> (B, peers, K)."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Ask every network."""
+        # a network may work in place on its input
+        return torch.stack([network(inputs.clone()) for network in self.networks], dim=1)
+
+
+def reborn(blocks: nn.Module) -> nn.Module:
+    """Copy blocks and start every layer of the copy at random, by the layer's own initialisation."""
+    fresh = copy.deepcopy(blocks)
+    for layer in fresh.modules():
+        if callable(reset := getattr(layer, "reset_parameters", None)):
+            reset()
+    return fresh

@@ -1,0 +1,50 @@
+"""Relational knowledge distillation (Park et al., CVPR 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from netgraft.hyperparameters import hyperparameter
+from netgraft.losses import RelationalAngle, RelationalDistance
+from netgraft.methods.about import About
+from netgraft.methods.kd import KD
+from netgraft.methods.lesson import Lesson, ends, rich
+from netgraft.pairing import Pairing
+from netgraft.phases import Batch, Feature
+
+
+class Embedding(nn.Sequential):
+    """Global average of maps (B, C, H, W) -> (B, C)."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@dataclass(frozen=True)
+class RKD(KD):
+    """Match distances and angles between a batch's embeddings, the averages of the last maps, beside KD."""
+
+    about: ClassVar = About("offline", "relations", "1", "classes", "Park et al., CVPR 2019, arXiv 1904.05068", 2019)
+
+    distance_weight: float = hyperparameter(25.0, "weight of the distances")
+    angle_weight: float = hyperparameter(50.0, "weight of the angles")
+
+    def lesson(self, pairing: Pairing) -> Lesson:
+        """KD and relations at the last block end."""
+        number = ends(pairing)[-1]
+        return Lesson(self._both, (Feature(number, Embedding()),), (Feature(number, Embedding()),))
+
+    def _both(self, batch: Batch) -> Mapping[str, Tensor]:
+        [mine], [theirs] = batch.features, batch.teacher_features
+        return {
+            **self._objective(batch),
+            "distances": self.distance_weight * RelationalDistance()(mine, theirs),
+            "angles": self.angle_weight * RelationalAngle()(mine, theirs),
+        }
+
+
+PRESETS = {"default": rich(RKD), "paper": rich(RKD)}
