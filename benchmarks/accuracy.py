@@ -1,9 +1,10 @@
-"""Few-shot accuracy on CIFAR-10 (JPEG) with the shared VGG16 teacher.
+"""Few-shot accuracy: digits with the bundled teacher, CIFAR-10 (JPEG) with the shared VGG16 teacher.
 
-    python -m benchmarks.accuracy            # every row below; finished ones are not computed again
-    python -m benchmarks.accuracy default-10 # some rows
+    python -m benchmarks.accuracy                          # every row below; finished ones are not computed again
+    python -m benchmarks.accuracy cifar10-jpeg             # one data set
+    python -m benchmarks.accuracy cifar10-jpeg/default-10  # one row
 
-One result file a row and subset, in benchmarks/results/cifar10-jpeg; benchmarks.table prints them.
+One result file a row and subset, in benchmarks/results; benchmarks.table prints them.
 """
 
 from __future__ import annotations
@@ -11,77 +12,111 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from netgraft.data import data_root
 from netgraft.jobs import DistillJob
-from netgraft.runner import Runner
+from netgraft.methods import METHODS
 
-RESULTS = Path(__file__).parent / "results" / "cifar10-jpeg"
+RESULTS = Path(__file__).parent / "results"
 TEACHER = "cifar_vgg16_bn"
 WEIGHTS = "cifar_vgg16_bn.cifar10-jpeg.safetensors"
+STUDENTS = {"cifar10-jpeg": "cifar_vgg16_bn_half", "digits": "digits_vgg7_bn_half"}
+
+BUDGET = 2900
+"""Steps of NetGraft's default on these pairs; every other method gets as many."""
+
+FIRST_PHASES = {"fitnets": "hint_steps", "ab": "ab_steps", "fsp": "fsp_steps", "ft": "paraphraser_steps"}
+"""Methods with a phase in front of the student's own training -> how its length is called."""
+
+FIRST_STEPS = 900
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the table: the same run on several subsets."""
 
+    data: str
     name: str
     shots: int
-    student: str = "cifar_vgg16_bn_half"
+    student: str = ""
+    method: str = "netgraft"
     preset: str = "default"
     init: str = "auto"
     seeds: Sequence[int] = (0, 1, 2)
-    settings: dict[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """Data set and name."""
+        return f"{self.data}/{self.name}"
 
 
+def equal_steps(method: str) -> dict[str, str]:
+    """Share the budget out among the phases of a method."""
+    if method in {"netgraft", "none"}:
+        return {}
+    if method in FIRST_PHASES:
+        return {FIRST_PHASES[method]: str(FIRST_STEPS), "steps": str(BUDGET - FIRST_STEPS)}
+    return {"steps": str(BUDGET)}
+
+
+def baselines(data: str, shots: int, init: str) -> Iterator[Row]:
+    """Every method on the same subsets, views, start and steps."""
+    for method in METHODS:
+        yield Row(data, f"{method}-{init}-{shots}", shots, method=method, init=init, settings=equal_steps(method))
+
+
+CIFAR = "cifar10-jpeg"
 ROWS = (
-    Row("default-10", 10),
-    Row("default-1", 1),
-    Row("random-10", 10, init="random"),
-    Row("reference-10", 10, preset="reference", init="random"),
-    Row("reference-1", 1, preset="reference", init="random"),
+    Row(CIFAR, "default-10", 10),
+    Row(CIFAR, "default-1", 1),
+    Row(CIFAR, "random-10", 10, init="random"),
+    Row(CIFAR, "reference-10", 10, preset="reference", init="random"),
+    Row(CIFAR, "reference-1", 1, preset="reference", init="random"),
     # nothing in common with the teacher; fewer steps than the default, which would take a quarter of an hour
-    Row("mobilenetv2-10", 10, student="cifar_mobilenetv2", seeds=(0,), settings={"join_steps": "300"}),
+    Row(CIFAR, "mobilenetv2-10", 10, "cifar_mobilenetv2", seeds=(0,), settings={"join_steps": "300"}),
+    *baselines("digits", 10, "slice"),
+    *baselines("digits", 10, "random"),
 )
 
 
 def run(row: Row, seed: int) -> None:
     """Compute one cell, unless its file is there."""
-    path = RESULTS / f"{row.name}-seed{seed}.json"
+    path = RESULTS / f"{row.path}-seed{seed}.json"
     if path.exists():
         return
     with tempfile.TemporaryDirectory() as folder:
         job = DistillJob(
-            data="cifar10-jpeg",
-            teacher=TEACHER,
-            teacher_weights=data_root() / WEIGHTS,
-            student=row.student,
+            data=row.data,
+            teacher=TEACHER if row.data == CIFAR else None,
+            teacher_weights=data_root() / WEIGHTS if row.data == CIFAR else None,
+            student=row.student or STUDENTS[row.data],
             shots=row.shots,
+            method=row.method,
             preset=row.preset,
             init=row.init,
             settings=row.settings,
             seed=seed,
             out=Path(folder) / "run",
-            runner=Runner(precision="bf16-mixed"),
         )
         result = job.run()
     # where it was computed says nothing to a reader
     result.pop("run_folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{row.name} seed {seed}: student {result['student_top1']}, gap {result['gap']}", flush=True)
+    print(f"{row.path} seed {seed}: student {result['student_top1']}, gap {result['gap']}", flush=True)
 
 
 def main(names: Sequence[str]) -> None:
-    """Run the named rows, or all of them."""
-    unknown = set(names) - {row.name for row in ROWS}
+    """Run the named rows or data sets, or all of them."""
+    unknown = [name for name in names if not any(name in {row.data, row.path} for row in ROWS)]
     if unknown:
-        sys.exit(f"no row {', '.join(sorted(unknown))}; choose from {', '.join(row.name for row in ROWS)}")
+        sys.exit(f"no row {', '.join(unknown)}; choose from {', '.join(row.path for row in ROWS)}")
     for row in ROWS:
-        if not names or row.name in names:
+        if not names or {row.data, row.path} & set(names):
             for seed in row.seeds:
                 run(row, seed)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 HEADER = (
-    "| student | shots | preset | initialisation | views | gap to the teacher | top-1 | agreement | steps | n |\n"
-    "|---|---|---|---|---|---|---|---|---|---|"
+    "| student | shots | method | preset | start | views | gap to the teacher | top-1 | agreement | steps | n |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -29,7 +29,7 @@ def line(results: Sequence[Mapping[str, Any]]) -> str:
     """One row of the table."""
     first = results[0]
     return (
-        f"| {first['student']} | {first['shots']} | {first['preset']} | {first['init']} | "
+        f"| {first['student']} | {first['shots']} | {first['method']} | {first['preset']} | {first['init']} | "
         f"{first['views'].split(':')[0]} | {mean_and_sd([r['gap'] for r in results])} | "
         f"{mean_and_sd([r['student_top1'] for r in results])} | {mean_and_sd([r['agreement'] for r in results])} | "
         f"{first['steps']} | {len(results)} |"

@@ -1,0 +1,24 @@
+"""Run the named benchmarks, or all: ``python -m benchmarks.speed [NAME ...]``."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.speed import evaluation, growth, limit, methods, published, startup
+
+BENCHMARKS = {
+    "published": published.main,
+    "limit": limit.main,
+    "methods": methods.main,
+    "growth": growth.main,
+    "startup": startup.main,
+    "evaluation": evaluation.main,
+}
+
+if __name__ == "__main__":
+    names = [argument for argument in sys.argv[1:] if not argument.startswith("--")] or list(BENCHMARKS)
+    for name in names:
+        if name not in BENCHMARKS:
+            sys.exit(f"no benchmark {name}; choose from {', '.join(BENCHMARKS)}")
+        print(name, flush=True)
+        BENCHMARKS[name]()

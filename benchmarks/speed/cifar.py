@@ -1,0 +1,62 @@
+"""The published task: CIFAR-10, VGG16 to its half, a few images a class."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+from torch import nn
+
+from netgraft.api import Distillation, prepare
+from netgraft.data import DataSource, data_root, open_data
+from netgraft.methods import choose
+from netgraft.models import build_student, load_teacher
+from netgraft.phases import Budget
+from netgraft.runner import Runner
+from netgraft.subsets import FewShotSubset
+from netgraft.views import ViewPolicy
+
+TEACHER = "cifar_vgg16_bn"
+WEIGHTS = "cifar_vgg16_bn.cifar10-jpeg.safetensors"
+
+
+@cache
+def source() -> DataSource:
+    """CIFAR-10 as JPEG."""
+    return open_data("cifar10-jpeg")
+
+
+@cache
+def _teacher() -> nn.Module:
+    return load_teacher(TEACHER, weights=data_root() / WEIGHTS)
+
+
+def teacher() -> nn.Module:
+    """Return the shared teacher, a fresh copy."""
+    return copy.deepcopy(_teacher())
+
+
+def task(
+    *,
+    shots: int = 10,
+    method: str = "netgraft",
+    preset: str = "reference",
+    settings: dict[str, str] | None = None,
+    views: ViewPolicy | None = None,
+    runner: Runner | None = None,
+) -> Distillation:
+    """Prepare the task; the student starts at random, as in the published code."""
+    images = source().train
+    assert images.labels is not None
+    subset = FewShotSubset.draw(images.labels, shots=shots, seed=0, dataset=source().name)
+    stock = teacher()
+    chosen = choose(method, preset, Budget(len(subset.indices), 10), settings)
+    return prepare(
+        stock,
+        build_student("cifar_vgg16_bn_half", teacher=stock, seed=0),
+        images.load_many(subset.indices),
+        method=chosen.method,
+        views=views or chosen.views,
+        init="random",
+        runner=runner or Runner(),
+    )
