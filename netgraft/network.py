@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.caching import Frozen, frozen_prefix
+from netgraft.errors import RequestError
 from netgraft.freezing import overlap
 from netgraft.phases import Batch, Feature, Phase
 
@@ -119,5 +120,11 @@ class Network(nn.Module):
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
-    """Return the sum of a loss's terms, in float32."""
+    """Return the sum of a loss's terms, in float32.
+
+    Raises:
+        RequestError: There are none.
+    """
+    if not terms:
+        raise RequestError("every term of the loss has weight 0, so there is nothing to learn; set one of the weights")
     return torch.stack([value.float() for value in terms.values()]).sum()

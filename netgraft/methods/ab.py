@@ -59,4 +59,9 @@ class AB(KD):
         }
 
 
-PRESETS = {"default": rich(AB), "paper": rich(AB)}
+def repdistiller() -> AB:
+    """RepDistiller's: classes behind the boundary phase."""
+    return AB(kd_weight=0.0, ce_weight=1.0)
+
+
+PRESETS = {"default": rich(AB), "paper": rich(AB), "repdistiller": rich(repdistiller)}

@@ -30,6 +30,7 @@ class FitNets(KD):
     hint_reduction: str = hyperparameter(
         "element", "mean over a sample's features, or the article's sum", choices=("element", "sample")
     )
+    hint_weight: float = hyperparameter(0.0, "weight of the hint in the student's training, behind its own phase")
 
     def lesson(self, pairing: Pairing) -> Lesson:
         """KD, behind a hint phase in which neither network runs further than the middle."""
@@ -45,7 +46,13 @@ class FitNets(KD):
             features=(Feature(number, regressor),),
             connectors=(regressor,),
         )
-        return Lesson(super().lesson(pairing).objective, before=(hint,))
+        if not self.hint_weight:
+            return Lesson(self._objective, before=(hint,))
+        return Lesson(self._both, hint.features, (Feature(number),), before=(hint,))
+
+    def _both(self, batch: Batch) -> Mapping[str, Tensor]:
+        hint = Hint(self.hint_reduction)(batch.features[0], batch.teacher_features[0])
+        return {**self._objective(batch), "hint": self.hint_weight * hint}
 
     def _hint(self, batch: Batch) -> Mapping[str, Tensor]:
         assert batch.target is not None
@@ -58,4 +65,9 @@ def paper() -> FitNets:
     return FitNets(hint_reduction="sample")
 
 
-PRESETS = {"default": rich(FitNets), "paper": rich(paper)}
+def repdistiller() -> FitNets:
+    """RepDistiller's: the hint as a term of weight 100 beside the classes, in one phase."""
+    return FitNets(hint_steps=0, hint_weight=100.0, kd_weight=0.0, ce_weight=1.0)
+
+
+PRESETS = {"default": rich(FitNets), "paper": rich(paper), "repdistiller": rich(repdistiller)}

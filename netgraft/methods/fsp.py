@@ -68,4 +68,9 @@ def paper() -> FSP:
     return FSP(fsp_reduction="sample")
 
 
-PRESETS = {"default": rich(FSP), "paper": rich(paper)}
+def repdistiller() -> FSP:
+    """RepDistiller's: classes behind the flow phase."""
+    return FSP(kd_weight=0.0, ce_weight=1.0)
+
+
+PRESETS = {"default": rich(FSP), "paper": rich(paper), "repdistiller": rich(repdistiller)}

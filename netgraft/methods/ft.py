@@ -72,4 +72,9 @@ def paper() -> FT:
     return FT(ft_reduction="sample", ft_weight=1.0)
 
 
-PRESETS = {"default": rich(FT), "paper": rich(paper)}
+def repdistiller() -> FT:
+    """RepDistiller's: means with weight 200 beside the classes."""
+    return FT(ft_weight=200.0, kd_weight=0.0, ce_weight=1.0)
+
+
+PRESETS = {"default": rich(FT), "paper": rich(paper), "repdistiller": rich(repdistiller)}

@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
+from netgraft.errors import RequestError
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import SoftTargets
 from netgraft.methods.about import About
@@ -24,19 +25,27 @@ class KD(StudentTraining):
     about: ClassVar = About("offline", "logits", "1", "classes", "Hinton et al., arXiv 1503.02531", 2015)
 
     temperature: float = hyperparameter(4.0, "what logits are divided by in front of the softmax")
-    kd_weight: float = hyperparameter(0.9, "weight of the soft targets; 1 on the unlabeled track")
-    ce_weight: float = hyperparameter(0.1, "weight of the labels' cross-entropy; 0 on the unlabeled track")
+    kd_weight: float = hyperparameter(0.9, "weight of the soft targets on the labeled track; 1 on the other, unless 0")
+    ce_weight: float = hyperparameter(0.1, "weight of the cross-entropy on labels, or on answers if kd_weight is 0")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.kd_weight, self.ce_weight) < 0 or not self.temperature > 0:
+            raise RequestError(f"weights can't be negative, and temperature must be positive, not {self}")
 
     def lesson(self, pairing: Pairing) -> Lesson:
         """Soft targets, and labels where there are any."""
         return Lesson(self._objective)
 
     def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
-        soft = SoftTargets(self.temperature)(*answers(batch))
-        if batch.labels is None:
-            return {"kd": soft}
-        hard = F.cross_entropy(batch.output.float(), batch.labels)
-        return {"kd": self.kd_weight * soft, "labels": self.ce_weight * hard}
+        terms = {}
+        if self.kd_weight:
+            weight = 1.0 if batch.labels is None else self.kd_weight
+            terms["kd"] = weight * SoftTargets(self.temperature)(*answers(batch))
+        # the teacher's arg-max adds nothing to its soft targets, but stands in where there are none
+        if self.ce_weight and (batch.labels is not None or not self.kd_weight):
+            terms["classes"] = self.ce_weight * F.cross_entropy(batch.output.float(), batch.classes)
+        return terms
 
 
 PRESETS = {"default": rich(KD), "paper": rich(KD)}

@@ -40,4 +40,9 @@ class NST(KD):
         return {**self._objective(batch), "selectivity": self.nst_weight * discrepancy}
 
 
-PRESETS = {"default": rich(NST), "paper": rich(NST)}
+def repdistiller() -> NST:
+    """RepDistiller's: weight 50 beside the classes."""
+    return NST(nst_weight=50.0, kd_weight=0.0, ce_weight=1.0)
+
+
+PRESETS = {"default": rich(NST), "paper": rich(NST), "repdistiller": rich(repdistiller)}

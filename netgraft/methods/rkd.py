@@ -47,4 +47,9 @@ class RKD(KD):
         }
 
 
-PRESETS = {"default": rich(RKD), "paper": rich(RKD)}
+def repdistiller() -> RKD:
+    """RepDistiller's: the article's weights beside the classes."""
+    return RKD(kd_weight=0.0, ce_weight=1.0)
+
+
+PRESETS = {"default": rich(RKD), "paper": rich(RKD), "repdistiller": rich(repdistiller)}
