@@ -84,8 +84,12 @@ def _story(result: Mapping[str, Any]) -> list[str]:
         f"blocks: {result['inherited_blocks']} of {result['blocks']} inherited from the teacher; "
         f"initialisation of the others: {result['init']}"
     )
-    folded = ", ".join(result["folded_into"])
-    lines.append(f"adapters folded into {folded}" if folded else "adapters folded: none")
+    lines.append(f"method: {result['method']}, labels: {result['labels']}")
+    if "ensemble_top1" in result:
+        size = count(result["ensemble_parameters"])
+        lines.append(f"the ensemble it was trained in: top-1 {result['ensemble_top1']:.2f} %, {size} parameters")
+    if result["folded_into"]:
+        lines.append(f"adapters folded into {', '.join(result['folded_into'])}")
     kept: Mapping[str, str] = result["kept_adapters"]
     if kept:
         reasons = "; ".join(dict.fromkeys(kept.values()))
@@ -98,7 +102,8 @@ def _story(result: Mapping[str, Any]) -> list[str]:
         f"views: {result['views']}",
         f"subset: {result['data']}, {drawn}{result['images']} images, seed {result['subset_seed']}, "
         f"digest {result['subset'][:12]}",
-        f"training: {count(result['steps'])} steps, {result['train_seconds']:.1f} s",
+        f"training: {count(result['steps'])} steps, {result['train_seconds']:.1f} s in precision "
+        f"{result['computed_in']}, of which {result['frozen_seconds']:.1f} s for what is frozen",
         f"run folder: {result['run_folder']}",
         "load the student in Python:",
         *_loading(f"{result['run_folder']}/student", plain=result["opens_with_timm"]),

@@ -55,10 +55,11 @@ def compare(
     test: ImageSet | None,
     data_config: Mapping[str, Any],
     reporter: Reporter,
+    ensemble: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Teacher and student side by side: accuracy in percent, sizes, milliseconds a batch.
 
-    Accuracies are None without labelled test images.
+    Accuracies are None without labelled test images. Of an ensemble, accuracy and size alone.
     """
     size = tuple(data_config["input_size"])
     row: dict[str, Any] = {"teacher_top1": None, "student_top1": None, "gap": None, "agreement": None}
@@ -70,6 +71,10 @@ def compare(
         row["gap"] = round(row["teacher_top1"] - row["student_top1"], 4)
         row["agreement"] = round(agreement(mine, theirs), 4)
         row["test_images"] = len(test)
+        if ensemble is not None:
+            common, _ = answers(ensemble, test, data_config, reporter, "evaluating the ensemble")
+            row["ensemble_top1"] = round(top1(common, labels), 4)
+            row["ensemble_parameters"] = parameters(ensemble)
     for prefix, model in (("teacher_", teacher), ("", student)):
         row[f"{prefix}parameters"] = parameters(model)
         row[f"{prefix}macs"] = macs(model, size)

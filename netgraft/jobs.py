@@ -160,7 +160,7 @@ class DistillJob:
             return {
                 **config,
                 **_describe(distilled),
-                **compare(teacher, distilled.student, test, distilled.data_config, reporter),
+                **compare(teacher, distilled.student, test, distilled.data_config, reporter, distilled.plan.ensemble),
                 "subset_seed": subset.seed,
                 "shots": subset.shots,
                 "images": len(subset.indices),

@@ -147,11 +147,14 @@ class Plan:
         method: The method with its hyper-parameters.
         phases: In order.
         student: What is deployed at the end, adapters included: the layers that follow one another.
+        ensemble: Networks trained on the way whose common answer, (B, C, H, W) -> (B, K), is worth reporting; larger
+            than the student, and not deployed.
     """
 
     method: str
     phases: tuple[Phase, ...]
     student: nn.Sequential
+    ensemble: nn.Module | None = None
 
     @property
     def steps(self) -> int:

@@ -15,6 +15,7 @@ from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import SoftTargets
 from netgraft.methods.about import About
 from netgraft.methods.lesson import StudentTraining, answers, rich
+from netgraft.methods.peers import MeanAnswer
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Phase, Plan
 
@@ -24,7 +25,7 @@ class BAN(StudentTraining):
     """Generations of the student, each a fresh one taught by the last; the first by the teacher; the last is deployed.
 
     The article's generations have the teacher's architecture; here they have the student's, and all start alike.
-    ``steps`` are shared out among the generations.
+    ``steps`` are shared out among the generations. The accuracy of their ensemble is reported as well.
     """
 
     about: ClassVar = About(
@@ -61,7 +62,8 @@ class BAN(StudentTraining):
                 )
             )
             teacher = model
-        return Plan(str(self), tuple(p for p in phases if p.fit.steps), nn.Sequential(*blocks))
+        together = MeanAnswer([phase.model for phase in phases])
+        return Plan(str(self), tuple(p for p in phases if p.fit.steps), nn.Sequential(*blocks), together)
 
     def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
         soft = SoftTargets(self.temperature)(*answers(batch))

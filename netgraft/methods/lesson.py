@@ -154,6 +154,8 @@ def rich(method: Callable[[], M]) -> Callable[[Budget], Preset]:
     def preset(budget: Budget) -> Preset:
         return Preset(method(), VIEW_POLICIES["rich"])
 
+    own = "The options' defaults, which are the article's where it names them."
+    preset.__doc__ = own if isinstance(method, type) else method.__doc__
     return preset
 
 

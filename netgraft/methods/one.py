@@ -15,7 +15,7 @@ from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import SoftTargets
 from netgraft.methods.about import About
 from netgraft.methods.lesson import StudentTraining, ends, rich
-from netgraft.methods.peers import Peers, reborn
+from netgraft.methods.peers import LastAnswer, Peers, reborn
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Phase, Plan
 
@@ -50,7 +50,10 @@ class GatedEnsemble(nn.Module):
 
 @dataclass(frozen=True)
 class ONE(StudentTraining):
-    """Branches on shared low blocks learn from classes and from their own gated ensemble; the first is deployed."""
+    """Branches on shared low blocks learn from classes and from their own gated ensemble; the first is deployed.
+
+    The accuracy of the ensemble is reported as well.
+    """
 
     about: ClassVar = About(
         "online", "logits", "1", "classes", "Lan et al., NeurIPS 2018, arXiv 1806.04606", 2018, teacher=False
@@ -79,7 +82,8 @@ class ONE(StudentTraining):
             fit=self.fit(pairing, self.steps),
             teacher=nn.Sequential(*pairing.teacher.blocks()),
         )
-        return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*blocks))
+        together = nn.Sequential(*phase.model, LastAnswer())
+        return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*blocks), together)
 
     def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
         *branches, ensemble = batch.output.float().unbind(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +21,27 @@ class Peers(nn.Module):
         """Ask every network."""
         # a network may work in place on its input
         return torch.stack([network(inputs.clone()) for network in self.networks], dim=1)
+
+
+class MeanAnswer(nn.Module):
+    """Several classifiers' mean probabilities, as logits: (B, ...) -> (B, K)."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.peers = Peers(networks)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Average in float32."""
+        logits = self.peers(inputs).float()
+        return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
+
+
+class LastAnswer(nn.Module):
+    """The last of several answers: (B, answers, K) -> (B, K)."""
+
+    def forward(self, answers: Tensor) -> Tensor:
+        """Select it."""
+        return answers[:, -1]
 
 
 def reborn(blocks: nn.Module) -> nn.Module:
