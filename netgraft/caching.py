@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.freezing import overlap
-from netgraft.memory import Place, gib
+from netgraft.memory import Place, amount
 from netgraft.reporting import Reporter
 
 Frozen = tuple[nn.Module, ...]
@@ -82,6 +82,8 @@ class _Kept:
     place: Place
     filled: list[bool]
     """Of each chunk of rows."""
+    exact: bool
+    """Whether nothing was rounded off in keeping it."""
 
     def has(self, chunk: int | None) -> bool:
         return chunk is not None and self.filled[chunk]
@@ -115,6 +117,7 @@ class FrozenOutputs:
     seconds: float = 0.0
     _kept: dict[Frozen, _Kept] = field(default_factory=dict)
     _noted: set[Frozen] = field(default_factory=set)
+    _said: bool = False
 
     def keep(self, wanted: Sequence[Frozen], reporter: Reporter) -> None:
         """Make room for ``wanted``, the most urgent first, and free everything else."""
@@ -126,6 +129,7 @@ class FrozenOutputs:
             samples = self._compute(self.order.numbers[:1], missing)
             for prefix in missing:
                 self._make_room(prefix, samples[prefix], reporter)
+            self._say(missing, reporter)
 
     def rows(self, wanted: Sequence[Frozen], indices: Tensor) -> list[Tensor]:
         """Return the outputs of each of ``wanted`` for some views, (B, ...)."""
@@ -174,7 +178,7 @@ class FrozenOutputs:
             taken = sum(kept.values.nbytes for kept in self._kept.values() if kept.place is place)
             values = place.allocate(shape, dtype, taken)
             if values is not None:
-                self._kept[prefix] = _Kept(values, place, [False] * -(-count // self._chunk))
+                self._kept[prefix] = _Kept(values, place, [False] * -(-count // self._chunk), sample.dtype == dtype)
                 where = f"kept in {place}"
                 break
         else:
@@ -182,9 +186,18 @@ class FrozenOutputs:
         first_choice = prefix in self._kept and self._kept[prefix].place is self.places[0]
         if not first_choice and prefix not in self._noted:
             self._noted.add(prefix)
-            what = f"the output of {len(prefix)} frozen blocks" if prefix else "views"
-            size = gib(count * sample.numel() * dtype.itemsize)
+            blocks = "block" if len(prefix) == 1 else "blocks"
+            what = f"the output of {len(prefix)} frozen {blocks}" if prefix else "views"
+            size = amount(count * sample.numel() * dtype.itemsize)
             reporter.note(f"{what} ({size}): {where}; --cache-memory gives more memory")
+
+    def _say(self, wanted: Sequence[Frozen], reporter: Reporter) -> None:
+        """Say, the first time, what lies where it is best."""
+        best = [self._kept[prefix] for prefix in wanted if prefix in self._kept and prefix not in self._noted]
+        if best and not self._said:
+            self._said = True
+            size = amount(sum(kept.values.nbytes for kept in best))
+            reporter.note(f"outputs of frozen blocks for {len(self.order.numbers):,} views ({size}): {self.places[0]}")
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -197,7 +210,7 @@ class FrozenOutputs:
         done = {
             prefix: kept.values[self._span(chunk)].to(self.device)
             for prefix, kept in self._kept.items()
-            if chunk is not None and kept.has(chunk) and any(_begins(prefix, other) for other in wanted)
+            if kept.exact and chunk is not None and kept.has(chunk) and any(_begins(prefix, p) for p in wanted)
         }
         if not all(any(_begins(start, prefix) for start in done) for prefix in wanted):
             images = self.views.batch(indices).to(self.device, non_blocking=True)

@@ -27,7 +27,9 @@ def independent_groups(phases: Sequence[Phase]) -> Iterator[range]:
 
 def _sees(phase: Phase, other: Phase) -> bool:
     """Whether what ``phase`` runs or trains has a part that ``other`` trains."""
-    parts = [phase.model, phase.trainable, *([] if phase.teacher is None else [phase.teacher])]
+    features = [*phase.features, *phase.teacher_features]
+    connectors = [feature.connector for feature in features if feature.connector is not None]
+    parts = [phase.model, phase.trainable, *connectors, *([] if phase.teacher is None else [phase.teacher])]
     return overlap(nn.ModuleList(parts), other.trainable)
 
 

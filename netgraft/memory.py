@@ -74,7 +74,7 @@ class Memory:
 
     def __str__(self) -> str:
         where = "memory" if self.device.type == "cpu" else f"the memory of {self.device}"
-        return f"{where} (up to {gib(self.limit)})"
+        return f"{where} (up to {amount(self.limit)})"
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,17 @@ def places(device: torch.device, limit: int | None, folder: Path | None, sharing
         sharing: Processes that share main memory, each of which takes its part of the default.
     """
     devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
-    found: list[Place] = [
-        Memory(where, int(SHARE * free_memory(where) / sharing) if limit is None else limit) for where in devices
-    ]
+
+    def bound(where: torch.device) -> int:
+        return int(SHARE * free_memory(where)) // (sharing if where.type == "cpu" else 1) if limit is None else limit
+
+    found: list[Place] = [Memory(where, bound(where)) for where in devices]
     return [*found, Disk(folder)] if folder is not None else found
 
 
-def gib(count: int) -> str:
+def amount(count: int) -> str:
     """Say a number of bytes."""
-    return f"{count / 2**30:.2g} GiB"
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
 
 
 def _bytes(shape: Sequence[int], dtype: torch.dtype) -> int:

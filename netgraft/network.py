@@ -28,7 +28,13 @@ class Reading:
 
     @classmethod
     def of(cls, phase: Phase) -> Reading:
-        """Find what is frozen in a phase: leading blocks that share nothing with its trainable part."""
+        """Find what is frozen in a phase: leading blocks that share nothing with its trainable part.
+
+        Raises:
+            ValueError: The phase trains a part of its own teacher, whose answers would change meanwhile.
+        """
+        if phase.teacher is not None and overlap(phase.teacher, phase.trainable):
+            raise ValueError(f"phase {phase.name!r} trains a part of its teacher; give it a copy to learn from")
         prefix, _ = frozen_prefix(phase.model, phase.trainable)
         teacher = tuple(phase.teacher) if phase.teacher is not None else None
         inside = sorted({feature.block for feature in phase.features if feature.block < len(prefix)})

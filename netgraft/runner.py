@@ -148,7 +148,9 @@ class _Execution:
         self.path = self.folder / f"checkpoint{suffix}.pt" if self.folder else None
         self.log = MetricsLog(self.folder / f"metrics{suffix}.jsonl") if self.folder else None
         phases = self.plan.phases
-        everything = [m for p in phases for m in (p.model, p.teacher, p.trainable) if m is not None]
+        connectors = [feature.connector for p in phases for feature in (*p.features, *p.teacher_features)]
+        parts = [*connectors, *(m for p in phases for m in (p.model, p.teacher, p.trainable))]
+        everything = [part for part in parts if part is not None]
         # the deployed student too, whose inherited blocks no phase runs
         self.modules = nn.ModuleList([*everything, self.plan.student]).to(self.fabric.device)
         self.trainables = nn.ModuleList(phase.trainable for phase in self.plan.phases)

@@ -217,8 +217,29 @@ def test_what_is_kept_is_the_start_of_a_longer_prefix() -> None:
         outputs.rows([short, long], batch)
     assert [block.views for block in chain] == [COUNT + 2 * FIRST_LOOK] * 2 + [COUNT + FIRST_LOOK] * 2
     assert len(views.rendered) == COUNT + 2 * FIRST_LOOK
+    values = one(outputs, long, SOME)
+    # nor does it run again where something else needs the views
+    other = (Counting(nn.Flatten()),)
+    longer = (*short, Counting(nn.Flatten()))
+    outputs.keep([short, other, longer], Notebook())
+    for batch in every_view():
+        outputs.rows([other, longer], batch)
+    assert chain[1].views == COUNT + 3 * FIRST_LOOK
+    assert len(views.rendered) == 2 * COUNT + 3 * FIRST_LOOK
     alone.keep([long], Notebook())
-    assert torch.equal(one(outputs, long, SOME), one(alone, long, SOME))
+    assert torch.equal(values, one(alone, long, SOME))
+
+
+def test_nothing_goes_on_from_what_was_rounded_in_keeping() -> None:
+    chain = blocks()
+    first, second = tuple(chain[:1]), tuple(chain[:3])
+    # these blocks answer in float32, and maps are kept in bfloat16
+    through, fresh = (cache(Pictures(), dtype=torch.bfloat16) for _ in range(2))
+    through.keep([first], Notebook())
+    through.rows([first], ORDER)
+    through.keep([first, second], Notebook())
+    fresh.keep([second], Notebook())
+    assert torch.equal(through.rows([second], ORDER)[0], fresh.rows([second], ORDER)[0])
 
 
 def test_a_half_filled_start_is_used_as_far_as_it_goes() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_cache import COUNT, SOME, Pictures, blocks, cache, every_view, memory, one
+from small_cache import COUNT, PLENTY, SOME, Pictures, blocks, cache, every_view, memory, one
 from small_run import Notebook
 from torch import Tensor, nn
 
@@ -33,7 +33,15 @@ def test_the_most_urgent_is_kept_first(limit: int, kept: str) -> None:
     outputs.keep([logits, maps], notebook)
     served = [name for name, prefix in (("L", logits), ("M", maps)) if not renders(outputs, views, prefix)]
     assert "".join(served) == kept
-    assert len(notebook.notes) == 2 - len(kept)
+    assert sum("computed again" in note for note in notebook.notes) == 2 - len(kept)
+
+
+def test_each_place_is_filled_up_for_itself() -> None:
+    views, chain = Pictures(), blocks()
+    maps, logits = tuple(chain[:1]), tuple(chain)
+    outputs = cache(views, places=[memory(LOGITS), memory(MAP)])
+    outputs.keep([logits, maps], Notebook())
+    assert [renders(outputs, views, prefix) for prefix in (logits, maps)] == [False, False]
 
 
 def test_keep_frees_the_rest_and_only_the_rest() -> None:
@@ -50,7 +58,7 @@ def test_keep_frees_the_rest_and_only_the_rest() -> None:
     other = (nn.BatchNorm2d(3).eval(), *chain[:1])
     outputs.keep([last, other], notebook)
     assert not renders(outputs, views, other)  # where the first was
-    assert notebook.notes == []
+    assert not any("computed again" in note for note in notebook.notes)
 
 
 class Full:
@@ -71,26 +79,40 @@ def test_from_memory_to_disk_to_computing_again(tmp_path: Path) -> None:
     outputs, notebook = cache(views, places=[room, disk]), Notebook()
     outputs.keep(wanted, notebook)
     assert [renders(outputs, views, prefix) for prefix in wanted] == [False] * 4
-    map_gib, views_gib = MAP / 2**30, COUNT * 3 * 36 * 4 / 2**30
-    size = f"{MAP // 4 / 2**30:.2g} GiB"
+    map_mib, views_mib = MAP / 2**20, COUNT * 3 * 36 * 4 / 2**20
+    size = f"{MAP // 4 / 2**20:.3g} MiB"
     ending = f"kept in memory-mapped files in {tmp_path}; --cache-memory gives more memory"
     assert notebook.notes == [
-        f"the output of 1 frozen blocks ({map_gib:.2g} GiB): {ending}",
+        f"the output of 1 frozen block ({map_mib:.3g} MiB): {ending}",
         f"the output of 2 frozen blocks ({size}): {ending}",
-        f"views ({views_gib:.2g} GiB): {ending}",
+        f"views ({views_mib:.3g} MiB): {ending}",
+        f"outputs of frozen blocks for {COUNT} views ({LOGITS / 2**20:.3g} MiB): {room}",
     ]
     notebook.notes.clear()
     outputs.keep([], notebook)
     outputs.keep(wanted, notebook)  # is said once
     assert notebook.notes == []
 
-    outputs = cache(views, places=[room, Full()])
-    outputs.keep(wanted[:2], notebook)
-    assert [renders(outputs, views, prefix) for prefix in wanted[:2]] == [False, True]
+    outputs = cache(views, places=[Full(), Full()])
+    outputs.keep([first, ()], notebook)
+    assert [renders(outputs, views, prefix) for prefix in (first, ())] == [True, True]
+    nowhere = "computed again at every step: there is no room in a full cupboard, nor in a full cupboard"
     assert notebook.notes == [
-        f"the output of 1 frozen blocks ({map_gib:.2g} GiB): computed again at every step: there is no room in "
-        f"{room}, nor in a full cupboard; --cache-memory gives more memory"
+        f"the output of 1 frozen block ({map_mib:.3g} MiB): {nowhere}; --cache-memory gives more memory",
+        f"views ({views_mib:.3g} MiB): {nowhere}; --cache-memory gives more memory",
     ]
+
+
+def test_what_lies_where_it_is_best_is_said_once() -> None:
+    views, chain = Pictures(), blocks()
+    maps, logits = tuple(chain[:1]), tuple(chain)
+    outputs, notebook = cache(views, places=[memory(PLENTY)]), Notebook()
+    outputs.keep([], notebook)
+    assert notebook.notes == []
+    outputs.keep([logits, maps], notebook)
+    outputs.keep([tuple(chain[:2]), maps], notebook)
+    size = (MAP + LOGITS) / 2**20
+    assert notebook.notes == [f"outputs of frozen blocks for 300 views ({size:.3g} MiB): {memory(PLENTY)}"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

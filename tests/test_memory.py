@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from netgraft import memory
-from netgraft.memory import DISK_RESERVE, Disk, Memory, Place, free_memory, gib, places
+from netgraft.memory import DISK_RESERVE, Disk, Memory, Place, amount, free_memory, places
 
 CPU = torch.device("cpu")
 SHAPES = [(7, 3, 5, 4), (7, 6), (7, 5, 2), (9,)]
@@ -82,7 +82,8 @@ def test_places_say_what_they_are(tmp_path: Path) -> None:
     assert str(Memory(CPU, 3 * 2**29)) == "memory (up to 1.5 GiB)"
     assert str(Memory(torch.device("cuda:1"), 2**30)) == "the memory of cuda:1 (up to 1 GiB)"
     assert str(Disk(tmp_path)) == f"memory-mapped files in {tmp_path}"
-    assert gib(2**28) == "0.25 GiB"
+    assert amount(2**28) == "256 MiB"
+    assert amount(5 * 2**29) == "2.5 GiB"
 
 
 # --- files
@@ -190,3 +191,5 @@ def test_places_come_fastest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert places(cuda, None, tmp_path) == [Memory(cuda, 2000), Memory(CPU, 500), Disk(tmp_path)]
     assert places(CPU, 70, tmp_path, sharing=4) == [Memory(CPU, 70), Disk(tmp_path)]
     assert places(cuda, 0, None) == [Memory(cuda, 0), Memory(CPU, 0)]
+    # each process has a device of its own, and main memory is everybody's
+    assert places(cuda, None, None, sharing=4) == [Memory(cuda, 2000), Memory(CPU, 125)]

@@ -157,7 +157,7 @@ def test_what_is_computed_again_has_the_bits_of_what_is_kept(
             build(teacher, num_classes=10),
             build(student, seed=1, num_classes=10),
             noise(side, channels),
-            method=NetGraft(block_steps=(6,), join_steps=4, batch_size=8, block_lr=1e-2, join_lr=1e-2),
+            method=NetGraft(block_steps=(6,), join_steps=4, batch_size=8, block_lr=(1e-2,), join_lr=1e-2),
             views=ViewPolicy("shifted", pad=1, pool=30),
             runner=runner,
         )
@@ -225,8 +225,9 @@ def test_blocks_trained_in_one_phase_are_read_anew_in_the_next() -> None:
     teacher = nn.Sequential(convolution(1, 4, norm=True), head(4))
     fit = Fit(1, IMAGES, 0.1, whole_epochs=True)
     first = Phase("front", model, front, Squared(), fit, teacher)
-    # the trained model itself is the second phase's teacher
-    second = Phase("tail", model, tail, Squared(watch=lambda batch: targets.append(batch.target)), fit, model.eval())
+    # what the first phase trains is a part of the second one's teacher
+    taught = nn.Sequential(front, copy.deepcopy(tail)).eval()
+    second = Phase("tail", model, tail, Squared(watch=lambda batch: targets.append(batch.target)), fit, taught)
     tail.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()) if module.training else None)
     views = make_views(per_image=1)
     untrained = copy.deepcopy(front)
@@ -244,6 +245,15 @@ def test_blocks_trained_in_one_phase_are_read_anew_in_the_next() -> None:
     assert not torch.allclose(in_order(stale), in_order(expected), atol=1e-3)
     torch.testing.assert_close(in_order(inputs[-1]), in_order(expected))
     torch.testing.assert_close(in_order(targets[0]), in_order(answers))
+
+
+def test_teacher_that_is_trained_meanwhile_is_refused() -> None:
+    torch.manual_seed(0)
+    front, tail = convolution(1, 4, norm=False), head(4)
+    model = nn.Sequential(front, tail)
+    phase = Phase("tail", model, tail, Squared(), Fit(1, IMAGES, 0.1), nn.Sequential(front, tail))
+    with pytest.raises(ValueError, match="trains a part of its teacher"):
+        Runner(accelerator="cpu", precision="32").run(Plan("itself", (phase,), model), make_views())
 
 
 def test_dropout_depends_on_the_seed_alone() -> None:

@@ -13,7 +13,7 @@ from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import ActivationBoundary
 from netgraft.methods.about import About
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, ends, rich
+from netgraft.methods.lesson import Lesson, checked, ends, rich
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Feature
 
@@ -33,6 +33,11 @@ class AB(KD):
 
     ab_steps: int = hyperparameter(1000, "steps of the boundary phase")
     ab_margin: float = hyperparameter(1.0, "how far beyond its boundary a neuron is pushed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with checked():
+            ActivationBoundary(self.ab_margin)
 
     def lesson(self, pairing: Pairing) -> Lesson:
         """KD, behind a phase on boundaries alone."""

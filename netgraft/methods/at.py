@@ -12,7 +12,7 @@ from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import AttentionTransfer
 from netgraft.methods.about import About
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, ends, rich
+from netgraft.methods.lesson import Lesson, checked, ends, rich
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Feature
 
@@ -28,6 +28,11 @@ class AT(KD):
     at_weight: float = hyperparameter(1000.0, "weight of the attention maps' distance (beta)")
     at_power: float = hyperparameter(2.0, "exponent of the features in a map")
     at_form: str = hyperparameter("code", "unsquared norms (paper) or mean squares (code)", choices=("paper", "code"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with checked():
+            AttentionTransfer(self.at_power, self.at_form)
 
     def lesson(self, pairing: Pairing) -> Lesson:
         """KD and attention maps."""

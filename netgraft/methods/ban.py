@@ -14,7 +14,7 @@ from netgraft.errors import RequestError
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import SoftTargets
 from netgraft.methods.about import About
-from netgraft.methods.lesson import StudentTraining, answers, rich
+from netgraft.methods.lesson import StudentTraining, answers, checked, rich
 from netgraft.methods.peers import MeanAnswer
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Phase, Plan
@@ -38,8 +38,13 @@ class BAN(StudentTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        with checked():
+            SoftTargets(self.temperature)
         if self.generations < 1:
             raise RequestError(f"generations must be at least 1, not {self.generations}")
+        # one that nobody trained has nothing to teach
+        if 0 < self.steps < self.generations:
+            raise RequestError(f"{self.steps} steps can't be shared out among {self.generations} generations")
 
     def plan(self, pairing: Pairing) -> Plan:
         """One phase a generation; each teaches the next."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import Hint, SoftTargets
 from netgraft.methods.about import About
-from netgraft.methods.lesson import Lesson, StudentTraining, ends, rich
+from netgraft.methods.lesson import Lesson, StudentTraining, checked, ends, rich
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Feature
 
@@ -43,6 +43,11 @@ class BYOT(StudentTraining):
     )
     feature_weight: float = hyperparameter(0.03, "of a shallow embedding: distance from the deepest (lambda)")
     temperature: float = hyperparameter(3.0, "what logits are divided by in front of the softmax")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with checked():
+            SoftTargets(self.temperature)
 
     def lesson(self, pairing: Pairing) -> Lesson:
         """Embeddings and answers of every block end but the last, and the last maps' own average."""

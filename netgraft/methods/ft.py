@@ -9,11 +9,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from netgraft.connectors import Paraphraser, Translator
+from netgraft.errors import RequestError
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import FactorTransfer, Hint
 from netgraft.methods.about import About
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, ends, rich
+from netgraft.methods.lesson import Lesson, checked, ends, rich
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Feature, Phase
 
@@ -34,6 +35,13 @@ class FT(KD):
         choices=("element", "sample"),
     )
     paraphraser_steps: int = hyperparameter(500, "steps of the paraphraser's training")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        with checked():
+            Paraphraser(1, self.ft_rate)
+        if self.paraphraser_steps < 1:
+            raise RequestError(f"paraphraser_steps must be at least 1, not {self.paraphraser_steps}")
 
     def lesson(self, pairing: Pairing) -> Lesson:
         """KD and factors, behind the training of the paraphraser on the teacher alone."""

@@ -13,7 +13,7 @@ from netgraft.errors import RequestError
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import SoftTargets
 from netgraft.methods.about import About
-from netgraft.methods.lesson import Lesson, StudentTraining, answers, rich
+from netgraft.methods.lesson import Lesson, StudentTraining, answers, checked, rich
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch
 
@@ -32,6 +32,8 @@ class KD(StudentTraining):
         super().__post_init__()
         if min(self.kd_weight, self.ce_weight) < 0 or not self.temperature > 0:
             raise RequestError(f"weights can't be negative, and temperature must be positive, not {self}")
+        with checked():
+            SoftTargets(self.temperature)
 
     def lesson(self, pairing: Pairing) -> Lesson:
         """Soft targets, and labels where there are any."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -114,7 +115,13 @@ class StudentTraining:
         )
 
     def fit(self, pairing: Pairing, steps: int) -> Fit:
-        """Return length and rate of a phase."""
+        """Return length and rate of a phase.
+
+        Raises:
+            RequestError: The number of steps is negative.
+        """
+        if steps < 0:
+            raise RequestError(f"steps of a phase must be at least 0, not {steps}, in {self}")
         return Fit(
             steps=steps,
             batch_size=self.batch_size,
@@ -143,6 +150,15 @@ def middle(pairing: Pairing) -> int:
     """Return the number of the middle one of the trained blocks in front of the head."""
     numbers = ends(pairing)
     return numbers[(len(numbers) - 1) // 2]
+
+
+@contextmanager
+def checked() -> Iterator[None]:
+    """Turn what a loss or a connector says of its hyper-parameters into a refusal of the request."""
+    try:
+        yield
+    except ValueError as error:
+        raise RequestError(str(error)) from error
 
 
 M = TypeVar("M", bound=StudentTraining)

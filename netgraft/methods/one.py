@@ -14,7 +14,7 @@ from netgraft.errors import RequestError
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import SoftTargets
 from netgraft.methods.about import About
-from netgraft.methods.lesson import StudentTraining, ends, rich
+from netgraft.methods.lesson import StudentTraining, checked, ends, rich
 from netgraft.methods.peers import LastAnswer, Peers, reborn
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Phase, Plan
@@ -64,6 +64,8 @@ class ONE(StudentTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        with checked():
+            SoftTargets(self.temperature)
         if self.branches < 2:
             raise RequestError(f"branches must be at least 2, not {self.branches}")
 
