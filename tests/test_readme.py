@@ -1,4 +1,4 @@
-"""The README's Python lines run as they stand."""
+"""The README's Python lines run as they stand, and every table is what its command prints."""
 
 from __future__ import annotations
 
@@ -25,9 +25,22 @@ def test_the_python_lines_make_a_student_that_timm_opens(tmp_path: Path, monkeyp
     }
 
 
-def test_the_table_of_results_is_made_from_the_committed_files() -> None:
-    command = [sys.executable, "-m", "benchmarks.table", "benchmarks/results/cifar10-jpeg"]
-    made = subprocess.run(command, cwd=README.parent, capture_output=True, text=True, check=True).stdout
-    [shown] = re.findall(r"<!-- results -->\n(.*?)\n<!-- end of results -->", README.read_text("utf-8"), re.DOTALL)
+TABLES = {
+    "README.md": {"results": ("benchmarks.table", "benchmarks/results/cifar10-jpeg")},
+    "docs/baselines.md": {"results: digits": ("benchmarks.table", "benchmarks/results/digits")},
+    "docs/speed.md": {"results": ("benchmarks.speed.table", "benchmarks/results/speed")},
+}
+"""Page -> marker -> the command that prints what stands behind it."""
+
+
+@pytest.mark.parametrize(
+    ("page", "marker", "command"), [(page, *item) for page, tables in TABLES.items() for item in tables.items()]
+)
+def test_the_tables_are_made_from_the_committed_files(page: str, marker: str, command: tuple[str, ...]) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", *command], cwd=README.parent, capture_output=True, text=True, check=True
+    ).stdout
+    pattern = f"<!-- {marker} -->\n(.*?)\n<!-- end of results -->"
+    [shown] = re.findall(pattern, (README.parent / page).read_text("utf-8"), re.DOTALL)
     assert shown == made.rstrip()
     assert shown.count("\n") > 3
