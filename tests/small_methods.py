@@ -15,7 +15,6 @@ import netgraft.zoo  # noqa: F401  (registers the small models)
 from netgraft.api import Distillation, cut_and_pair, prepare
 from netgraft.data import open_data
 from netgraft.methods import choose
-from netgraft.methods.lesson import Lesson
 from netgraft.models import build_student, load_teacher
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Budget, Objective
@@ -134,8 +133,3 @@ def divergence(teacher: np.ndarray, student: np.ndarray, temperature: float) -> 
     p, q = softmax(teacher, temperature), softmax(student, temperature)
     rows = [sum(a * np.log(a / b) for a, b in zip(x, y, strict=True)) for x, y in zip(p, q, strict=True)]
     return temperature**2 * float(np.mean(rows))
-
-
-def main(lesson: Lesson, batch: Batch) -> dict[str, float]:
-    """The terms of the student's training."""
-    return values(lesson.objective(batch))

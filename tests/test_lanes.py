@@ -1,6 +1,7 @@
 """Phases that don't depend on one another are trained side by side, with the bits of one process alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from small_run import Lanes, call, make_views, rows
 from torch import nn
 
 from netgraft.lanes import independent_groups, lane
-from netgraft.phases import Fit, Phase
+from netgraft.phases import Feature, Fit, Phase
 from netgraft.runner import Runner
 
 FIT = Fit(1, 1, 1e-3)
@@ -31,7 +32,9 @@ def test_grafts_of_single_blocks_are_independent_and_their_joining_is_not() -> N
     assert groups == [range(0, 4), range(4, 5), range(5, 6), range(6, 7)]
 
 
-@pytest.mark.parametrize("how", ["prefix", "suffix", "teacher", "tied weight", "trained before"])
+@pytest.mark.parametrize(
+    "how", ["prefix", "suffix", "teacher", "connector", "teacher's connector", "tied weight", "trained before"]
+)
 def test_what_another_phase_trains_is_waited_for(how: str) -> None:
     teacher, student = convolutions(3), convolutions(3)
     first = phase(nn.Sequential(student[0], *teacher[1:]), student[0], teacher)
@@ -42,6 +45,10 @@ def test_what_another_phase_trains_is_waited_for(how: str) -> None:
         third = phase(nn.Sequential(student[2], student[0]), student[2], teacher)
     elif how == "teacher":
         third = phase(nn.Sequential(student[2]), student[2], nn.Sequential(student[0], teacher[1]))
+    elif how.endswith("connector"):
+        features = (Feature(0), Feature(0, nn.Sequential(student[0])))
+        named = {"teacher_features" if how.startswith("teacher") else "features": features}
+        third = replace(phase(nn.Sequential(teacher[0], student[2]), student[2], teacher), **named)  # type: ignore[arg-type]
     elif how == "tied weight":
         tied = nn.Conv2d(3, 3, 1)
         tied.weight = student[0].weight  # type: ignore[assignment]

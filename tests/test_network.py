@@ -225,6 +225,25 @@ def test_gradients_pass_through_the_frozen_blocks_behind_and_stop_at_those_in_fr
     assert all(parameter.grad is None for parameter in student.parameters())
 
 
+def test_a_teachers_connector_stays_frozen() -> None:
+    student, teacher, connector = model(), model(1), nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    before = copy.deepcopy(connector.state_dict())
+    modes: list[bool] = []
+
+    def objective(batch: Batch) -> Mapping[str, Tensor]:
+        [feature], [wanted] = batch.features, batch.teacher_features
+        modes.append(connector[1].training)
+        return {"feature": (feature - wanted).square().mean()}
+
+    teacher_features = (Feature(2, connector),)
+    phase = Phase("x", student, student[2], objective, FIT, teacher, features=at(2), teacher_features=teacher_features)
+    Runner(accelerator="cpu", precision="32").run(Plan("x", (phase,), student), VIEWS)
+    assert all(torch.equal(before[name], value) for name, value in connector.state_dict().items())
+    assert modes == [False]
+    assert connector[1].training  # as it was found
+    assert all(p.requires_grad and p.grad is None for p in connector.parameters())
+
+
 @pytest.mark.parametrize("copied", [False, True])
 def test_no_gradient_is_formed_for_a_frozen_weight(copied: bool) -> None:
     student, seen = model(), Seen()
