@@ -90,10 +90,19 @@ def _run(job: Job, *, quiet: bool | None, as_json: bool | None, show: Callable[[
         heeding_signals(speaker) as (reporter, interruption),
     ):
         result = job.run(reporter, interruption.requested)
+        _leave_processes()
     if as_json and is_first_process():
         emit_json(result)
     elif not silent:
         show(result)
+
+
+def _leave_processes() -> None:
+    """End the threads of a run on several devices: interpreters that end with them running abort now and then."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _hush_libraries() -> None:

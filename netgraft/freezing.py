@@ -1,4 +1,4 @@
-"""What is frozen, and how it runs faster: copies of blocks with batch norms folded into their convolutions."""
+"""What is frozen, and how it runs faster: copies of blocks in which norms and tiny maps cost less."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from netgraft.dense import DenseConvolution, with_dense_convolutions
 from netgraft.layers import LayerTracer
 
 EXAMPLES = 2  # images on which a rewrite is proven
@@ -53,7 +54,7 @@ def frozen_copies(
 def _lowered(block: nn.Module, dtype: torch.dtype) -> nn.Module:
     for module in block.modules():
         # by exact type: norms, and layers that compute their weights, need all the digits
-        if type(module) in {*_CONVOLUTIONS, nn.Linear}:
+        if type(module) in {*_CONVOLUTIONS, nn.Linear, DenseConvolution}:
             module.to(dtype)
     return block.to(memory_format=torch.channels_last)
 
@@ -86,12 +87,13 @@ def overlap(first: nn.Module, second: nn.Module) -> bool:
 def frozen_copy(block: nn.Module, example: Tensor) -> nn.Module:
     """Copy a frozen block, in eval mode, with its batch norms folded into the convolutions in front of them.
 
-    ``gamma (W x + b - mean) / sqrt(var + eps) + beta`` is a convolution with other weights: an exact rewrite, which is
-    proven on ``example`` in float64. Where it can't be made or proven the copy is a plain one.
+    ``gamma (W x + b - mean) / sqrt(var + eps) + beta`` is a convolution with other weights: an exact rewrite. So is a
+    convolution on maps smaller than its kernel as a matrix product. Both are proven on ``example`` in float64; where
+    they can't be made or proven the copy is a plain one.
 
     Args:
         block: In eval mode; unchanged.
-        example: What the block takes in, (B, C, H, W).
+        example: What the block takes in, (B, C, H, W); the copy takes maps of this size alone.
 
     Returns:
         A copy in the block's own type, without gradients.
@@ -99,8 +101,9 @@ def frozen_copy(block: nn.Module, example: Tensor) -> nn.Module:
     plain = copy.deepcopy(block).eval().requires_grad_(False)
     try:
         wide = copy.deepcopy(plain).cpu().double()
-        folded = _folded(copy.deepcopy(wide))
-        if not _equal(wide, folded, example.cpu().double()):
+        seen = example.cpu().double()
+        folded = with_dense_convolutions(_folded(copy.deepcopy(wide)), seen)
+        if not _equal(wide, folded, seen):
             return plain
     except Exception:  # following a foreign forward, or running it in float64, may raise anything
         return plain

@@ -15,8 +15,8 @@ from benchmarks.speed.measuring import median, seconds, side_by_side, write
 from netgraft.runner import Runner
 
 SHOTS = (1, 10, 100, 1000)
-CACHE_GIB = 0.25
-STEPS = "60"
+CACHE_GIB = 0.03
+STEPS = "40"
 
 
 def one(shots: int) -> None:

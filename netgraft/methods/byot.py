@@ -32,7 +32,11 @@ class ShallowEmbedding(nn.Sequential):
 
 @dataclass(frozen=True)
 class BYOT(StudentTraining):
-    """Classifiers at every block end learn from classes and from the deepest one; they are discarded at the end."""
+    """Classifiers at every block end learn from classes and from the deepest one; they are discarded at the end.
+
+    The loss is ``CE(deepest) + sum_i (1 - alpha) CE_i + alpha tau^2 KL_i + lambda / 2 ||F_i - F_deepest||^2``, embeddings
+    ``F`` being averages over the maps.
+    """
 
     about: ClassVar = About(
         "self", "logits and features", "1", "classes", "Zhang et al., ICCV 2019, arXiv 1905.08094", 2019, teacher=False
