@@ -107,7 +107,7 @@ def frozen_copy(block: nn.Module, example: Tensor) -> nn.Module:
             return plain
     except Exception:  # following a foreign forward, or running it in float64, may raise anything
         return plain
-    return folded.to(example.device, _dtype(block))
+    return folded.eval().to(example.device, _dtype(block))
 
 
 def _folded(block: nn.Module) -> nn.Module:

@@ -34,7 +34,7 @@ class ShallowEmbedding(nn.Sequential):
 class BYOT(StudentTraining):
     """Classifiers at every block end learn from classes and from the deepest one; they are discarded at the end.
 
-    The loss is ``CE(deepest) + sum_i (1 - alpha) CE_i + alpha tau^2 KL_i + lambda / 2 ||F_i - F_deepest||^2``, embeddings
+    ``CE(deepest) + sum_i (1 - alpha) CE_i + alpha tau^2 KL_i + lambda / 2 ||F_i - F_deepest||^2``, embeddings
     ``F`` being averages over the maps.
     """
 
