@@ -85,8 +85,8 @@ class _Kept:
     exact: bool
     """Whether nothing was rounded off in keeping it."""
 
-    def has(self, chunk: int | None) -> bool:
-        return chunk is not None and self.filled[chunk]
+    def has(self, chunk: int) -> bool:
+        return self.filled[chunk]
 
 
 @dataclass

@@ -5,6 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 
+class Embedding(nn.Sequential):
+    """Global average of maps (B, C, H, W) -> (B, C)."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 class Regressor(nn.Conv2d):
     """A 1x1 convolution with bias (B, in, H, W) -> (B, out, H, W): FitNets' convolutional regressor at equal sizes.
 

@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from netgraft.dense import DenseConvolution, with_dense_convolutions
 from netgraft.layers import LayerTracer
+from netgraft.metrics import eval_mode
 
 EXAMPLES = 2  # images on which a rewrite is proven
 TOLERANCE = 1e-9  # of the largest output, in float64: nothing but a mistake is above
@@ -63,19 +64,16 @@ def _lowered(block: nn.Module, dtype: torch.dtype) -> nn.Module:
 def frozen(modules: nn.ModuleList) -> Iterator[None]:
     """Freeze everything, in eval mode and channels-last order, and leave flags and modes as they were found."""
     flags = [(parameter, parameter.requires_grad) for parameter in modules.parameters()]
-    modes = [(module, module.training) for module in modules.modules()]
     modules.requires_grad_(False)
-    modules.eval()
     modules.to(memory_format=torch.channels_last)
     try:
-        yield
+        with eval_mode(modules):
+            yield
     finally:
         modules.to(memory_format=torch.contiguous_format)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
             parameter.grad = None
-        for module, mode in modes:
-            module.training = mode
 
 
 def overlap(first: nn.Module, second: nn.Module) -> bool:

@@ -82,9 +82,9 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self._phase = phase
-        self._reading = Reading.of(phase)
+        self.reading = Reading.of(phase)
         self._autocast = autocast
-        start = len(self._reading.prefix)
+        start = len(self.reading.prefix)
         self._numbers = range(start, len(phase.model))
         self.blocks = nn.ModuleList(faster.get(block, block) for block in list(phase.model)[start:])
         self.trainable = phase.trainable
@@ -93,9 +93,9 @@ class Network(nn.Module):
         """Return the terms of the loss, from what was read in the order of :meth:`Reading.all`."""
         inputs, *rest = frozen
         shared = any(other is inputs for other in rest)
-        front, rest = rest[: len(self._reading.front)], rest[len(self._reading.front) :]
-        outputs = {len(blocks) - 1: value for blocks, value in zip(self._reading.front, front, strict=True)}
-        target = rest.pop(0) if self._reading.teacher is not None else None
+        front, rest = rest[: len(self.reading.front)], rest[len(self.reading.front) :]
+        outputs = {len(blocks) - 1: value for blocks, value in zip(self.reading.front, front, strict=True)}
+        target = rest.pop(0) if self.reading.teacher is not None else None
         if self._phase.differentiates_input:
             inputs = inputs.detach().requires_grad_()  # not a target that is the same tensor
         tapped = {feature.block for feature in self._phase.features}

@@ -22,7 +22,7 @@ from netgraft.freezing import EXAMPLES, frozen, frozen_copies
 from netgraft.lanes import independent_groups, lane
 from netgraft.memory import places
 from netgraft.metrics_log import MetricsLog
-from netgraft.network import Network, Reading, still_frozen, total
+from netgraft.network import Network, still_frozen, total
 from netgraft.optimization import make_optimizer
 from netgraft.phases import Fit, Plan
 from netgraft.precision import PRECISIONS, autocast, compute_dtype, fastest, timed_images
@@ -299,9 +299,9 @@ class _Execution:
         optimizer = make_optimizer(phase)
         if optimizer_state:
             optimizer.load_state_dict(optimizer_state)
-        reading = Reading.of(phase).all()
         # the network's own mode means nothing to its blocks, which keep theirs
         plain = Network(phase, self.cache.faster, self._autocast)
+        reading = plain.reading.all()
         network: Any = plain if self.alone else self.fabric.setup_module(plain)
         for step in range(done, phase.fit.steps):
             self._heed_stop(number, step, optimizer, started, spent)

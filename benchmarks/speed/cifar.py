@@ -12,6 +12,7 @@ from netgraft.data import DataSource, data_root, open_data
 from netgraft.methods import choose
 from netgraft.models import build_student, load_teacher
 from netgraft.phases import Budget
+from netgraft.precision import fastest
 from netgraft.runner import Runner
 from netgraft.subsets import FewShotSubset
 from netgraft.views import ViewPolicy
@@ -34,6 +35,13 @@ def _teacher() -> nn.Module:
 def teacher() -> nn.Module:
     """Return the shared teacher, a fresh copy."""
     return copy.deepcopy(_teacher())
+
+
+def faster_precision() -> str:
+    """``32`` or ``bf16``, as a run on the task would choose."""
+    prepared = task()
+    images = prepared.views.batch(range(32)).to(prepared.runner.fabric.device)
+    return fastest(prepared.teacher.to(images.device).eval(), images)[0]
 
 
 def task(

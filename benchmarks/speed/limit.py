@@ -10,13 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.cifar import task
+from benchmarks.speed.cifar import faster_precision, task
 from benchmarks.speed.measuring import median, ratio, seconds, side_by_side, write
 from netgraft.api import Distillation
 from netgraft.caching import frozen_prefix
 from netgraft.freezing import frozen, frozen_copies
 from netgraft.phases import Batch, Phase
-from netgraft.precision import autocast, compute_dtype, fastest
+from netgraft.precision import autocast, compute_dtype
 from netgraft.runner import Runner
 
 CHUNK = 256
@@ -90,10 +90,7 @@ class BareLoop:
 def main() -> None:
     """Measure and write the result file."""
     first = task()
-    teacher = first.plan.phases[0].teacher
-    assert teacher is not None
-    sample = first.views.batch(range(32)).to(first.runner.fabric.device)
-    precision, _ = fastest(teacher.eval(), sample)
+    precision = faster_precision()
     bare = BareLoop(task(), precision)
     filling: dict[str, list[float]] = {"netgraft": [], "bare": []}
     views = len({int(i) for i in _read(first)})

@@ -16,14 +16,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.cifar import task
+from benchmarks.speed.cifar import faster_precision, task
 from benchmarks.speed.measuring import median, ratio, seconds, side_by_side, write
 from netgraft.api import Distillation
 from netgraft.freezing import frozen
 from netgraft.hyperparameters import meanings
 from netgraft.methods import METHODS, find
 from netgraft.phases import Batch, Phase
-from netgraft.precision import autocast, fastest
+from netgraft.precision import autocast
 from netgraft.runner import Runner
 from netgraft.views import VIEW_POLICIES
 
@@ -123,10 +123,7 @@ def _outputs(blocks: nn.Sequential, state: Tensor) -> dict[int, Tensor]:
 
 def main() -> None:
     """Measure and write the result file."""
-    first = task()
-    assert first.plan.phases[0].teacher is not None
-    sample = first.views.batch(range(32)).to(first.runner.fabric.device)
-    precision, _ = fastest(first.plan.phases[0].teacher.eval(), sample)
+    precision = faster_precision()
     ratios: dict[str, float] = {}
     rates: dict[str, dict[str, float]] = {}
     measured: dict[str, dict[str, list[float]]] = {}

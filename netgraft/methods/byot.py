@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netgraft.connectors import Embedding
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import Hint, SoftTargets
 from netgraft.methods.about import About
@@ -58,7 +59,7 @@ class BYOT(StudentTraining):
         *shallow, last = ends(pairing)
         width = pairing.widths[last][1]
         classes = _classes(pairing)
-        features = [Feature(last, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))]
+        features = [Feature(last, Embedding())]
         for number in shallow:
             embedding = ShallowEmbedding(pairing.widths[number][1], width)
             features.append(Feature(number, embedding))

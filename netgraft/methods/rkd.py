@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from netgraft.connectors import Embedding
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import RelationalAngle, RelationalDistance
 from netgraft.methods.about import About
@@ -15,13 +16,6 @@ from netgraft.methods.kd import KD
 from netgraft.methods.lesson import Lesson, ends, rich
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Feature
-
-
-class Embedding(nn.Sequential):
-    """Global average of maps (B, C, H, W) -> (B, C)."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 @dataclass(frozen=True)
