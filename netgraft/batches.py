@@ -18,6 +18,16 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's own generators on the CPU and on ``device``.
+
+    ``torch.manual_seed`` also notes a stack for every kind of device that could yet wake up: most of a millisecond.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 @lru_cache(maxsize=4)
 def _image_order(seed: int, phase: int, epoch: int, images: int) -> Tensor:
     generator = torch.Generator().manual_seed(derived_seed("order", seed, phase, epoch))

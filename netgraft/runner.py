@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from netgraft.batches import batch_indices, derived_seed
+from netgraft.batches import batch_indices, derived_seed, seed_generators
 from netgraft.caching import Frozen, FrozenOutputs, Order
 from netgraft.checkpoint import Checkpoint, what_stays
 from netgraft.errors import InterruptedRunError, RequestError, RunError
@@ -324,7 +324,7 @@ class _Execution:
         self, number: int, step: int, reading: Sequence[Frozen], network: Any, optimizer: torch.optim.Optimizer
     ) -> Mapping[str, Tensor]:
         rank, ranks = (0, 1) if self.alone else (self.rank, self.ranks)
-        torch.manual_seed(derived_seed("step", self.runner.seed, number, step, rank))
+        seed_generators(derived_seed("step", self.runner.seed, number, step, rank), self.fabric.device)
         whole = self._batch(number, step)
         indices = whole[rank::ranks]
         labels = self.views.labels(indices)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from netgraft.batches import batch_indices, derived_seed, steps_per_epoch
+from netgraft.batches import batch_indices, derived_seed, seed_generators, steps_per_epoch
 
 
 def views(steps: int, *, images: int, per_image: int, batch_size: int, whole: bool = False, seed: int = 0) -> list[int]:
@@ -132,3 +132,10 @@ def test_derived_seeds_depend_on_every_part() -> None:
     seeds = {derived_seed(*parts) for parts in [("a", 1, 2), ("a", 2, 1), ("b", 1, 2), ("a", 12), ("a", 1), ()]}
     assert len(seeds) == 6
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_generators_are_seeded_as_by_torch_itself() -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(4)
+    seed_generators(7, torch.device("cpu"))
+    assert torch.equal(torch.rand(4), expected)
