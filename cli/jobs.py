@@ -122,13 +122,16 @@ def _hush_libraries() -> None:
 @click.option("--shots", type=int, help="Images a class; 10 unless --images or --subset is given.")
 @click.option("--images", type=int, help="Images in all, regardless of class.")
 @click.option("--subset", type=PATH, help="A subset file to use instead of drawing one.")
+@click.option("--subset-seed", type=int, help="Of the drawn subset; --seed by default.")
 @click.option("--eval-data", help="Labelled test images, if not those of --data.")
 @click.option("--method", help="See netgraft methods; several joined by + are trained at once.")
 @click.option("--preset", help="Of the method.")
 @click.option("--views", help="View policy instead of the preset's: rich, crop, plain.")
 @click.option("--init", help="How the student starts: auto, random or slice (of the teacher).")
 @click.option("--inherit", help="Copy front blocks that are built alike: auto or none.")
+@click.option("--blocks", type=int, help="Merge the paired blocks to so many, of even cost.")
 @flag("--labeled", "Give the images' labels to the method.")
+@click.option("--keep-answers", type=PATH, help="Folder that keeps the teacher's test answers for other runs.")
 @run_options
 @output_options
 def distill(quiet: bool | None, as_json: bool | None, **options: Any) -> None:

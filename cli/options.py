@@ -152,7 +152,7 @@ device_option = click.option(
 )
 
 run_options = stack(
-    click.option("--seed", type=int, help="Of weights, views and batches, and of the subset."),
+    click.option("--seed", type=int, help="Of weights, views, batches and the subset."),
     click.option("--out", type=PATH, help="Run folder; a new one under runs/ by default."),
     flag("--resume", "Go on with the run in the folder."),
     data_options,

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from PIL import Image
@@ -20,9 +20,9 @@ from netgraft.blocks import BlockChain, split, state_of
 from netgraft.errors import RequestError, RunError
 from netgraft.folding import Folding, fold_with_report
 from netgraft.methods.netgraft import PRESETS
-from netgraft.metrics import eval_mode, state_digest
+from netgraft.metrics import eval_mode, macs, state_digest
 from netgraft.models import class_count
-from netgraft.pairing import Pairing, inherit, pair
+from netgraft.pairing import Pairing, inherit, merge_to, pair
 from netgraft.phases import Budget, Method, Plan
 from netgraft.reporting import Reporter
 from netgraft.runner import Runner, Trained
@@ -74,7 +74,13 @@ class Distilled:
 
 
 def cut_and_pair(
-    teacher: nn.Module, student: nn.Module, *, input_size: Sequence[int], init: str = "auto", use: str = "auto"
+    teacher: nn.Module,
+    student: nn.Module,
+    *,
+    input_size: Sequence[int],
+    init: str = "auto",
+    use: str = "auto",
+    blocks: int | None = None,
 ) -> Pairing:
     """Cut both models, pair their blocks and let the student start.
 
@@ -85,9 +91,11 @@ def cut_and_pair(
         init: ``random`` leaves the student as it was built; ``slice`` takes the teacher's channels of largest weight
             norm; ``auto`` slices where the student is a narrower twin of the teacher.
         use: What to inherit: ``auto`` copies the front blocks that are built alike, ``none`` copies none.
+        blocks: Merge the paired blocks to so many, in which the teacher's multiply-accumulates are as even as can be;
+            None leaves them as they are.
 
     Raises:
-        RequestError: The models can't be cut or paired, or the student can't start in this way.
+        RequestError: The models can't be cut or paired, have fewer blocks, or the student can't start in this way.
     """
     if init not in {"auto", "random", "slice"}:
         raise RequestError(f"init must be auto, random or slice, not {init!r}")
@@ -100,6 +108,8 @@ def cut_and_pair(
     if outputs[0] != outputs[1]:
         raise RequestError(f"the teacher has {outputs[0]} classes and the student {outputs[1]}; they must be the same")
     pairing = pair(*chains)
+    if blocks is not None:
+        pairing = merge_to(pairing, blocks, costs=macs_of_blocks(pairing.teacher, input_size))
     if use == "auto":
         pairing = inherit(pairing)
     if init == "slice":
@@ -118,6 +128,12 @@ def _classes(chain: BlockChain, probe: Tensor) -> int:
         return int(chain(probe).shape[1])
 
 
+def macs_of_blocks(chain: BlockChain, input_size: Sequence[int]) -> list[int]:
+    """Count the multiply-accumulates of each block, for one image (C, H, W) at the chain's start."""
+    sizes = [tuple(input_size), *(cut.shape for cut in chain.cuts)]
+    return [macs(block, cast(tuple[int, int, int], size)) for block, size in zip(chain, sizes, strict=True)]
+
+
 class Options(TypedDict, total=False):
     """What :func:`prepare` and :func:`distill` take by name.
 
@@ -125,6 +141,7 @@ class Options(TypedDict, total=False):
     views: How views are made of the images; the default preset's own if left out.
     init: ``auto``, ``random`` or ``slice``; see :func:`cut_and_pair`.
     inherit: ``auto`` or ``none``; see :func:`cut_and_pair`.
+    blocks: How many blocks to merge the pairs to; see :func:`cut_and_pair`.
     runner: Device, precision and seed.
     data_config: Preprocessing in timm's words; the teacher's own if left out.
     labels: Class of each image, only for methods of the labeled track.
@@ -134,6 +151,7 @@ class Options(TypedDict, total=False):
     views: ViewPolicy
     init: str
     inherit: str
+    blocks: int | None
     runner: Runner
     data_config: dict[str, Any]
     labels: Sequence[int]
@@ -248,6 +266,7 @@ def prepare(
             input_size=data_config["input_size"],
             init=options.get("init", "auto"),
             use=options.get("inherit", "auto"),
+            blocks=options.get("blocks"),
         )
         default = PRESETS["default"](Budget(len(images), class_count(teacher)))
         plan = (options.get("method") or default.method).plan(pairing)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from netgraft.data import ImageSet, eval_loader, open_data
 from netgraft.errors import RequestError
-from netgraft.metrics import agreement, latency, macs, parameters, predict, top1
+from netgraft.files import write_atomically
+from netgraft.metrics import agreement, latency, macs, parameters, predict, state_digest, top1
 from netgraft.models import class_count, load_teacher
 from netgraft.reporting import Quiet, Reporter
 from netgraft.runner import Runner
@@ -22,6 +29,10 @@ from netgraft.students import load_student
 
 LATENCY_BATCHES = {1: 20, 64: 5}
 """Batch size -> forwards, of which the median is taken."""
+
+
+KNOWN_BY = 32
+"""Test images whose pixels tell one data set from another."""
 
 
 def check_classes(model: nn.Module, name: str, images: ImageSet | None) -> None:
@@ -49,22 +60,53 @@ def answers(
     return predict(model, batches())
 
 
+def kept_answers(
+    folder: Path, model: nn.Module, images: ImageSet, data_config: Mapping[str, Any], reporter: Reporter, what: str
+) -> tuple[Tensor, Tensor]:
+    """:func:`answers`, read from a file in ``folder`` where this model has answered these images there before.
+
+    A file is known by the model's weights, the preprocessing, the device, the name, number and labels of the images
+    and the pixels of a few of them.
+    """
+    digest = hashlib.sha256(state_digest(model).encode())
+    device = next(model.parameters()).device.type
+    digest.update(repr((sorted(data_config.items()), device, images.name, len(images), images.labels)).encode())
+    sample = range(0, len(images), max(1, len(images) // KNOWN_BY))
+    for image in images.load_many(sample):
+        digest.update(image.tobytes())
+    path = folder / f"{digest.hexdigest()[:32]}.safetensors"
+    if path.exists():
+        with suppress(SafetensorError, KeyError, OSError):  # damaged: computed again
+            tensors = load_file(path)
+            reporter.note(f"{what}: kept in {path}")
+            return tensors["logits"], tensors["labels"]
+    logits, labels = answers(model, images, data_config, reporter, what)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"logits": logits.contiguous(), "labels": labels.contiguous()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    return logits, labels
+
+
 def compare(
     teacher: nn.Module,
     student: nn.Module,
     test: ImageSet | None,
     data_config: Mapping[str, Any],
     reporter: Reporter,
+    *,
     ensemble: nn.Module | None = None,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Teacher and student side by side: accuracy in percent, sizes, milliseconds a batch.
 
-    Accuracies are None without labelled test images. Of an ensemble, accuracy and size alone.
+    Accuracies are None without labelled test images. Of an ensemble, accuracy and size alone. The teacher's answers
+    are kept in the folder ``kept``, if one is given.
     """
     size = tuple(data_config["input_size"])
     row: dict[str, Any] = {"teacher_top1": None, "student_top1": None, "gap": None, "agreement": None}
     if test is not None and test.labels is not None:
-        theirs, labels = answers(teacher, test, data_config, reporter, "evaluating the teacher")
+        asked = answers if kept is None else partial(kept_answers, kept)
+        theirs, labels = asked(teacher, test, data_config, reporter, "evaluating the teacher")
         mine, _ = answers(student, test, data_config, reporter, "evaluating the student")
         row["teacher_top1"] = round(top1(theirs, labels), 4)
         row["student_top1"] = round(top1(mine, labels), 4)
@@ -87,6 +129,7 @@ def environment(runner: Runner) -> dict[str, Any]:
     """Versions and machine, as results quote them."""
     from netgraft import __version__
 
+    device = runner.fabric.device
     return {
         "versions": {
             "netgraft": __version__,
@@ -94,9 +137,23 @@ def environment(runner: Runner) -> dict[str, Any]:
             "torch": torch.__version__,
             "timm": timm.__version__,
         },
-        "device": str(runner.fabric.device),
+        "device": str(device),
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
+
+
+def processor() -> str:
+    """Name the CPU, with the instructions that decide how fast bfloat16 is."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    names = {key.strip(): value.strip() for key, value in facts.items()}
+    flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in names.get("flags", "")]
+    return ", ".join([names.get("model name", platform.machine()), *flags])
 
 
 def evaluate(

@@ -51,6 +51,10 @@ class Scion(nn.Sequential):
         """Return the adapters, front to back."""
         return [layer for layer in self if isinstance(layer, Adapter)]
 
+    def blocks(self) -> list[nn.Module]:
+        """Return the student blocks, front to back."""
+        return [layer for layer in self if not isinstance(layer, Adapter)]
+
 
 def graft(stock: BlockChain, scion: nn.Module, at: range) -> nn.Sequential:
     """Replace the stock's blocks ``at`` by ``scion``.
@@ -69,19 +73,24 @@ def join(scions: Sequence[Scion]) -> Scion:
     return Scion(*(layer for scion in scions for layer in scion))
 
 
-def make_scions(pairing: Pairing) -> list[Scion]:
+def make_scions(pairing: Pairing, *, trained: bool = True) -> list[Scion]:
     """Wrap each student block that is not inherited in the adapters that it needs.
 
     An ``enter`` stands where the widths differ. An ``exit`` stands where the widths differ or where it will
     fold into the student's next block, so that it costs nothing in the end. The first block has no ``enter``,
     the last no ``exit``.
+
+    Args:
+        pairing: Teacher and student.
+        trained: Whether the adapters are going to be trained. If not, there is none where the widths are equal: it
+            would stay the identity.
     """
     scions = []
     for number in range(pairing.inherited, len(pairing)):
         layers: list[nn.Module] = [pairing.student[number]]
         if number > 0 and _needs_enter(pairing, number - 1):
             layers.insert(0, _enter(pairing, number - 1))
-        if number < len(pairing) - 1 and _needs_exit(pairing, number):
+        if number < len(pairing) - 1 and _needs_exit(pairing, number, trained):
             layers.append(_exit(pairing, number))
         scions.append(Scion(*layers))
     return scions
@@ -92,8 +101,8 @@ def _needs_enter(pairing: Pairing, cut: int) -> bool:
     return wide != narrow
 
 
-def _needs_exit(pairing: Pairing, cut: int) -> bool:
-    return _needs_enter(pairing, cut) or why_not_foldable(pairing.student[cut + 1]) is None
+def _needs_exit(pairing: Pairing, cut: int, trained: bool) -> bool:
+    return _needs_enter(pairing, cut) or (trained and why_not_foldable(pairing.student[cut + 1]) is None)
 
 
 def _enter(pairing: Pairing, cut: int) -> Adapter:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from timm.data import resolve_model_data_config
+from torch import nn
 
 from netgraft.api import Distilled, prepare
-from netgraft.data import DataSource, ImageSet, open_data
+from netgraft.data import DataSource, ImageSet, data_root, open_data
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation import answers, check_classes, compare, environment
 from netgraft.files import write_text
@@ -44,7 +45,7 @@ class DistillJob:
         data: Name or path; see :func:`netgraft.data.open_data`.
         teacher: A timm name or source; the data set's own where there is one.
         student: A timm name; likewise.
-        teacher_weights: File for the teacher; without it timm's pretrained weights.
+        teacher_weights: File for the teacher, sought among the named data sets too; timm's pretrained weights if None.
         shots: Images a class; 10 if neither ``images`` nor ``subset`` is given.
         images: Images in all, without classes.
         subset: A subset file to use instead of drawing one.
@@ -55,8 +56,11 @@ class DistillJob:
         views: Name of a view policy instead of the preset's.
         init: ``auto``, ``random`` or ``slice``.
         inherit: ``auto`` or ``none``.
+        blocks: How many blocks to merge the pairs to; all of them stay if None.
         labeled: Give the images' labels to the method; views then show one image each.
-        seed: Of the subset, the student's weights, the views and the batches.
+        seed: Of the student's weights, the views and the batches.
+        subset_seed: Of the drawn subset; ``seed`` if None.
+        keep_answers: Folder where the teacher's answers to the test images are kept for other runs; None keeps none.
         out: The run folder; ``runs/...`` if None.
         resume: Go on with the run in the folder.
         data_root: Where named data sets lie.
@@ -78,8 +82,11 @@ class DistillJob:
     views: str | None = None
     init: str = "auto"
     inherit: str = "auto"
+    blocks: int | None = None
     labeled: bool = False
     seed: int = 0
+    subset_seed: int | None = None
+    keep_answers: Path | None = None
     out: Path | None = None
     resume: bool = False
     data_root: Path | None = None
@@ -99,12 +106,11 @@ class DistillJob:
         source = open_data(self.data, root=self.data_root, download=self.download)
         test = self._test(source)
         runner = replace(self.runner, seed=self.seed)
-        teacher_name, student_name = self._models(source)
+        teacher_name, student_name = self._names(source)
         subset = self._subset(source)
-        teacher = load_teacher(teacher_name, weights=self.teacher_weights)
+        teacher, student = self.models(source)
         for images in (source.train, test):
             check_classes(teacher, teacher_name, images)
-        student = build_student(student_name, teacher=teacher, seed=self.seed)
         about: About = find(self.method).kind.about  # type: ignore[attr-defined]
         preset = choose(self.method, self.preset, Budget(len(subset.indices), class_count(teacher)), self.settings)
         policy = preset.views if self.views is None else _policy(self.views)
@@ -120,6 +126,7 @@ class DistillJob:
             views=policy,
             init=self.init,
             inherit=self.inherit,
+            blocks=self.blocks,
             runner=runner,
             **self._labels(source, subset),
         )
@@ -134,6 +141,7 @@ class DistillJob:
             "views": str(prepared.views.policy),
             "init": prepared.pairing.init,
             "inherit": self.inherit,
+            "blocks": len(prepared.pairing),
             "labels": self._track(about),
             "subset": subset.digest,
             "seed": self.seed,
@@ -141,7 +149,10 @@ class DistillJob:
             "devices": runner.devices,
         }
         size = f"{subset.shots}shot" if subset.shots else f"{len(subset.indices)}images"
-        name = f"{source.name}-{student_name}-{size}-{self.method}-{self.preset}-seed{self.seed}".replace("/", "_")
+        drawn = "" if self.subset_seed in {None, self.seed} else f"-subset{self.subset_seed}"
+        name = f"{source.name}-{student_name}-{size}-{self.method}-{self.preset}{drawn}-seed{self.seed}".replace(
+            "/", "_"
+        )
         out, finished = _claim(runner, self.out, name, config, resume=self.resume)
         if not runner.fabric.is_global_zero:
             reporter = Quiet()
@@ -160,12 +171,21 @@ class DistillJob:
             return {
                 **config,
                 **_describe(distilled),
-                **compare(teacher, distilled.student, test, distilled.data_config, reporter, distilled.plan.ensemble),
+                **compare(
+                    teacher,
+                    distilled.student,
+                    test,
+                    distilled.data_config,
+                    reporter,
+                    ensemble=distilled.plan.ensemble,
+                    kept=self.keep_answers,
+                ),
                 "subset_seed": subset.seed,
                 "shots": subset.shots,
                 "images": len(subset.indices),
                 "category": about.category,
                 "selection": "none: last iterate, test set read once",
+                "plan": str(prepared.plan),
             }
 
         return _conclude(runner, out, started, finish)
@@ -184,7 +204,17 @@ class DistillJob:
             return f"none: {track}"
         return f"real: {track}" if self.labeled else f"the teacher's answers: {track}"
 
-    def _models(self, source: DataSource) -> tuple[str, str]:
+    def models(self, source: DataSource) -> tuple[nn.Module, nn.Module]:
+        """Load the teacher and build the student. Raises RequestError where there are no such models or weights."""
+        teacher_name, student_name = self._names(source)
+        weights = self.teacher_weights
+        if weights is not None and not weights.exists():
+            named = (self.data_root or data_root()) / weights
+            weights = named if named.exists() else weights
+        teacher = load_teacher(teacher_name, weights=weights)
+        return teacher, build_student(student_name, teacher=teacher, seed=self.seed)
+
+    def _names(self, source: DataSource) -> tuple[str, str]:
         defaults = DEFAULT_MODELS.get(source.name, (None, None))
         teacher, student = self.teacher or defaults[0], self.student or defaults[1]
         if teacher is None or student is None:
@@ -199,6 +229,7 @@ class DistillJob:
 
     def _subset(self, source: DataSource) -> FewShotSubset:
         images = source.train
+        seed = self.seed if self.subset_seed is None else self.subset_seed
         if sum(given is not None for given in (self.shots, self.images, self.subset)) > 1:
             raise RequestError("give one of --shots, --images and --subset")
         if self.subset is not None:
@@ -210,11 +241,11 @@ class DistillJob:
                 )
             return subset
         if self.images is not None:
-            return FewShotSubset.draw_unlabeled(len(images), images=self.images, seed=self.seed, dataset=source.name)
+            return FewShotSubset.draw_unlabeled(len(images), images=self.images, seed=seed, dataset=source.name)
         if images.labels is None:
             raise RequestError(f"{source.name} has no class folders, so there are no shots; give --images N")
         shots = DEFAULT_SHOTS if self.shots is None else self.shots
-        return FewShotSubset.draw(images.labels, shots=shots, seed=self.seed, dataset=source.name)
+        return FewShotSubset.draw(images.labels, shots=shots, seed=seed, dataset=source.name)
 
 
 @dataclass(frozen=True)
@@ -350,7 +381,6 @@ def _describe(distilled: Distilled) -> dict[str, Any]:
     pairing, folding = distilled.pairing, distilled.folding
     return {
         "inherited_blocks": pairing.inherited,
-        "blocks": len(pairing),
         "folded_into": list(folding.folded),
         "kept_adapters": {str(place): reason for place, reason in folding.kept.items()},
         "kept_adapter_parameters": sum(

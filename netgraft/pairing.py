@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import accumulate, takewhile
 
 from torch import Tensor
 
@@ -99,6 +99,46 @@ def pair(teacher: BlockChain, student: BlockChain) -> Pairing:
             "choose a student with the teacher's resolutions"
         )
     return Pairing(teacher.merge([mine for mine, _ in common]), student.merge([theirs for _, theirs in common]))
+
+
+def merge_to(pairing: Pairing, blocks: int, *, costs: Sequence[int]) -> Pairing:
+    """Merge neighbouring pairs until ``blocks`` are left, whose costs are as even as can be.
+
+    Comes before inheritance and slicing, which look at whole blocks.
+
+    Args:
+        pairing: Of at least ``blocks`` pairs.
+        blocks: How many are to be left, at least 2.
+        costs: Of each pair, of any unit.
+
+    Returns:
+        The pairing with the least sum of squared costs; among equals with the first cuts.
+
+    Raises:
+        RequestError: There are not so many pairs, or fewer than two are asked for.
+    """
+    if not 2 <= blocks <= len(pairing):
+        raise RequestError(
+            f"the models pair in {len(pairing)} blocks, which can be merged to between 2 and {len(pairing)}, "
+            f"not to {blocks}; choose another number of blocks"
+        )
+    if pairing.inherited or pairing.selections:
+        raise ValueError("blocks are merged before the student starts from any")
+    kept = _even_cuts(costs, blocks)
+    return replace(pairing, teacher=pairing.teacher.merge(kept), student=pairing.student.merge(kept))
+
+
+def _even_cuts(costs: Sequence[int], parts: int) -> tuple[int, ...]:
+    """Numbers of the cuts between ``parts`` runs of ``costs`` whose sums have the least sum of squares."""
+    sums = list(accumulate(costs))
+    # for each end: the least sum of squares of the runs up to it, and the cuts between them
+    best: dict[int, tuple[int, tuple[int, ...]]] = {end: (total**2, ()) for end, total in enumerate(sums)}
+    for _ in range(parts - 1):
+        best = {
+            end: min((best[cut][0] + (sums[end] - sums[cut]) ** 2, (*best[cut][1], cut)) for cut in best if cut < end)
+            for end in [*best][1:]
+        }
+    return best[len(sums) - 1][1]
 
 
 def inherit(pairing: Pairing) -> Pairing:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from netgraft.errors import RequestError
 from netgraft.hyperparameters import meanings
 from netgraft.methods import METHODS, choose, find
-from netgraft.methods.lesson import Lesson
+from netgraft.methods.lesson import Lesson, LessonMethod
 from netgraft.phases import Batch, Budget
 
 B, K = 4, 10
@@ -168,3 +168,9 @@ def test_without_a_term_there_is_nothing_to_learn() -> None:
     prepared = ready("digits", method("kd", kd_weight=0, ce_weight=0, steps=1, batch_size=4))
     with pytest.raises(RequestError, match="every term of the loss has weight 0"):
         prepared.run()
+
+
+def test_a_method_that_teaches_nothing_can_not_be_made() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        LessonMethod()  # type: ignore[abstract]
+    assert issubclass(find("kd+at").kind, LessonMethod)

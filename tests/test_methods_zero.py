@@ -10,7 +10,7 @@ import torch
 from small_methods import leaf, method, pairing, random, softmax, values
 from torch import Tensor, nn
 
-from netgraft.methods.lesson import StudentTraining
+from netgraft.methods.lesson import LessonMethod
 from netgraft.phases import Batch, Feature, Phase
 
 B, K = 5, 10
@@ -25,7 +25,7 @@ def maps(feature: Feature, net: nn.Sequential, seed: int) -> Tensor:
         return noise if feature.connector is None else feature.connector.eval()(noise)
 
 
-def same(chosen: StudentTraining, seed: int = 0) -> Batch:
+def same(chosen: LessonMethod, seed: int = 0) -> Batch:
     """A batch in which the student gives the teacher's answers and features."""
     start = pairing()
     lesson = chosen.lesson(start)

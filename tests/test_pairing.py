@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from netgraft.blocks import BlockChain, Cut, split
 from netgraft.errors import RequestError
 from netgraft.layers import structure
-from netgraft.pairing import Pairing, inherit, pair
+from netgraft.pairing import Pairing, inherit, merge_to, pair
 
 
 def chain_of(sizes: Sequence[int], layout: str = "NCHW") -> BlockChain:
@@ -208,3 +208,23 @@ def test_structure_of_one_architecture_is_stable(name: str) -> None:
     assert [structure(block) for block in first] == [structure(block) for block in second]
     assert structure(first.merge([1])) == structure(second.merge([1]))
     assert structure(first.merge([1])) != structure(second.merge([0]))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_merged_pairs_cost_as_evenly_as_any_choice_of_cuts(seed: int) -> None:
+    draw = random.Random(seed)
+    costs = [draw.choice([0, 1, 2, 5, 90]) for _ in range(draw.randint(2, 8))]
+    sizes = list(range(len(costs) - 1, 0, -1))
+    blocks = draw.randint(2, len(costs))
+
+    def unevenness(kept: Sequence[int]) -> int:
+        ends = [0, *(cut + 1 for cut in kept), len(costs)]
+        return sum(sum(costs[start:end]) ** 2 for start, end in itertools.pairwise(ends))
+
+    choices = list(itertools.combinations(range(len(sizes)), blocks - 1))
+    least = min(choices, key=unevenness)  # the first of equals
+    merged = merge_to(pair(chain_of(sizes), chain_of(sizes)), blocks, costs=costs)
+    for chain in (merged.teacher, merged.student):
+        assert len(chain) == blocks
+        assert [cut.channels - 1 for cut in chain.cuts] == list(least)
+        assert sum(1 for m in chain.modules() if isinstance(m, nn.Identity)) == len(costs)

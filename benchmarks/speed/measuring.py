@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from netgraft import __version__
+from netgraft.evaluation import processor
 
 RESULTS = Path(__file__).parents[1] / "results" / "speed"
 REPEATS = 5
@@ -55,7 +56,7 @@ def median(values: list[float]) -> float:
 
 def write(name: str, content: Mapping[str, Any]) -> None:
     """Write a result file with the machine and the versions."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     facts = {
         "device": device,
         "cores": os.cpu_count(),
@@ -69,14 +70,3 @@ def write(name: str, content: Mapping[str, Any]) -> None:
     path = RESULTS / f"{name}{suffix}.json"
     path.write_text(json.dumps({"name": name, **content, "machine": facts}, indent=1) + "\n", encoding="utf-8")
     print(f"{path.name}: {json.dumps(content.get('ratios', {}))}", flush=True)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = dict(line.split(":", 1) for line in lines if ":" in line)
-    names = {key.strip(): value.strip() for key, value in facts.items()}
-    flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in names.get("flags", "")]
-    return ", ".join([names.get("model name", platform.machine()), *flags])

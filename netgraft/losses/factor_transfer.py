@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from netgraft.losses.directions import directions
 from netgraft.losses.precision import at_least_float32
+from netgraft.losses.reductions import known_reduction
 
 
 class FactorTransfer(nn.Module):
@@ -21,9 +22,7 @@ class FactorTransfer(nn.Module):
 
     def __init__(self, reduction: str = "sample") -> None:
         super().__init__()
-        if reduction not in {"sample", "element"}:
-            raise ValueError(f"reduction must be 'sample' or 'element', not {reduction!r}")
-        self.reduction = reduction
+        self.reduction = known_reduction(reduction, "sample", "element")
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare factors of one shape (B, m, H, W); returns a scalar in float32 or wider."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netgraft.losses.precision import at_least_float32
+from netgraft.losses.reductions import known_reduction
 
 
 def flow_matrix(first: Tensor, second: Tensor) -> Tensor:
@@ -46,9 +47,7 @@ class FlowOfSolution(nn.Module):
 
     def __init__(self, reduction: str = "sample") -> None:
         super().__init__()
-        if reduction not in {"sample", "element"}:
-            raise ValueError(f"reduction must be 'sample' or 'element', not {reduction!r}")
-        self.reduction = reduction
+        self.reduction = known_reduction(reduction, "sample", "element")
 
     def forward(self, student: Sequence[tuple[Tensor, Tensor]], teacher: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Compare stages; returns a scalar in float32 or wider.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from netgraft.losses.precision import at_least_float32
+from netgraft.losses.reductions import known_reduction
 
 
 class Hint(nn.Module):
@@ -20,9 +21,7 @@ class Hint(nn.Module):
 
     def __init__(self, reduction: str = "sample") -> None:
         super().__init__()
-        if reduction not in {"sample", "element"}:
-            raise ValueError(f"reduction must be 'sample' or 'element', not {reduction!r}")
-        self.reduction = reduction
+        self.reduction = known_reduction(reduction, "sample", "element")
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare features (B, ...) of student and teacher; returns a scalar in float32 or wider."""

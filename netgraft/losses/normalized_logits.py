@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from netgraft.losses.directions import directions
 from netgraft.losses.precision import at_least_float32
+from netgraft.losses.reductions import known_reduction
 
 
 class NormalizedLogits(nn.Module):
@@ -18,9 +19,7 @@ class NormalizedLogits(nn.Module):
 
     def __init__(self, reduction: str = "sum", eps: float = 1e-12) -> None:
         super().__init__()
-        if reduction not in {"sum", "mean"}:
-            raise ValueError(f"reduction must be 'sum' or 'mean', not {reduction!r}")
-        self.reduction = reduction
+        self.reduction = known_reduction(reduction, "sum", "mean")
         self.eps = eps
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from netgraft.connectors import Embedding
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import Hint, SoftTargets
 from netgraft.methods.about import About
-from netgraft.methods.lesson import Lesson, StudentTraining, checked, ends, rich
+from netgraft.methods.lesson import Lesson, LessonMethod, checked, ends, rich
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Feature
 
@@ -32,7 +32,7 @@ class ShallowEmbedding(nn.Sequential):
 
 
 @dataclass(frozen=True)
-class BYOT(StudentTraining):
+class BYOT(LessonMethod):
     """Classifiers at every block end learn from classes and from the deepest one; they are discarded at the end.
 
     ``CE(deepest) + sum_i (1 - alpha) CE_i + alpha tau^2 KL_i + lambda / 2 ||F_i - F_deepest||^2``, embeddings

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netgraft.errors import RequestError
 from netgraft.methods.about import About
-from netgraft.methods.lesson import Lesson, StudentTraining, rich
+from netgraft.methods.lesson import Lesson, LessonMethod, StudentTraining, rich
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Budget, Preset
 
@@ -55,7 +55,7 @@ def combine(kinds: Mapping[str, type]) -> tuple[type, dict[str, Callable[[Budget
         RequestError: One of them doesn't train the student by a lesson of its own.
     """
     for name, kind in kinds.items():
-        if not issubclass(kind, StudentTraining) or "plan" in kind.__dict__:
+        if not issubclass(kind, LessonMethod):
             raise RequestError(f"{name} can't be combined: it adds no terms to the student's training")
     own = {
         f.name: (f.name, f.type, field(default=f.default, metadata=f.metadata))
@@ -88,7 +88,7 @@ def combine(kinds: Mapping[str, type]) -> tuple[type, dict[str, Callable[[Budget
     kind = make_dataclass(
         "+".join(kind.__name__ for kind in kinds.values()),
         [own[name] for name in ordered],
-        bases=(StudentTraining,),
+        bases=(LessonMethod,),
         namespace={
             "lesson": lesson,
             "__doc__": f"The terms of {', '.join(kinds)} added.",

@@ -13,13 +13,13 @@ from netgraft.errors import RequestError
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import SoftTargets
 from netgraft.methods.about import About
-from netgraft.methods.lesson import Lesson, StudentTraining, answers, checked, rich
+from netgraft.methods.lesson import Lesson, LessonMethod, answers, checked, rich
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch
 
 
 @dataclass(frozen=True)
-class KD(StudentTraining):
+class KD(LessonMethod):
     """Match the teacher's softened outputs; on the labeled track, the labels a little as well."""
 
     about: ClassVar = About("offline", "logits", "1", "classes", "Hinton et al., arXiv 1503.02531", 2015)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 from torch import Tensor, nn
 
 from netgraft.errors import RequestError
 from netgraft.hyperparameters import hyperparameter
 from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Budget, Feature, Fit, Objective, Phase, Plan, Preset
+from netgraft.phases import Batch, Budget, Feature, Fit, Method, Objective, Phase, Plan, Preset
 from netgraft.views import VIEW_POLICIES
 
 
@@ -37,7 +37,7 @@ class Lesson:
 
 @dataclass(frozen=True)
 class StudentTraining:
-    """Train every block of the student that is not inherited; inherited ones stay frozen, as in every method."""
+    """How long and how fast the student is trained; what it is taught is up to the method."""
 
     steps: int = hyperparameter(3000, "steps of the student's training")
     batch_size: int = hyperparameter(64, "views a step")
@@ -53,9 +53,34 @@ class StudentTraining:
         if not min(self.lr, self.sliced_rate) > 0:
             raise RequestError(f"rates must be positive, not {self}")
 
+    def fit(self, pairing: Pairing, steps: int) -> Fit:
+        """Return length and rate of a phase.
+
+        Raises:
+            RequestError: The number of steps is negative.
+        """
+        if steps < 0:
+            raise RequestError(f"steps of a phase must be at least 0, not {steps}, in {self}")
+        return Fit(
+            steps=steps,
+            batch_size=self.batch_size,
+            lr=self.lr * (self.sliced_rate if pairing.init == "slice" else 1.0),
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+        )
+
+
+@dataclass(frozen=True)
+class LessonMethod(StudentTraining, ABC):
+    """Train every block of the student that is not inherited, on a lesson; inherited ones stay frozen, as everywhere.
+
+    A method says what the lesson is, and combinations of methods add lessons up.
+    """
+
+    @abstractmethod
     def lesson(self, pairing: Pairing) -> Lesson:
         """Say what the student is taught."""
-        raise NotImplementedError
 
     def plan(self, pairing: Pairing) -> Plan:
         """The lesson's own phases, then the student's training."""
@@ -114,23 +139,6 @@ class StudentTraining:
             differentiates_input=differentiates_input,
         )
 
-    def fit(self, pairing: Pairing, steps: int) -> Fit:
-        """Return length and rate of a phase.
-
-        Raises:
-            RequestError: The number of steps is negative.
-        """
-        if steps < 0:
-            raise RequestError(f"steps of a phase must be at least 0, not {steps}, in {self}")
-        return Fit(
-            steps=steps,
-            batch_size=self.batch_size,
-            lr=self.lr * (self.sliced_rate if pairing.init == "slice" else 1.0),
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            weight_decay=self.weight_decay,
-        )
-
 
 def ends(pairing: Pairing) -> range:
     """Return the numbers of the trained blocks whose outputs have a counterpart at the teacher: all but the head.
@@ -161,10 +169,7 @@ def checked() -> Iterator[None]:
         raise RequestError(str(error)) from error
 
 
-M = TypeVar("M", bound=StudentTraining)
-
-
-def rich(method: Callable[[], M]) -> Callable[[Budget], Preset]:
+def rich(method: Callable[[], Method]) -> Callable[[Budget], Preset]:
     """Make a preset of a method's defaults, with the same views as NetGraft's default."""
 
     def preset(budget: Budget) -> Preset:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from netgraft.batches import steps_per_epoch
 from netgraft.errors import RequestError
 from netgraft.grafting import Scion, assemble, graft, join, make_scions
 from netgraft.hyperparameters import hyperparameter
-from netgraft.losses import LogitMSE, NormalizedLogits
+from netgraft.losses import LogitMSE, NormalizedLogits, SoftTargets
 from netgraft.methods.about import About
+from netgraft.methods.lesson import answers, checked
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Budget, Fit, Phase, Plan, Preset
 from netgraft.views import VIEW_POLICIES
@@ -26,6 +27,12 @@ class NetGraft:
     Stage 1 trains block after block, each between the teacher's blocks; stage 2 joins the trained blocks
     progressively until no teacher block is left. Both compare the logits of the grafted network with the
     teacher's. No labels.
+
+    A stage without steps is left out: ``join_steps`` 0 leaves blocks that only their adapters connect, and with
+    ``block_steps`` 0 a join trains what it joins from its start. ``joins`` says in which order teacher blocks make room
+    in stage 2: the last of them first (``back-to-front``), or all in one phase (``at-once``), which is the last join
+    alone. Frozen ``adapters`` stay as they start: the choice of the teacher's channels that the student is sliced
+    from, or a random projection; where widths are equal there are none. Then only the student's own blocks learn.
     """
 
     about: ClassVar = About(
@@ -42,54 +49,82 @@ class NetGraft:
     whole_epochs: bool = hyperparameter(False, "end a batch where an epoch ends")
     objective: str = hyperparameter(
         "mse",
-        "what is compared of the logits: their direction (normalized, the article's) or themselves (mse)",
-        choices=("normalized", "mse"),
+        "what is compared: the logits' direction (normalized, the article's), the logits (mse), soft targets (kl)",
+        choices=("normalized", "mse", "kl"),
     )
     sliced_rate: float = hyperparameter(0.1, "factor on all rates where the student starts from slices of the teacher")
+    joins: str = hyperparameter(
+        "front-to-back",
+        "order in which stage 2 replaces the teacher's blocks",
+        choices=("front-to-back", "back-to-front", "at-once"),
+    )
+    adapters: str = hyperparameter("trained", "or frozen as they start", choices=("trained", "frozen"))
+    temperature: float = hyperparameter(4.0, "what logits are divided by in front of the softmax of soft targets (kl)")
 
     def __post_init__(self) -> None:
+        for known in fields(self):
+            choices = known.metadata["choices"]
+            if choices and getattr(self, known.name) not in choices:
+                raise RequestError(f"{known.name} must be one of {', '.join(choices)}, not {self}")
         if self.batch_size < 1 or min(self.join_steps, *self.block_steps, 0) < 0:
             raise RequestError(f"batch_size must be at least 1 and steps at least 0, not {self}")
         if not self.block_steps or not self.block_lr:
             raise RequestError(f"block_steps and block_lr need at least one value, not {self}")
         if not min(self.join_lr, self.adapter_lr, self.sliced_rate, *self.block_lr) > 0:
             raise RequestError(f"rates must be positive, not {self}")
+        with checked():
+            SoftTargets(self.temperature)
 
     def plan(self, pairing: Pairing) -> Plan:
         """One phase for each block alone, then one for each join (article, "Block Grafting", "Network Grafting")."""
-        first, scions = pairing.inherited, make_scions(pairing)
+        scions = make_scions(pairing, trained=self._trains_adapters)
         factor = self.sliced_rate if pairing.init == "slice" else 1.0
         blocks = [
-            self._phase(
-                pairing, f"graft block {first + k + 1}", scions[k : k + 1], first + k, self._block_fit(k, factor)
-            )
+            self._phase(pairing, "graft", scions, range(k, k + 1), self._block_fit(k, factor))
             for k in range(len(scions))
         ]
-        joins = [
-            self._phase(pairing, f"join blocks {first + 1}-{first + k}", scions[:k], first, self._join_fit(factor))
-            for k in range(2, len(scions) + 1)
-        ]
+        joins = [self._phase(pairing, "join", scions, run, self._join_fit(factor)) for run in self._joined(len(scions))]
         return Plan(str(self), tuple(phase for phase in blocks + joins if phase.fit.steps), assemble(pairing, scions))
 
-    def _phase(self, pairing: Pairing, name: str, scions: Sequence[Scion], at: int, fit: Fit) -> Phase:
-        scion = join(scions)
+    @property
+    def _trains_adapters(self) -> bool:
+        return self.adapters == "trained"
+
+    def _joined(self, count: int) -> list[range]:
+        """Say which neighbours among ``count`` scions each phase of stage 2 trains, in order."""
+        # one scion alone has nothing to be joined with, but must be trained if stage 1 leaves it out
+        shortest = 2 if count > 1 or self.block_steps[0] else 1
+        lengths = range(shortest, count + 1)
+        if self.joins == "at-once":
+            lengths = lengths[-1:]
+        if self.joins == "back-to-front":
+            return [range(count - length, count) for length in lengths]
+        return [range(length) for length in lengths]
+
+    def _phase(self, pairing: Pairing, verb: str, scions: Sequence[Scion], run: range, fit: Fit) -> Phase:
+        """Train a run of scions between the teacher's blocks in front of it and behind it."""
+        scion = join(scions[run.start : run.stop])
+        at = range(pairing.inherited + run.start, pairing.inherited + run.stop)
+        numbers = f"block {at[0] + 1}" if len(at) == 1 else f"blocks {at[0] + 1}-{at[-1] + 1}"
         return Phase(
-            name=name,
-            model=graft(pairing.teacher, scion, range(at, at + len(scions))),
-            trainable=scion,
+            name=f"{verb} {numbers}",
+            model=graft(pairing.teacher, scion, at),
+            # the runner trains all of this, and nothing else
+            trainable=scion if self._trains_adapters else nn.ModuleList(scion.blocks()),
             objective=self._objective,
             fit=fit,
             teacher=pairing.teacher,
-            adapters=tuple(scion.adapters()),
+            adapters=tuple(scion.adapters()) if self._trains_adapters else (),
         )
 
     def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
-        assert batch.target is not None
+        student, teacher = answers(batch)
         if self.objective == "mse":
-            return {"logits": LogitMSE()(batch.output, batch.target)}
+            return {"logits": LogitMSE()(student, teacher)}
+        if self.objective == "kl":
+            return {"logits": SoftTargets(self.temperature)(student, teacher)}
         # times the batch size: the article's sum over the batch, whatever the number of processes
-        distance = NormalizedLogits(reduction="mean")(batch.output, batch.target)
-        return {"logits": self.batch_size * distance}
+        return {"logits": self.batch_size * NormalizedLogits(reduction="mean")(student, teacher)}
 
     def _block_fit(self, number: int, factor: float) -> Fit:
         steps = self.block_steps[min(number, len(self.block_steps) - 1)]

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netgraft.methods.about import About
-from netgraft.methods.lesson import Lesson, StudentTraining, rich
+from netgraft.methods.lesson import Lesson, LessonMethod, rich
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch
 
 
 @dataclass(frozen=True)
-class Supervised(StudentTraining):
+class Supervised(LessonMethod):
     """Cross-entropy on the labels, or on the teacher's arg-max where there are none."""
 
     about: ClassVar = About("reference", "labels", "1", "classes", "-", 0, teacher=False)
