@@ -10,8 +10,11 @@ import click
 import netgraft
 from netgraft.errors import InterruptedRunError, RequestError, RunError
 
+from .grids import benchmark
 from .inspection import methods, split
 from .jobs import distill, evaluate, is_first_process, train
+from .subsets import subset
+from .tables import table
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -22,7 +25,7 @@ def cli() -> None:
     """Few-shot knowledge distillation for timm image classifiers."""
 
 
-for command in (distill, train, evaluate, split, methods):
+for command in (distill, train, evaluate, split, methods, subset, benchmark, table):
     cli.add_command(command)
 
 

@@ -50,6 +50,7 @@ LAYERS = (
     {"runner"},
     {"api", "evaluation"},
     {"jobs"},
+    {"benchmark"},
 )
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 

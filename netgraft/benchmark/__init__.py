@@ -1,0 +1,1 @@
+"""Grids of distillation runs: what is computed, how it is run, and how it is shown."""

@@ -1,0 +1,123 @@
+"""Reading result files back, each with the experiment that it belongs to."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netgraft.benchmark.experiment import Experiment
+from netgraft.benchmark.results import EXPERIMENT, WORK
+from netgraft.errors import RequestError
+
+NUMBER: tuple[type, ...] = (int, float)
+MEASURED: tuple[type, ...] = (int, float, type(None))  # None without labelled test images
+
+NEEDED: Mapping[str, tuple[type, ...]] = {
+    "data": (str,),
+    "teacher": (str,),
+    "student": (str,),
+    "method": (str,),
+    "teacher_digest": (str,),
+    "teacher_top1": MEASURED,
+    "student_top1": MEASURED,
+    "gap": MEASURED,
+    "agreement": MEASURED,
+    "shots": (int, type(None)),
+    "images": (int,),
+    "subset_seed": (int, type(None)),
+    "seed": (int,),
+    "init": (str,),
+    "views": (str,),
+    "labels": (str,),
+    "precision": (str,),
+    "selection": (str,),
+    "steps": (int,),
+    "seconds": NUMBER,
+    "parameters": (int,),
+    "versions": (dict,),
+    "device": (str,),
+    "threads": (int,),
+}
+"""What tables are made of, and of which types it is."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The results of one folder.
+
+    Attributes:
+        label: Name of the folder; its path where several have the same name.
+        results: Contents of the files, each with a ``row``.
+        experiment: Whose results they are; None where the folder has no copy of it.
+    """
+
+    label: str
+    results: tuple[Mapping[str, Any], ...]
+    experiment: Experiment | None = None
+
+
+def load(folders: Sequence[Path]) -> list[Collection]:
+    """Read every result below the folders, apart from what isn't finished.
+
+    A file belongs to the nearest folder above it that holds a copy of an experiment, or else to the folder given.
+
+    Raises:
+        RequestError: A folder is missing or holds no results; a file is damaged or is no result.
+    """
+    homes: dict[Path, list[Path]] = {}
+    seen: set[Path] = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise RequestError(f"there is no folder {folder}; give one with the results of an experiment")
+        paths = list(_files(folder))
+        if not paths:
+            raise RequestError(
+                f"{folder} holds no results (*.json); give one in which an experiment has finished at least one run"
+            )
+        for path in paths:
+            # one folder may be named twice, or lie in another
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                homes.setdefault(_home(path, folder), []).append(path)
+    names = [home.resolve().name for home in homes]
+    return [
+        Collection(
+            home.resolve().name if names.count(home.resolve().name) == 1 else str(home),
+            tuple(_read(path) for path in paths),
+            Experiment.load(home / EXPERIMENT) if (home / EXPERIMENT).exists() else None,
+        )
+        for home, paths in homes.items()
+    ]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*.json")):
+        if WORK not in path.relative_to(folder).parts[:-1]:
+            yield path
+
+
+def _home(path: Path, folder: Path) -> Path:
+    above = [parent for parent in path.parents if parent == folder or folder in parent.parents]
+    return next((parent for parent in above if (parent / EXPERIMENT).exists()), folder)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} is damaged ({error}); remove it to compute it again") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path} holds no result but {type(content).__name__}; move it away, or give another folder")
+    wrong = [name for name, types in NEEDED.items() if name not in content or not isinstance(content[name], types)]
+    if wrong:
+        named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise RequestError(
+            f"{path} is damaged or no result: it has no valid {named}; a damaged result can be removed and computed "
+            "again, for anything else give another folder"
+        )
+    # files from before there were experiments say their row in the file's name: ROW-SHOTS-seedN
+    return {"row": re.sub(r"(-\d+)?-seed\d+$", "", path.stem), **content}

@@ -1,0 +1,139 @@
+"""Experiments: what a file multiplies out to, and what is refused."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netgraft.benchmark.estimate import job_of
+from netgraft.benchmark.experiment import Experiment
+from netgraft.errors import RequestError
+from netgraft.methods import choose
+from netgraft.phases import Budget
+from netgraft.views import VIEW_POLICIES
+
+FILES = sorted((Path(__file__).parents[1] / "benchmarks" / "experiments").glob("*.toml"))
+
+
+def parse(text: str, tmp_path: Path) -> Experiment:
+    path = tmp_path / "experiment.toml"
+    path.write_text(text)
+    return Experiment.load(path)
+
+
+def test_lists_multiply_and_the_first_subset_comes_first(tmp_path: Path) -> None:
+    experiment = parse(
+        """
+        title = "Two methods"
+        [common]
+        data = "digits"
+        shots = [1, 10]
+        subsets = [0, 1]
+        [[run]]
+        method = ["kd", "at"]
+        settings = { steps = 7 }
+        [[run]]
+        name = "ours"
+        settings = { block_steps = [3, 4], whole_epochs = true }
+        """,
+        tmp_path,
+    )
+    assert experiment.title == "Two methods"
+    names = [cell.name for cell in experiment.cells]
+    rows = [f"{row}-{shots}shot" for row in ("kd", "at", "ours") for shots in (1, 10)]
+    by_subset = [{f"{row}-subset{subset}" for row in rows} for subset in (0, 1)]
+    assert [set(names[:6]), set(names[6:])] == by_subset
+    cell = next(cell for cell in experiment.cells if cell.name == "ours-10shot-subset1")
+    assert cell.arguments() == (
+        "distill --data digits --shots 10 --subset-seed 1 --seed 1 --block_steps 3,4 --whole_epochs true"
+    ).replace("_", "-").split(" ")
+    assert cell.asked() == {
+        "data": "digits",
+        "shots": 10,
+        "subset_seed": 1,
+        "seed": 1,
+        "settings": {"block_steps": "3,4", "whole_epochs": "true"},
+    }
+
+
+def test_seeds_vary_apart_from_subsets_where_they_are_named(tmp_path: Path) -> None:
+    text = '[common]\nsubsets = [0, 3]\nseeds = [5, 6]\n[[run]]\nmethod = "kd"\n'
+    cells = parse(text, tmp_path).cells
+    assert [(c.name, c.options["subset_seed"], c.options["seed"]) for c in cells] == [
+        ("kd-subset0-seed5", 0, 5),
+        ("kd-subset0-seed6", 0, 6),
+        ("kd-subset3-seed5", 3, 5),
+        ("kd-subset3-seed6", 3, 6),
+    ]
+
+
+def test_pairs_have_folders_of_their_own(tmp_path: Path) -> None:
+    text = """
+    [[pair]]
+    data = "digits"
+    [[pair]]
+    name = "mine"
+    data = "photos"
+    teacher = "resnet34"
+    student = "resnet18"
+    [[run]]
+    method = "kd"
+    labeled = true
+    """
+    one, two = parse(text, tmp_path).cells
+    assert (one.name, one.pair, two.name, two.pair) == ("digits/kd-subset0", "digits", "mine/kd-subset0", "mine")
+    assert two.arguments()[:7] == ["distill", "--data", "photos", "--teacher", "resnet34", "--student", "resnet18"]
+    assert "--labeled" in two.arguments()
+
+
+def test_published_figures_may_stand_in_lists(tmp_path: Path) -> None:
+    text = """
+    [[run]]
+    method = "kd"
+    [[published]]
+    name = "KD"
+    source = "somewhere"
+    shots = [1, 5]
+    top1 = [50.5, 60]
+    teacher_top1 = 70.0
+    """
+    # what is no list holds for all of them
+    first, second = parse(text, tmp_path).published
+    assert (first.shots, first.top1, first.teacher_top1) == (1, 50.5, 70.0)
+    assert (second.shots, second.top1, second.source) == (5, 60, "somewhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"at least one \[\[run\]\]"),
+        ("[[run]]\nmethod =", "can't read"),
+        ("[[run]]\nmethods = 'kd'", r"\[\[run\]\] has no 'methods'; it takes .*method"),
+        ("title = 'x'\nrun = [1]", "expected a table"),
+        ("[[run]]\nname = '{init}'", "name '{init}' asks for 'init'; it can hold method"),
+        ("[[run]]\ninit = ['slice', 'random']", r"two cells are called netgraft-subset0; .*\{method\}-\{init\}"),
+        ("[commen]\n[[run]]\n", "has no 'commen'"),
+        ("[[run]]\n[[published]]\nname = 'x'", "needs name, shots, top1 and source"),
+        ("[[run]]\n[[published]]\nname = 'x'\nsource = 'y'\nshots = [1, 2]\ntop1 = [1]", "differ in length"),
+    ],
+)
+def test_what_a_file_asks_for_wrongly_is_said(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(RequestError, match=said) as caught:
+        parse(text, tmp_path)
+    assert str(tmp_path / "experiment.toml") in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=re.escape(str(tmp_path / "no.toml"))):
+        Experiment.load(tmp_path / "no.toml")
+
+
+@pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
+def test_every_committed_experiment_asks_for_methods_and_settings_that_exist(path: Path) -> None:
+    experiment = Experiment.load(path)
+    assert experiment.title
+    for cell in experiment.cells:
+        job: Any = job_of(cell)
+        choose(job.method, job.preset, Budget(100, 10), job.settings)
+        assert job.views is None or job.views in VIEW_POLICIES
