@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from netgraft.blocks import BlockChain
+    from netgraft.blocks import BlockChain, Cut
     from netgraft.methods.about import About
     from netgraft.pairing import Pairing
 
@@ -19,43 +20,108 @@ if TYPE_CHECKING:
 @click.argument("student", required=False)
 @click.option("--image-size", type=click.IntRange(min=1), help="Height and width; the model's own by default.")
 @click.option("--cuts", help="Modules of MODEL to cut behind, separated by commas; timm's stages by default.")
-def split(model: str, student: str | None, image_size: int | None, cuts: str | None) -> None:
+@click.option("--blocks", type=click.IntRange(min=2), help="Instead, so many blocks of about equal cost.")
+@click.option("--all-cuts", is_flag=True, help="Show every module that a single tensor leaves.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def split(
+    model: str,
+    student: str | None,
+    image_size: int | None,
+    cuts: str | None,
+    blocks: int | None,
+    all_cuts: bool,
+    as_json: bool,
+) -> None:
     """Show the blocks of MODEL, or how the blocks of MODEL and STUDENT pair.
 
-    Weights are random and nothing is downloaded.
+    MODEL is a timm model, or torchvision:NAME. Weights are random and nothing is downloaded.
     """
     from timm.data import resolve_model_data_config
 
     from netgraft.models import build_model, build_student
 
-    if student is not None and cuts is not None:
-        raise click.UsageError("--cuts goes with one model; two are cut where their maps have the same size")
+    if sum([cuts is not None, blocks is not None, all_cuts]) > 1:
+        raise click.UsageError("--cuts, --blocks and --all-cuts exclude one another")
+    for given, option in ((cuts, "--cuts"), (blocks, "--blocks"), (all_cuts, "--all-cuts"), (as_json, "--json")):
+        if student is not None and given:
+            raise click.UsageError(f"{option} goes with one model; two are cut where their maps have the same size")
     network = build_model(model, seed=0).eval()
     size = list(resolve_model_data_config(network)["input_size"])
     if image_size is not None:
         size[1:] = [image_size, image_size]
-    if student is None:
-        _show_blocks(model, network, size, cuts.split(",") if cuts else None)
-    else:
+    if student is not None:
         _show_pairing(model, network, student, build_student(student, teacher=network, seed=0), size)
+        return
+    chain = _chain(network, size, cuts.split(",") if cuts else None, blocks, all_cuts)
+    if as_json:
+        _print_blocks(model, network, chain, size)
+    else:
+        _show_blocks(model, network, chain, size, cumulative=all_cuts)
 
 
-def _show_blocks(name: str, network: Any, size: Sequence[int], cuts: Sequence[str] | None) -> None:
+def _chain(
+    network: Any, size: Sequence[int], cuts: Sequence[str] | None, blocks: int | None, all_cuts: bool
+) -> BlockChain:
     import torch
 
+    from netgraft.blocks import legal_cuts
     from netgraft.blocks import split as cut
 
+    # zeros would be nothing to compare by: some models answer them with the bias of their last layer
+    probe = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+    return cut(network, probe=probe, cuts=legal_cuts(network, probe=probe) if all_cuts else cuts, blocks=blocks)
+
+
+def _show_blocks(name: str, network: Any, chain: BlockChain, size: Sequence[int], *, cumulative: bool) -> None:
     from .output import count, emit_table
 
-    chain = cut(network, probe=torch.zeros(2, *size), cuts=cuts)
     shapes = [*map(str, chain.cuts), str(network.num_classes)]
+    layouts = [*map(_layout, chain.cuts), ""]
     sizes, costs = _parameters(chain), _macs(chain, size)
     rows = [
-        [str(number + 1), chain.names[number], shapes[number], count(sizes[number]), count(costs[number])]
+        [
+            str(number + 1),
+            chain.names[number],
+            shapes[number],
+            count(sizes[number]),
+            count(costs[number]),
+            layouts[number],
+        ]
         for number in range(len(chain))
     ]
-    rows.append(["", "all", "", count(sum(sizes)), count(sum(costs))])
-    emit_table(["block", "ends with", "output", "parameters", "MACs"], rows, title=f"{name} at {_times(size)}")
+    headings = ["block", "ends with", "output", "parameters", "MACs", "layout"]
+    if cumulative:
+        headings.append("MACs so far")
+        for row, total in zip(rows, accumulate(costs), strict=True):
+            row.append(count(total))
+    rows.append(["", "all", "", count(sum(sizes)), count(sum(costs)), *[""] * (len(headings) - 5)])
+    emit_table(headings, rows, title=f"{name} at {_times(size)}")
+
+
+def _layout(cut: Cut) -> str:
+    """``tokens 14x14+1`` for example."""
+    if cut.layout != "tokens":
+        return cut.layout
+    return f"tokens {_times(cut.size)}" + (f"+{cut.prefix_tokens}" if cut.prefix_tokens else "")
+
+
+def _print_blocks(name: str, network: Any, chain: BlockChain, size: Sequence[int]) -> None:
+    from .output import emit_json
+
+    sizes, costs = _parameters(chain), _macs(chain, size)
+    blocks: list[dict[str, Any]] = [
+        {"ends_with": block, "parameters": sizes[number], "macs": costs[number]}
+        for number, block in enumerate(chain.names)
+    ]
+    for block, cut in zip(blocks, chain.cuts, strict=False):
+        block["output"] = {
+            "shape": cut.shape,
+            "layout": cut.layout,
+            "channels": cut.channels,
+            "size": cut.size,
+            "prefix_tokens": cut.prefix_tokens,
+        }
+    emit_json({"model": name, "input_size": size, "classes": network.num_classes, "blocks": blocks})
 
 
 def _times(size: Sequence[int]) -> str:
@@ -69,11 +135,12 @@ def _parameters(chain: BlockChain) -> list[int]:
 
 
 def _macs(chain: BlockChain, size: Sequence[int]) -> list[int]:
-    """Multiply-accumulates of each block, on an input of the shape that reaches it."""
-    from netgraft.metrics import macs
+    """Multiply-accumulates of each block for one image."""
+    import torch
 
-    inputs: list[Any] = [tuple(size), *(cut.shape for cut in chain.cuts)]
-    return [macs(block, shape) for block, shape in zip(chain, inputs, strict=True)]
+    from netgraft.survey import macs_along
+
+    return macs_along(chain, torch.zeros(1, *size))
 
 
 def _show_pairing(teacher: str, network: Any, student: str, small: Any, size: Sequence[int]) -> None:

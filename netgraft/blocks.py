@@ -1,23 +1,24 @@
-"""Cut any timm classifier into a chain of blocks that is proven equal to the model.
+"""Cut any image classifier into a chain of blocks that is proven equal to the model.
 
-The model is traced with ``torch.fx`` through nothing but the ancestors of the modules to cut behind; every
-other module stays one call. The graph is then cut wherever exactly one tensor that depends on the input is
-alive, so a skip connection across a cut can't be lost: it makes the cut illegal. The blocks share the model's
-parameters: training a block trains the model.
+The model's forward is followed with ``torch.fx``, into nothing but the modules that contain a place to cut
+(:mod:`netgraft.tracing`), and cut wherever what crosses is all that the rest needs (:mod:`netgraft.crossings`): a
+skip connection across a cut can't be lost, it makes the cut illegal. The blocks share the model's parameters:
+training a block trains the model.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 
+from netgraft import cuts as choosing
 from netgraft.errors import RequestError
+from netgraft.layouts import candidates, halves, layout_of
+from netgraft.modes import Parts, differs_in_train_mode, take_apart
+from netgraft.tracing import defaults_of, left_as_it_was
 
 
 @dataclass(frozen=True)
@@ -26,22 +27,29 @@ class Cut:
 
     name: str
     shape: tuple[int, ...]
-    """Without the batch dimension."""
+    """Without the batch dimension; empty where several tensors cross."""
     layout: str
-    """``NCHW``, or ``other`` where a 1x1 convolution would not find the channels in dimension 1."""
+    """``NCHW``; ``NHWC``; ``tokens`` (batch, length, channels), in rows behind the prefix; ``tuple`` where several
+    tensors cross; ``other``, where no picture can be found in the tensor."""
+    grid: tuple[int, ...] = ()
+    """Height and width of the map that tokens make; empty for other layouts."""
+    prefix_tokens: int = 0
+    """Class, distillation and register tokens in front of the map's."""
 
     @property
     def channels(self) -> int:
-        """Width of the tensor that crosses."""
+        """Width of the tensor that crosses; 0 where several do."""
+        if not self.shape:
+            return 0
         return self.shape[0] if self.layout == "NCHW" else self.shape[-1]
 
     @property
     def size(self) -> tuple[int, ...]:
         """Height and width of the map that crosses; empty where it is no map."""
-        return self.shape[1:] if self.layout == "NCHW" else ()
+        return {"NCHW": self.shape[1:], "NHWC": self.shape[:2], "tokens": self.grid}.get(self.layout, ())
 
     def __str__(self) -> str:
-        return "x".join(str(extent) for extent in self.shape)
+        return "x".join(str(extent) for extent in self.shape) or self.layout
 
 
 class BlockChain(nn.Sequential):
@@ -87,216 +95,51 @@ def _in_mode(training: bool, chain: BlockChain, origin: nn.Module) -> BlockChain
     return chain
 
 
-class _AncestorTracer(fx.Tracer):
-    """Looks only into modules that contain a module to cut behind."""
-
-    def __init__(self, cut_modules: Sequence[str], wrapped: Sequence[Callable[..., Any]]) -> None:
-        super().__init__(autowrap_functions=tuple(wrapped))
-        self._cut_modules = tuple(cut_modules)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(cut.startswith(module_qualified_name + ".") for cut in self._cut_modules)
-
-
 def default_cuts(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the modules that end timm's stages.
 
     Raises:
         RequestError: The model has no ``feature_info`` or it names modules that don't exist.
     """
-    info = getattr(model, "feature_info", None)
-    if not info:
+    names = choosing.stages(model)
+    if not names:
         raise RequestError(
             f"{type(model).__name__} has no timm feature_info to cut at; name the modules to cut behind (cuts=...)"
         )
-    return tuple(stage["module"] for stage in info)
+    return names
 
 
-def _trace(model: nn.Module, cut_modules: Sequence[str]) -> fx.Graph:
-    # timm marks functions that can't be traced; they stay single calls
-    from timm.layers import get_notrace_functions
+def legal_cuts(model: nn.Module, *, probe: Tensor) -> tuple[str, ...]:
+    """Return the names of all modules behind which a single tensor crosses, in the order of the forward.
 
-    # the defaults of optional arguments are facts, not inputs
-    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
-    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-    for parameter in parameters:
-        if parameter.name not in defaults and parameter.kind not in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
-            raise RequestError(
-                f"{type(model).__name__} needs {parameter.name!r} beside the images; only models of images can be cut"
-            )
-    tracer = _AncestorTracer(cut_modules, get_notrace_functions())
-    try:
-        graph = tracer.trace(model, concrete_args=defaults)
-    except Exception as error:  # fx raises whatever the model's own forward raised
-        raise RequestError(
-            f"{type(model).__name__} can't be cut at {', '.join(cut_modules)}: following its forward failed "
-            f"({type(error).__name__}: {error}); choose other cuts"
-        ) from error
-    _drop_specialisation_checks(graph)
-    return graph
+    Of modules that end at one place the outermost is named. Lists of blocks are looked into, blocks are not.
 
+    Args:
+        model: A classifier: images (B, C, H, W) to logits (B, K).
+        probe: Images (B, C, H, W).
 
-def _drop_specialisation_checks(graph: fx.Graph) -> None:
-    """Remove the placeholders, and the checks on them, that fx leaves behind for arguments with defaults."""
-    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for placeholder in placeholders[1:]:
-        pending = list(placeholder.users)
-        doomed = [placeholder]
-        while pending:
-            node = pending.pop()
-            doomed.append(node)
-            pending.extend(node.users)
-        for node in reversed(doomed):
-            if not node._erased:
-                graph.erase_node(node)
-
-
-def _derived_from_input(graph: fx.Graph) -> set[fx.Node]:
-    derived: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or any(source in derived for source in node.all_input_nodes):
-            derived.add(node)
-    return derived
-
-
-def _live_after(nodes: Sequence[fx.Node], derived: set[fx.Node]) -> list[list[fx.Node]]:
-    """For each position, the input-derived nodes that something behind it still needs."""
-    position = {node: index for index, node in enumerate(nodes)}
-    last_use = {node: max((position[user] for user in node.users), default=position[node]) for node in derived}
-    alive: list[fx.Node] = []
-    result = []
-    for index, node in enumerate(nodes):
-        born = [node] if node in derived else []
-        alive = [candidate for candidate in alive + born if last_use[candidate] > index]
-        result.append(alive)
-    return result
-
-
-_LOCAL = (nn.MaxPool2d, nn.AvgPool2d, nn.Identity, nn.Dropout, nn.Dropout2d)
-
-
-def _is_parameterless(module: nn.Module) -> bool:
-    """Whether a cut may move behind ``module``: local, without weights, so that the next block starts with some.
-
-    An adapter in front of a max pool or an activation could never be folded. Global pooling stays in the head.
+    Raises:
+        RequestError: The model can't be followed.
     """
-    if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
-        return False
-    return isinstance(module, _LOCAL) or type(module).__module__ == "torch.nn.modules.activation"
+    with left_as_it_was(model):
+        return tuple(place.name for place in choosing.places(model, probe).single)
 
 
-def _end_of(module_name: str, nodes: Sequence[fx.Node]) -> int | None:
-    """Position of the last call that belongs to ``module_name``."""
-    last = None
-    for index, node in enumerate(nodes):
-        stack = node.meta.get("nn_module_stack") or {}
-        if (node.op == "call_module" and node.target == module_name) or module_name in stack:
-            last = index
-    return last
-
-
-def _cut_positions(model: nn.Module, graph: fx.Graph, cut_modules: Sequence[str]) -> dict[int, str]:
-    """Positions behind which the graph may be cut, with the name of the module that ends there."""
-    nodes = list(graph.nodes)
-    derived = _derived_from_input(graph)
-    live = _live_after(nodes, derived)
-    positions: dict[int, str] = {}
-    for name in cut_modules:
-        end = _end_of(name, nodes)
-        if end is None:
-            raise RequestError(
-                f"{type(model).__name__} has no module {name!r} on the way of the image; "
-                f"its stages end at {', '.join(default_cuts(model))}"
-            )
-        while True:
-            following = nodes[end + 1]
-            if following.op != "call_module" or not _is_parameterless(model.get_submodule(str(following.target))):
-                break
-            end += 1
-        if len(live[end]) == 1:
-            positions.setdefault(end, name)
-    return dict(sorted(positions.items()))
-
-
-def _extract(model: nn.Module, nodes: Sequence[fx.Node], entry: fx.Node, exit_: fx.Node) -> fx.GraphModule:
-    """Build the block that computes ``exit_`` from ``entry`` out of ``nodes``.
-
-    Constants that don't depend on the input are recomputed in each block that needs them.
-    """
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {entry: graph.placeholder("x")}
-
-    def copy(node: fx.Node) -> fx.Node:
-        if node not in copies:
-            for source in node.all_input_nodes:
-                copy(source)
-            copies[node] = graph.node_copy(node, lambda source: copies[source])
-        return copies[node]
-
-    for node in nodes:
-        if node.op not in {"placeholder", "output"}:
-            copy(node)
-    graph.output(copies[exit_])
-    graph.lint()
-    block = fx.GraphModule(model, graph, class_name=f"{type(model).__name__}Block")
-    _follow_mode_in_dropout(block)
-    return block
-
-
-_DROPOUTS: dict[object, Callable[[float], nn.Module]] = {
-    F.dropout: nn.Dropout,
-    F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-    F.alpha_dropout: nn.AlphaDropout,
-}
-
-
-def _follow_mode_in_dropout(block: fx.GraphModule) -> None:
-    """Replace ``F.dropout`` calls, whose train/eval flag fx has frozen, by modules that follow the block's mode."""
-    for node in list(block.graph.nodes):
-        if node.op == "call_function" and node.target in _DROPOUTS:
-            rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-            block.add_module(node.name, _DROPOUTS[node.target](cast(float, rate)))
-            with block.graph.inserting_after(node):
-                replacement = block.graph.call_module(node.name, (node.all_input_nodes[0],))
-            node.replace_all_uses_with(replacement)
-            block.graph.erase_node(node)
-    block.recompile()
-
-
-def _blocks(model: nn.Module, graph: fx.Graph, positions: Sequence[int]) -> Iterator[fx.GraphModule]:
-    nodes = list(graph.nodes)
-    derived = _derived_from_input(graph)
-    live = _live_after(nodes, derived)
-    entry = next(node for node in nodes if node.op == "placeholder")
-    start = 0
-    for position in positions:
-        [exit_] = live[position]
-        yield _extract(model, [n for n in nodes[start : position + 1] if n in derived], entry, exit_)
-        entry, start = exit_, position + 1
-    result = nodes[-1].args[0]
-    if not isinstance(result, fx.Node):
-        raise RequestError(
-            f"{type(model).__name__} returns {type(result).__name__}, not one tensor of logits; only classifiers "
-            "with a single output can be cut"
-        )
-    yield _extract(model, [n for n in nodes[start:] if n in derived], entry, result)
-
-
-def _layout(model: nn.Module, output: Tensor) -> str:
-    channels_first = getattr(model, "output_fmt", "NCHW") in {"NCHW", "Format.NCHW"}
-    return "NCHW" if output.dim() == 4 and channels_first else "other"
-
-
-def split(model: nn.Module, *, probe: Tensor, cuts: Sequence[str] | None = None) -> BlockChain:
+def split(
+    model: nn.Module, *, probe: Tensor, cuts: Sequence[str] | None = None, blocks: int | None = None
+) -> BlockChain:
     """Cut ``model`` into blocks whose composition is the model.
 
     Args:
         model: A classifier: images (B, C, H, W) to logits (B, K).
-        probe: Images (B, C, H, W) on which the chain is compared with the model, bit by bit, in eval mode.
-        cuts: Names of the modules to cut behind, in the order of the forward; timm's stages by default. A cut
-            moves behind the pooling and activations without parameters that follow it. Cuts where more than one
-            tensor crosses are left out.
+        probe: Images (B, C, H, W) on which the chain is compared with the model, bit by bit, in eval mode; in train
+            mode too where the model takes another way there. Auxiliary outputs that a model has in train mode alone
+            and that need more than what crosses the cuts are left out.
+        cuts: Names of the modules to cut behind, in the order of the forward. A cut moves behind the pooling and
+            activations without parameters that follow it. Cuts where more than one tensor crosses are left out.
+            By default timm's stages; where all of them have one shape, and where there are no stages, cuts
+            between four blocks of about equal cost.
+        blocks: Instead of ``cuts``, how many blocks of about equal cost.
 
     Returns:
         The chain. Its blocks share the model's parameters and buffers.
@@ -304,57 +147,96 @@ def split(model: nn.Module, *, probe: Tensor, cuts: Sequence[str] | None = None)
     Raises:
         RequestError: The model can't be followed, has no such modules, or the chain's output differs.
     """
-    cut_modules = tuple(cuts) if cuts is not None else default_cuts(model)
+    if cuts is not None and blocks is not None:
+        raise RequestError("split takes names of modules to cut behind or a number of blocks, not both")
+    what = type(model).__name__
     known = dict(model.named_modules())
-    for name in cut_modules:
+    for name in cuts or ():
         if name not in known:
-            raise RequestError(f"{type(model).__name__} has no module {name!r} to cut behind")
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        graph = _trace(model, cut_modules)
-        positions = _cut_positions(model, graph, cut_modules)
-        if not positions:
-            raise RequestError(
-                f"{type(model).__name__} has no place among {', '.join(cut_modules)} where only one tensor crosses"
-            )
-        blocks = list(_blocks(model, graph, list(positions)))
-        found = _prove(model, blocks, list(positions.values()), probe)
-    finally:
-        for module, training in modes:
-            module.training = training
-    return _in_mode(model.training, BlockChain(blocks, [*positions.values(), "head"], found), model)
+            raise RequestError(f"{what} has no module {name!r} to cut behind")
+    defaults_of(model)  # a forward that needs more than images is refused by that name
+    with left_as_it_was(model):
+        expected = _answer(model, probe)
+        several = False
+        if cuts is None:
+            found = choosing.places(model, probe)
+            chosen = choosing.default(found) if blocks is None else choosing.by_number(found, blocks, what)
+            if not chosen:
+                raise RequestError(f"{what} has no place where it can be cut: everything happens in one module")
+            cuts = [place.name for place in chosen]
+            several = any(not place.shape for place in chosen)
+        parts = take_apart(model, tuple(cuts), probe, several=several)
+        chain = BlockChain(parts.blocks, [*parts.names, "head"], [Cut(name, (), "other") for name in parts.names])
+        proven = _prove(model, chain, parts, probe, expected)
+    return _in_mode(model.training, BlockChain(chain.blocks(), chain.names, proven), model)
 
 
 @torch.no_grad()
-def _prove(model: nn.Module, blocks: Sequence[nn.Module], names: Sequence[str], probe: Tensor) -> list[Cut]:
-    """Run chain and model on the probe; return the cuts' shapes or refuse."""
+def _answer(model: nn.Module, probe: Tensor) -> Tensor:
     try:
         # a forward may work in place, also on its input
-        expected = model(probe.clone())
+        answer = model(probe.clone())
     except Exception as error:  # a model's own forward may raise anything
         size = "x".join(str(extent) for extent in probe.shape[1:])
         raise RequestError(
             f"{type(model).__name__} can't take images of {size} ({type(error).__name__}: {error}); "
             "choose another model or image size"
         ) from error
-    cuts = []
-    state: Tensor = probe.clone()
-    for index, block in enumerate(blocks):
-        block.eval()
-        state = block(state)
-        if not isinstance(state, Tensor):
-            raise RequestError(
-                f"{type(model).__name__}: what leaves {names[index]!r} is no tensor but {type(state).__name__}"
-            )
-        if index < len(names):
-            cuts.append(Cut(names[index], tuple(state.shape[1:]), _layout(model, state)))
-    if not torch.equal(state, expected):
-        difference = (state - expected).abs().max().item() if state.shape == expected.shape else float("inf")
+    if not isinstance(answer, Tensor):
         raise RequestError(
-            f"{type(model).__name__} can't be cut at {', '.join(names)}: the chain's logits differ from the model's "
-            f"by up to {difference:.3g} on the probe; choose other cuts"
+            f"{type(model).__name__} returns {type(answer).__name__}, not one tensor of logits; only classifiers "
+            "with a single output can be cut"
         )
+    return answer
+
+
+@torch.no_grad()
+def _prove(model: nn.Module, chain: BlockChain, parts: Parts, probe: Tensor, expected: Tensor) -> list[Cut]:
+    """Run the chain on the probe and compare it with the model's answer; return the cuts or refuse."""
+    chain.eval()
+    shapes: list[tuple[int, ...]] = []
+    state: object = probe.clone()
+    for block in chain:
+        state = block(state)
+        shapes.append(tuple(state.shape[1:]) if isinstance(state, Tensor) else ())
+    where = f"{type(model).__name__} can't be cut at {', '.join(parts.names)}"
+    assert isinstance(state, Tensor)
+    if not torch.equal(state, expected):
+        difference = float((state - expected).abs().max()) if state.shape == expected.shape else float("inf")
+        raise RequestError(
+            f"{where}: the chain's logits differ from the model's by up to {difference:.3g} on the probe; "
+            "choose other cuts"
+        )
+    in_train = differs_in_train_mode(model, chain, parts, probe) if parts.two_ways else None
+    if in_train is not None:
+        raise RequestError(
+            f"{where}: in train mode the chain's logits differ from the model's by up to {in_train:.3g} on the probe; "
+            "choose other cuts"
+        )
+    return _cuts(model, chain, shapes[:-1], probe)
+
+
+def _cuts(model: nn.Module, chain: BlockChain, shapes: Sequence[tuple[int, ...]], probe: Tensor) -> list[Cut]:
+    """Tell the layouts at the cuts; the chain runs once more where shapes leave a doubt."""
+    size = tuple(probe.shape[-2:])
+    possible = [candidates(shape, size) for shape in shapes]
+    doubts = [
+        number for number, layouts in enumerate(possible) if len(layouts) > 1 or (len(shapes[number]) == 2 and layouts)
+    ]
+    states: dict[int, Tensor] = {}
+    state = halves(probe)
+    for number, block in enumerate(chain.blocks()[: max(doubts, default=-1) + 1]):
+        state = block(state)
+        if number in doubts:
+            states[number] = state.clone()  # the next block may work in place
+    prefix = int(getattr(model, "num_prefix_tokens", 0) or 0)
+    declared = str(getattr(model, "output_fmt", "")).rpartition(".")[-1]
+    cuts = []
+    for number, (name, shape) in enumerate(zip(chain.names, shapes, strict=False)):
+        layout = layout_of(states.get(number), shape, size, prefix_tokens=prefix, declared=declared)
+        kind = layout.kind if shape else "tuple"
+        grid = layout.size if kind == "tokens" else ()
+        cuts.append(Cut(name, shape, kind, grid, layout.prefix_tokens))
     return cuts
 
 

@@ -1,8 +1,12 @@
-"""Names and files -> models: any timm name, hub or folder source, or weights read without unpickling."""
+"""Names and files -> models: any timm name, hub or folder source, or weights read without unpickling.
+
+Names that start with ``torchvision:`` are of untrained models of that package.
+"""
 
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +20,8 @@ from torch import Tensor, nn
 import netgraft.zoo  # noqa: F401  (registers the CIFAR-size models)
 from netgraft.batches import derived_seed
 from netgraft.errors import RequestError
+
+_TORCHVISION = "torchvision:"
 
 
 def load_teacher(name: str, *, weights: Path | None = None) -> nn.Module:
@@ -89,6 +95,8 @@ def _has_pretrained_weights(name: str) -> bool:
 
 
 def _create(name: str, **options: Any) -> nn.Module:
+    if name.startswith(_TORCHVISION):
+        return _create_torchvision(name.removeprefix(_TORCHVISION), options)
     known = name.split(":", 1)[0] in {"hf-hub", "hf_hub", "local-dir"} or timm.is_model(name.split(".", 1)[0])
     if not known:
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -98,6 +106,31 @@ def _create(name: str, **options: Any) -> nn.Module:
         return timm.create_model(name, **options)
     except (RuntimeError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RequestError(f"timm could not make {name!r}: {error}") from error
+
+
+def _create_torchvision(name: str, options: dict[str, Any]) -> nn.Module:
+    from torchvision import models  # takes a while to import and is seldom needed
+
+    known = models.list_models(module=models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "see torchvision.models.list_models()"
+        raise RequestError(f"torchvision has no classifier {name!r}; {hint}")
+    if options.pop("pretrained", False):
+        raise RequestError(f"torchvision:{name} comes without weights; give --teacher-weights FILE")
+    if options.pop("in_chans", 3) != 3:
+        raise RequestError(f"torchvision:{name} takes images of 3 channels; choose a timm model for others")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of initialisations that will change in a later version
+            model = models.get_model(name, weights=None, **options)
+    except (ValueError, TypeError) as error:
+        raise RequestError(f"torchvision could not make {name!r}: {error}") from error
+    # as timm's models say of themselves
+    model.num_classes = options.get("num_classes", 1000)
+    size = 299 if name == "inception_v3" else 224
+    model.pretrained_cfg = {"input_size": (3, size, size)}
+    return model
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -15,6 +15,10 @@ SOURCES = [*FILES, *sorted((ROOT / "cli").rglob("*.py")), *sorted((ROOT / "bench
 # A module imports from the layers above its own line only; the files of one package may import each other.
 LAYERS = (
     {"errors"},
+    {"graphs", "layouts", "survey", "tracing"},
+    {"crossings"},
+    {"cuts", "extraction"},
+    {"modes"},
     {
         "archives",
         "assets",
@@ -75,23 +79,29 @@ FORBIDDEN = {
 # Third-party packages of the modules that anybody could use in a program of their own.
 PORTABLE = {
     "batches": {"torch"},
-    "blocks": {"timm", "torch"},
+    "blocks": {"torch"},
     "caching": {"torch"},
     "checkpoint": {"torch"},
     "connectors": {"torch"},
+    "crossings": {"torch"},
+    "cuts": {"torch"},
     "dense": {"torch"},
+    "extraction": {"torch"},
     "files": set(),
     "freezing": {"timm", "torch"},
     "folding": {"timm", "torch"},
     "grafting": {"torch"},
+    "graphs": {"torch"},
     "hyperparameters": set(),
     "lanes": {"torch"},
     "layers": {"torch"},
+    "layouts": {"torch"},
     "losses": {"torch"},
     "methods": {"torch"},
     "memory": {"torch"},
     "metrics": {"torch"},
     "metrics_log": set(),
+    "modes": {"torch"},
     "network": {"torch"},
     "optimization": {"torch"},
     "pairing": {"torch"},
@@ -99,6 +109,8 @@ PORTABLE = {
     "precision": {"torch"},
     "slicing": {"torch"},
     "subsets": set(),
+    "survey": {"torch"},
+    "tracing": {"timm", "torch"},
 }
 
 # Packages that are kept in one place.

@@ -216,7 +216,7 @@ def test_unknown_and_missing_cuts_are_refused() -> None:
     with pytest.raises(RequestError, match="Skip has no module 'layer9' to cut behind"):
         split(Skip(), probe=X, cuts=["stem", "layer9"])
     with pytest.raises(RequestError, match="Skip has no timm feature_info to cut at"):
-        split(Skip(), probe=X)
+        default_cuts(Skip())
     model = build("cifar_resnet8")
     assert default_cuts(model) == ("act1", "layer1", "layer2", "layer3")
 

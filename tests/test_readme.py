@@ -25,9 +25,10 @@ def test_the_python_lines_make_a_student_that_timm_opens(tmp_path: Path, monkeyp
     }
 
 
-TABLES = {
+TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "README.md": {"results": ("benchmarks.table", "benchmarks/results/cifar10-jpeg")},
     "docs/baselines.md": {"results: digits": ("benchmarks.table", "benchmarks/results/digits")},
+    "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
     "docs/speed.md": {"results": ("benchmarks.speed.table", "benchmarks/results/speed")},
 }
 """Page -> marker -> the command that prints what stands behind it."""

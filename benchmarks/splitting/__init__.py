@@ -1,0 +1,1 @@
+"""How many of timm's and torchvision's classifiers split, into how many blocks, and how exactly."""
