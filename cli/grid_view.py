@@ -93,7 +93,8 @@ class Tally:
 
 def _group(cell: Cell) -> str:
     size = cell.options.get("shots")
-    return " ".join(filter(None, [cell.pair, cell.row, f"{size} shots" if size else ""]))
+    shots = f"{size} shot" if size == 1 else f"{size} shots"
+    return " ".join(filter(None, [cell.pair, cell.row, shots if size else ""]))
 
 
 def _describe(event: Mapping[str, Any]) -> str:

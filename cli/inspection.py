@@ -174,6 +174,9 @@ def _show_pairing(teacher: str, network: Any, student: str, small: Any, size: Se
         "in front, at the end",
     ]
     emit_table(headings, rows, title=f"{teacher} -> {student} at {_times(size)}")
+    for number, conversion in enumerate(pairing.conversions, 1):
+        if conversion:
+            emit(f"behind block {number} adapters convert {conversion}")
     macs = [count(sum(_macs(chain, size))) for chain in (pairing.teacher, pairing.student)]
     emit(f"MACs: {macs[0]} -> {macs[1]}; inherited: {pairing.inherited} of {len(pairing)} blocks")
 
@@ -181,23 +184,23 @@ def _show_pairing(teacher: str, network: Any, student: str, small: Any, size: Se
 def _adapters(pairing: Pairing) -> list[tuple[str, str]]:
     """For each student block: the adapters around it in training, and what becomes of the one in front."""
     from netgraft.folding import why_not_foldable
-    from netgraft.grafting import Adapter, make_scions
+    from netgraft.grafting import make_scions
 
     described = [("", "")] * len(pairing)
     met = False  # whether an adapter ends the block in front
     for number, scion in enumerate(make_scions(pairing), pairing.inherited):
-        layers = list(scion)
+        layers, own = list(scion), scion.adapters()
         around = [
-            f"{label} {layer.in_channels} -> {layer.out_channels}"
+            f"{label} {layer.weight.shape[1]} -> {layer.weight.shape[0]}"
             for label, layer in (("enter", layers[0]), ("exit", layers[-1]))
-            if isinstance(layer, Adapter)
+            if layer in own
         ]
         end = ""
-        if met or isinstance(layers[0], Adapter):
-            reason = why_not_foldable(pairing.student[number])
+        if met or layers[0] in own:
+            reason = why_not_foldable(pairing.student[number], pairing.student.cuts[number - 1].layout)
             cost = pairing.widths[number - 1][1] ** 2
             end = "folds" if reason is None else f"stays: {cost:,} parameters, {reason}"
-        met = isinstance(layers[-1], Adapter)
+        met = layers[-1] in own
         described[number] = ("; ".join(around), end)
     return described
 

@@ -86,17 +86,18 @@ def _story(result: Mapping[str, Any]) -> list[str]:
     )
     lines.append(f"method: {result['method']}, labels: {result['labels']}")
     if "ensemble_top1" in result:
-        size = count(result["ensemble_parameters"])
-        lines.append(f"the ensemble it was trained in: top-1 {result['ensemble_top1']:.2f} %, {size} parameters")
+        large = count(result["ensemble_parameters"])
+        lines.append(f"the ensemble it was trained in: top-1 {result['ensemble_top1']:.2f} %, {large} parameters")
+    converted = [text for text in result["conversions"] if text]
+    if converted:
+        lines.append(f"adapters in training converted between {', '.join(converted)} (teacher / student)")
     if result["folded_into"]:
         lines.append(f"adapters folded into {', '.join(result['folded_into'])}")
     kept: Mapping[str, str] = result["kept_adapters"]
     if kept:
         reasons = "; ".join(dict.fromkeys(kept.values()))
-        lines.append(
-            f"adapters that stayed: {len(kept)} 1x1 convolutions, {count(result['kept_adapter_parameters'])} "
-            f"parameters ({reasons})"
-        )
+        size = count(result["kept_adapter_parameters"])
+        lines.append(f"adapters that stayed: {len(kept)} layers, {size} parameters ({reasons})")
     drawn = f"{result['shots']} a class, " if result["shots"] else ""
     lines += [
         f"views: {result['views']}",

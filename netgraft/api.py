@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack
 
 import torch
 from PIL import Image
@@ -20,7 +20,7 @@ from netgraft.blocks import BlockChain, split, state_of
 from netgraft.errors import RequestError, RunError
 from netgraft.folding import Folding, fold_with_report
 from netgraft.methods.netgraft import PRESETS
-from netgraft.metrics import eval_mode, macs, state_digest
+from netgraft.metrics import eval_mode, parameters, state_digest
 from netgraft.models import class_count
 from netgraft.pairing import Pairing, inherit, merge_to, pair
 from netgraft.phases import Budget, Method, Plan
@@ -28,6 +28,7 @@ from netgraft.reporting import Reporter
 from netgraft.runner import Runner, Trained
 from netgraft.slicing import slice_from_teacher
 from netgraft.students import save_student
+from netgraft.survey import macs_along
 from netgraft.views import ViewPolicy, Views
 
 
@@ -37,7 +38,7 @@ class Distilled:
 
     Attributes:
         student: Ready to use, in eval mode: the very model that was handed over where every adapter folded, otherwise
-            a sequence of its blocks and the 1x1 convolutions that stayed.
+            a sequence of its blocks and the adapters that stayed.
         model: The student model that was handed over.
         plain: Whether ``student`` is ``model``, so that timm can open it by itself.
         pairing: Blocks, inheritance and initialisation.
@@ -71,6 +72,23 @@ class Distilled:
             cuts=self.pairing.student.names[:-1],
             data_config=self.data_config,
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a result file says of the student and of its training; all of it can be written as JSON."""
+        return {
+            "inherited_blocks": self.pairing.inherited,
+            "conversions": self.pairing.conversions,
+            "folded_into": list(self.folding.folded),
+            "kept_adapters": {str(place): reason for place, reason in self.folding.kept.items()},
+            "kept_adapter_parameters": sum(parameters(self.folding.student[place]) for place in self.folding.kept),
+            "opens_with_timm": self.plain,
+            "steps": self.trained.steps,
+            "train_seconds": round(self.trained.seconds, 2),
+            "frozen_seconds": round(self.trained.frozen_seconds, 2),
+            "computed_in": self.trained.precision,
+            "teacher_digest": self.teacher_digest,
+            "student_digest": state_digest(self.student),
+        }
 
 
 def cut_and_pair(
@@ -109,7 +127,9 @@ def cut_and_pair(
         raise RequestError(f"the teacher has {outputs[0]} classes and the student {outputs[1]}; they must be the same")
     pairing = pair(*chains)
     if blocks is not None:
-        pairing = merge_to(pairing, blocks, costs=macs_of_blocks(pairing.teacher, input_size))
+        with eval_mode(pairing.teacher):
+            costs = macs_along(pairing.teacher, probe.to(device))
+        pairing = merge_to(pairing, blocks, costs=costs)
     if use == "auto":
         pairing = inherit(pairing)
     if init == "slice":
@@ -126,12 +146,6 @@ def cut_and_pair(
 def _classes(chain: BlockChain, probe: Tensor) -> int:
     with eval_mode(chain):
         return int(chain(probe).shape[1])
-
-
-def macs_of_blocks(chain: BlockChain, input_size: Sequence[int]) -> list[int]:
-    """Count the multiply-accumulates of each block, for one image (C, H, W) at the chain's start."""
-    sizes = [tuple(input_size), *(cut.shape for cut in chain.cuts)]
-    return [macs(block, cast(tuple[int, int, int], size)) for block, size in zip(chain, sizes, strict=True)]
 
 
 class Options(TypedDict, total=False):

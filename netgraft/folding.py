@@ -1,8 +1,9 @@
-"""Fold 1x1 adapters into the convolutions or linear layers that follow: same function, fewer layers.
+"""Fold adapters into the convolutions or linear layers that follow: same function, fewer layers.
 
 Folding is exact or isn't done. A bias-free 1x1 convolution ``A`` in front of a convolution ``W`` is the
 convolution ``W'[o, i] = sum_j W[o, j] A[j, i]`` at each kernel position, borders included, because ``A`` maps zero
-padding to zero padding. In front of a residual path, a normalisation or a max pool it is not, and stays.
+padding to zero padding. So it is where channels come last and ``A`` is a linear layer. In front of a residual path, a
+normalisation or a max pool it is not, and stays; so does an adapter that converts layouts or sizes.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from timm.layers import Conv2dSame
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from netgraft.adapters import ConvertingAdapter, LinearAdapter
 from netgraft.layers import LayerTracer
+
+_FLAT = "flat"
+"""(B, C * positions), beside the layouts of cuts: what comes behind pooling and flattening."""
 
 # Layers that commute with a mix of channels, so that an adapter passes through them unchanged: those that work on
 # maps (B, C, H, W), and those that don't care about the shape.
@@ -30,37 +35,44 @@ class _NotFoldableError(Exception):
     """Says which layer stands in the way."""
 
 
-def _mixes_channels(module: nn.Module, flat: bool) -> bool:
-    """Whether ``module`` is linear in its input channels with its plain weight, padding included.
-
-    ``flat`` says that its input is (B, C * positions) and not (B, C, H, W).
-    """
+def _mixes_channels(module: nn.Module, layout: str) -> bool:
+    """Whether ``module``, with its plain weight, is linear in the channels of an input of this layout, padding too."""
     if "weight" not in dict(module.named_parameters(recurse=False)):
         return False  # the weight is computed, by weight normalisation for instance
     if isinstance(module, nn.Linear):
-        return flat and type(module).forward is nn.Linear.forward
-    if not isinstance(module, nn.Conv2d) or flat or module.groups != 1:
+        return layout != "NCHW" and type(module).forward is nn.Linear.forward
+    if not isinstance(module, nn.Conv2d) or layout != "NCHW" or module.groups != 1:
         return False
     # timm's TensorFlow-style convolution pads with zeros by itself; weight-standardised ones change the weight
     return type(module).forward in {nn.Conv2d.forward, Conv2dSame.forward}
 
 
-def _commutes(node: fx.Node, what: object, flat: bool) -> bool | None:
-    """Whether the output of a layer that a mix of channels passes through is flat; None if it doesn't pass."""
+_PLACES = {"NCHW": (2, 3), "NHWC": (1, 2), "tokens": (1,)}
+"""Dimensions that are no channels; none of them is last but in NCHW."""
+_PERMUTED = {("NCHW", (0, 2, 3, 1)): "NHWC", ("NHWC", (0, 3, 1, 2)): "NCHW"}
+
+
+def _commutes(node: fx.Node, what: object, layout: str) -> str | None:
+    """Layout of the output of a layer that a mix of channels passes through; None if it doesn't pass."""
 
     def argument(position: int, name: str, default: object) -> object:
         return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
 
-    if isinstance(what, nn.Flatten):
-        return True if (what.start_dim, what.end_dim) == (1, -1) else None
-    if what in {torch.flatten, "flatten"}:
-        return True if (argument(1, "start_dim", 0), argument(2, "end_dim", -1)) == (1, -1) else None
-    if what == "mean" and not flat:
+    if isinstance(what, nn.Flatten) or what in {torch.flatten, "flatten"}:
+        spans = (what.start_dim, what.end_dim) if isinstance(what, nn.Flatten) else ()
+        start, end = spans or (argument(1, "start_dim", 0), argument(2, "end_dim", -1))
+        return _FLAT if (start, end) == (1, -1) and layout in {"NCHW", _FLAT} else None
+    if what == "mean" and layout != _FLAT:
         over = argument(1, "dim", None)
-        over_positions = isinstance(over, list | tuple) and {int(str(dim)) % 4 for dim in over} == {2, 3}
-        return not argument(2, "keepdim", False) if over_positions else None
-    if _is_one_of(what, _COMMUTING) or (_is_one_of(what, _COMMUTING_ON_MAPS) and not flat):
-        return flat
+        dims = (over,) if isinstance(over, int) else over
+        rank = len(_PLACES[layout]) + 2
+        over_places = isinstance(dims, list | tuple) and {int(str(dim)) % rank for dim in dims} == {*_PLACES[layout]}
+        return (layout if argument(2, "keepdim", False) else _FLAT) if over_places else None
+    if what in {"permute", torch.permute}:
+        order = node.args[1:] if len(node.args) > 2 else argument(1, "dims", ())
+        return _PERMUTED.get((layout, tuple(order))) if isinstance(order, list | tuple) else None
+    if _is_one_of(what, _COMMUTING) or (_is_one_of(what, _COMMUTING_ON_MAPS) and layout == "NCHW"):
+        return layout
     return None
 
 
@@ -69,13 +81,13 @@ def _is_one_of(what: object, kinds: tuple[object, ...]) -> bool:
     return (type(what) if isinstance(what, nn.Module) else what) in kinds
 
 
-def _consumers(block: nn.Module) -> list[str]:
+def _consumers(block: nn.Module, layout: str) -> list[str]:
     """Names of the layers that together take in all of the block's input.
 
     Raises:
         _NotFoldableError: Something else needs the input too.
     """
-    if _mixes_channels(block, flat=False):
+    if _mixes_channels(block, layout):
         return [""]
     try:
         graph = LayerTracer().trace(block)
@@ -83,18 +95,18 @@ def _consumers(block: nn.Module) -> list[str]:
         raise _NotFoldableError(f"{type(block).__name__} can't be followed") from error
     calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
 
-    def follow(node: fx.Node, flat: bool) -> Iterator[str]:
+    def follow(node: fx.Node, layout: str) -> Iterator[str]:
         for user in node.users:
             name = str(user.target)
             what = block.get_submodule(name) if user.op == "call_module" else user.target
-            if isinstance(what, nn.Module) and _mixes_channels(what, flat):
+            if isinstance(what, nn.Module) and _mixes_channels(what, layout):
                 if calls.count(name) > 1:
                     raise _NotFoldableError(f"{name} is used more than once")
                 yield name
                 continue
-            flat_behind = _commutes(user, what, flat)
-            if flat_behind is not None:
-                yield from follow(user, flat_behind)
+            layout_behind = _commutes(user, what, layout)
+            if layout_behind is not None:
+                yield from follow(user, layout_behind)
             elif isinstance(what, nn.Module):
                 raise _NotFoldableError(f"{name} ({type(what).__name__}) comes first")
             elif what in {operator.add, operator.iadd, torch.add, "add", "add_"}:
@@ -103,13 +115,13 @@ def _consumers(block: nn.Module) -> list[str]:
                 raise _NotFoldableError(f"{user.name} comes first")
 
     placeholder = next(node for node in graph.nodes if node.op == "placeholder")
-    return list(dict.fromkeys(follow(placeholder, flat=False)))
+    return list(dict.fromkeys(follow(placeholder, layout)))
 
 
-def why_not_foldable(block: nn.Module) -> str | None:
-    """Say what keeps an adapter in front of ``block`` from folding into it; None if it folds."""
+def why_not_foldable(block: nn.Module, layout: str = "NCHW") -> str | None:
+    """Say what keeps an adapter in front of ``block``, which takes in this layout, from folding; None if it folds."""
     try:
-        return None if _consumers(block) else "nothing takes the input"
+        return None if _consumers(block, layout) else "nothing takes the input"
     except _NotFoldableError as reason:
         return str(reason)
 
@@ -148,12 +160,16 @@ class Folding:
     kept: dict[int, str]
 
 
-def _is_adapter(layer: nn.Module) -> bool:
-    return (
+def _adapter_layout(layer: nn.Module) -> str | None:
+    """Layout of an adapter that is a matrix; None for other layers."""
+    if isinstance(layer, LinearAdapter):
+        return layer.layout
+    one_by_one = (
         isinstance(layer, nn.Conv2d)
-        and _mixes_channels(layer, flat=False)
+        and _mixes_channels(layer, "NCHW")
         and (layer.kernel_size, layer.stride, layer.padding, layer.bias) == ((1, 1), (1, 1), (0, 0), None)
     )
+    return "NCHW" if one_by_one else None
 
 
 def fold_with_report(student: nn.Sequential) -> Folding:
@@ -161,51 +177,56 @@ def fold_with_report(student: nn.Sequential) -> Folding:
     layers: list[nn.Module] = []
     folded: list[str] = []
     kept: dict[int, str] = {}
-    pending: Tensor | None = None
+    pending: tuple[str, Tensor] | None = None
     copied = copy.deepcopy(student)
     places = Counter(module for layer in copied for module in layer.modules())
     for layer in copied:
-        if _is_adapter(layer):
+        layout = _adapter_layout(layer)
+        if layout is not None:
             assert isinstance(layer.weight, Tensor)
             matrix = layer.weight.detach().double().flatten(1)
-            pending = matrix if pending is None else matrix @ pending
+            pending = layout, matrix if pending is None else matrix @ pending[1]
             continue
         if pending is not None:
-            reason = why_not_foldable(layer)
-            takers = [] if reason else _consumers(layer)
+            reason = why_not_foldable(layer, pending[0])
+            takers = [] if reason else _consumers(layer, pending[0])
             for name in takers:
                 if places[layer.get_submodule(name)] > 1:
                     reason = f"{name or type(layer).__name__} is used more than once"
             if reason is None:
                 for name in takers:
-                    _absorb(layer.get_submodule(name), pending)
+                    _absorb(layer.get_submodule(name), pending[1])
                     folded.append(name or type(layer).__name__)
             else:
                 kept[len(layers)] = reason
-                layers.append(_visible(pending, next(student.parameters())))
+                layers.append(_visible(*pending, next(student.parameters())))
             pending = None
+        if isinstance(layer, ConvertingAdapter):
+            kept[len(layers)] = layer.conversion
         layers.append(layer)
     if pending is not None:
         kept[len(layers)] = "nothing follows"
-        layers.append(_visible(pending, next(student.parameters())))
+        layers.append(_visible(*pending, next(student.parameters())))
     result = nn.Sequential(*layers)
     result.training = student.training  # the layers keep their own modes
     return Folding(result, tuple(folded), kept)
 
 
-def _visible(matrix: Tensor, like: Tensor) -> nn.Conv2d:
-    adapter = nn.Conv2d(matrix.shape[1], matrix.shape[0], 1, bias=False, device=like.device, dtype=like.dtype)
+def _visible(layout: str, matrix: Tensor, like: Tensor) -> nn.Module:
+    wide, narrow = matrix.shape[1], matrix.shape[0]
+    adapter = nn.Conv2d(wide, narrow, 1, bias=False) if layout == "NCHW" else LinearAdapter(wide, narrow, layout)
+    adapter.to(like.device, like.dtype)
     with torch.no_grad():
-        adapter.weight.copy_(matrix[:, :, None, None])
+        adapter.weight.copy_(matrix.view_as(adapter.weight))
     return adapter
 
 
 def fold(student: nn.Module) -> nn.Module:
     """Return the same function with fewer layers.
 
-    Every run of bias-free 1x1 convolutions among the children of ``student`` becomes one matrix, which is folded
-    into the convolutions or linear layers that take it in, when these are all that takes it in. Otherwise it stays
-    one visible 1x1 convolution. The result equals ``student`` in eval mode up to float rounding.
+    Every run of bias-free 1x1 convolutions, or of linear adapters, among the children of ``student`` becomes one
+    matrix, which is folded into the convolutions or linear layers that take it in, when these are all that takes it
+    in. Otherwise it stays one visible layer. The result equals ``student`` in eval mode up to float rounding.
 
     Args:
         student: An ``nn.Sequential`` of blocks and adapters (other modules have no adapters and are returned).

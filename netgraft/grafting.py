@@ -9,51 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from netgraft.adapters import Adapter, AnyAdapter, ConvertingAdapter, between, projection
 from netgraft.blocks import BlockChain
-from netgraft.connectors import Projector
+from netgraft.bridges import form_of
 from netgraft.folding import why_not_foldable
 from netgraft.pairing import Pairing
 
-
-class Adapter(Projector):
-    """A projector that stays with the student until it is folded away.
-
-    Without a bias it maps zero padding to zero padding, which is what lets it fold exactly into a padded
-    convolution.
-    """
-
-    @classmethod
-    def selecting(cls, channels: Tensor, width: int) -> Adapter:
-        """Keep ``channels`` (indices) of ``width`` channels."""
-        adapter = cls(width, len(channels))
-        with torch.no_grad():
-            adapter.weight.zero_()
-            adapter.weight[torch.arange(len(channels)), channels] = 1.0
-        return adapter
-
-    @classmethod
-    def placing(cls, channels: Tensor, width: int) -> Adapter:
-        """Put each channel at its index in ``channels`` among ``width`` channels, zero elsewhere."""
-        adapter = cls(len(channels), width)
-        with torch.no_grad():
-            adapter.weight.zero_()
-            adapter.weight[channels, torch.arange(len(channels))] = 1.0
-        return adapter
+__all__ = ["Adapter", "Scion", "assemble", "graft", "join", "make_scions"]
 
 
 class Scion(nn.Sequential):
     """Student blocks with the adapters that let them stand among teacher blocks: enter, block, exit."""
 
-    def adapters(self) -> list[Adapter]:
+    def adapters(self) -> list[AnyAdapter]:
         """Return the adapters, front to back."""
-        return [layer for layer in self if isinstance(layer, Adapter)]
+        return [layer for layer in self if isinstance(layer, AnyAdapter)]
 
     def blocks(self) -> list[nn.Module]:
         """Return the student blocks, front to back."""
-        return [layer for layer in self if not isinstance(layer, Adapter)]
+        return [layer for layer in self if not isinstance(layer, AnyAdapter)]
 
 
 def graft(stock: BlockChain, scion: nn.Module, at: range) -> nn.Sequential:
@@ -69,21 +45,31 @@ def graft(stock: BlockChain, scion: nn.Module, at: range) -> nn.Sequential:
 
 
 def join(scions: Sequence[Scion]) -> Scion:
-    """Chain neighbouring scions; where two meet, the first one's exit is followed by the second one's enter."""
-    return Scion(*(layer for scion in scions for layer in scion))
+    """Chain neighbouring scions; where two meet, the first one's exit is followed by the second one's enter.
+
+    Where these convert to the teacher's form and back, their projections alone remain: between two of its own blocks
+    the student keeps its layout, its resolution and its prefix tokens.
+    """
+    layers: list[nn.Module] = []
+    for scion in scions:
+        arriving = list(scion)
+        if layers and isinstance(layers[-1], ConvertingAdapter) and isinstance(arriving[0], ConvertingAdapter):
+            layers[-1], arriving[0] = layers[-1].projection, arriving[0].projection
+        layers += arriving
+    return Scion(*layers)
 
 
 def make_scions(pairing: Pairing, *, trained: bool = True) -> list[Scion]:
     """Wrap each student block that is not inherited in the adapters that it needs.
 
-    An ``enter`` stands where the widths differ. An ``exit`` stands where the widths differ or where it will
-    fold into the student's next block, so that it costs nothing in the end. The first block has no ``enter``,
-    the last no ``exit``.
+    An ``enter`` stands where widths, layouts, map sizes or prefix tokens differ. An ``exit`` stands there too, and
+    where it will fold into the student's next block, so that it costs nothing in the end. The first block has no
+    ``enter``, the last no ``exit``. All of them mix channels in the student's own layout.
 
     Args:
         pairing: Teacher and student.
-        trained: Whether the adapters are going to be trained. If not, there is none where the widths are equal: it
-            would stay the identity.
+        trained: Whether the adapters are going to be trained. If not, there is none where nothing differs: it would
+            stay the identity.
     """
     scions = []
     for number in range(pairing.inherited, len(pairing)):
@@ -97,22 +83,28 @@ def make_scions(pairing: Pairing, *, trained: bool = True) -> list[Scion]:
 
 
 def _needs_enter(pairing: Pairing, cut: int) -> bool:
-    wide, narrow = pairing.widths[cut]
-    return wide != narrow
+    mine, theirs = pairing.teacher.cuts[cut], pairing.student.cuts[cut]
+    return mine.channels != theirs.channels or form_of(mine) != form_of(theirs)
 
 
 def _needs_exit(pairing: Pairing, cut: int, trained: bool) -> bool:
-    return _needs_enter(pairing, cut) or (trained and why_not_foldable(pairing.student[cut + 1]) is None)
+    if _needs_enter(pairing, cut):
+        return True
+    return trained and why_not_foldable(pairing.student[cut + 1], pairing.student.cuts[cut].layout) is None
 
 
-def _enter(pairing: Pairing, cut: int) -> Adapter:
-    wide, narrow = pairing.widths[cut]
-    return Adapter.selecting(pairing.selections[cut], wide) if pairing.selections else Adapter(wide, narrow)
+def _enter(pairing: Pairing, cut: int) -> AnyAdapter:
+    wide, narrow = pairing.teacher.cuts[cut], pairing.student.cuts[cut]
+    if pairing.selections:
+        return Adapter.selecting(pairing.selections[cut], wide.channels)
+    return between(wide, narrow, projection(narrow.layout, wide.channels, narrow.channels), own=narrow)
 
 
-def _exit(pairing: Pairing, cut: int) -> Adapter:
-    wide, narrow = pairing.widths[cut]
-    return Adapter.placing(pairing.selections[cut], wide) if pairing.selections else Adapter(narrow, wide)
+def _exit(pairing: Pairing, cut: int) -> AnyAdapter:
+    wide, narrow = pairing.teacher.cuts[cut], pairing.student.cuts[cut]
+    if pairing.selections:
+        return Adapter.placing(pairing.selections[cut], wide.channels)
+    return between(narrow, wide, projection(narrow.layout, narrow.channels, wide.channels), own=narrow)
 
 
 def assemble(pairing: Pairing, scions: Sequence[Scion]) -> nn.Sequential:

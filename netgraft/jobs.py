@@ -13,7 +13,7 @@ from typing import Any
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from netgraft.api import Distilled, prepare
+from netgraft.api import prepare
 from netgraft.data import DataSource, ImageSet, data_root, open_data
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation import answers, check_classes, compare, environment
@@ -170,7 +170,7 @@ class DistillJob:
             distilled.save(out / "student")
             return {
                 **config,
-                **_describe(distilled),
+                **distilled.facts(),
                 **compare(
                     teacher,
                     distilled.student,
@@ -374,26 +374,6 @@ def _policy(name: str) -> ViewPolicy:
     if name not in VIEW_POLICIES:
         raise RequestError(f"there is no view policy {name!r}; choose from {', '.join(VIEW_POLICIES)}")
     return VIEW_POLICIES[name]
-
-
-def _describe(distilled: Distilled) -> dict[str, Any]:
-    """Facts about the student that need no test images."""
-    pairing, folding = distilled.pairing, distilled.folding
-    return {
-        "inherited_blocks": pairing.inherited,
-        "folded_into": list(folding.folded),
-        "kept_adapters": {str(place): reason for place, reason in folding.kept.items()},
-        "kept_adapter_parameters": sum(
-            p.numel() for place in folding.kept for p in folding.student[place].parameters()
-        ),
-        "opens_with_timm": distilled.plain,
-        "steps": distilled.trained.steps,
-        "train_seconds": round(distilled.trained.seconds, 2),
-        "frozen_seconds": round(distilled.trained.frozen_seconds, 2),
-        "computed_in": distilled.trained.precision,
-        "teacher_digest": distilled.teacher_digest,
-        "student_digest": state_digest(distilled.student),
-    }
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -97,8 +97,16 @@ def macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     """
     where, dtype = _placement(model)
     counter = FlopCounterMode(display=False)
-    with eval_mode(model), torch.no_grad(), counter:
-        model(torch.zeros(1, *input_size, device=where, dtype=dtype))
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # the counter can't follow a parameter that is handed to a layer as an argument, as a class token is
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        with eval_mode(model), torch.no_grad(), counter:
+            model(torch.zeros(1, *input_size, device=where, dtype=dtype))
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
     return counter.get_total_flops() // 2
 
 

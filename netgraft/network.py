@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from netgraft.caching import Frozen, frozen_prefix
 from netgraft.errors import RequestError
@@ -100,7 +101,9 @@ class Network(nn.Module):
             inputs = inputs.detach().requires_grad_()  # not a target that is the same tensor
         tapped = {feature.block for feature in self._phase.features}
         state = inputs
-        with self._autocast():
+        # the fused kernels of attention can't be differentiated twice
+        kernel = sdpa_kernel(SDPBackend.MATH) if self._phase.differentiates_input else nullcontext()
+        with self._autocast(), kernel:
             for number, block in zip(self._numbers, self.blocks, strict=True):
                 # a block may work in place: not on what is differentiated by, nor on what is compared
                 needed = shared or state.requires_grad if state is inputs else number - 1 in tapped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import netgraft.zoo  # noqa: F401  (folders may name its models)
+from netgraft.adapters import LinearAdapter
 from netgraft.blocks import split, state_of
 from netgraft.errors import RequestError, RunError
 from netgraft.models import class_count, load_teacher, pretrained_cfg
@@ -30,7 +32,7 @@ def save_student(
 
     Args:
         folder: Replaced if it exists.
-        student: What is deployed: ``model`` itself, or a sequence of its blocks and of 1x1 convolutions.
+        student: What is deployed: ``model`` itself, or a sequence of its blocks and of adapters that stayed.
         model: The timm model that the student was built from.
         cuts: Where ``model`` was cut; needed to rebuild a sequence.
         data_config: Preprocessing: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``.
@@ -78,13 +80,18 @@ def _save_plain(folder: Path, model: nn.Module, data_config: Mapping[str, Any]) 
 
 
 def _arguments(model: nn.Module, data_config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"num_classes": class_count(model), "in_chans": data_config["input_size"][0]}
+    arguments = {"num_classes": class_count(model), "in_chans": data_config["input_size"][0]}
+    # position embeddings have as many rows as the size of images, which timm takes as an option, makes patches
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is not None and "img_size" in inspect.signature(type(model).__init__).parameters:
+        arguments["img_size"] = list(size)
+    return arguments
 
 
 def _save_sequence(
     folder: Path, student: nn.Sequential, model: nn.Module, cuts: tuple[str, ...], data_config: Mapping[str, Any]
 ) -> None:
-    layers = [[layer.in_channels, layer.out_channels] if isinstance(layer, nn.Conv2d) else "block" for layer in student]
+    layers = [_described(layer) or "block" for layer in student]
     description = {
         "format": 1,
         "architecture": pretrained_cfg(model)["architecture"],
@@ -99,7 +106,7 @@ def _save_sequence(
 
 def _layer_states(student: nn.Sequential) -> dict[str, Tensor]:
     """Weights under the layer's number and the name in the model, whichever blocks a layer was merged from."""
-    states = [layer.state_dict() if isinstance(layer, nn.Conv2d) else state_of(layer) for layer in student]
+    states = [layer.state_dict() if _described(layer) else state_of(layer) for layer in student]
     return {f"{number}.{name}": value for number, state in enumerate(states) for name, value in state.items()}
 
 
@@ -140,5 +147,14 @@ def _load_sequence(folder: Path) -> nn.Module:
     return student.eval()
 
 
-def _adapter(channels_in: int, channels_out: int) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, 1, bias=False)
+def _described(layer: nn.Module) -> list[int | str] | None:
+    """Widths of an adapter, and its layout unless that is NCHW; None for blocks."""
+    if isinstance(layer, LinearAdapter):
+        return [layer.in_features, layer.out_features, layer.layout]
+    return [layer.in_channels, layer.out_channels] if isinstance(layer, nn.Conv2d) else None
+
+
+def _adapter(channels_in: int, channels_out: int, layout: str = "NCHW") -> nn.Module:
+    if layout == "NCHW":
+        return nn.Conv2d(channels_in, channels_out, 1, bias=False)
+    return LinearAdapter(channels_in, channels_out, layout)

@@ -37,6 +37,8 @@ LAYERS = (
         "views",
         "zoo",
     },
+    {"bridges"},
+    {"adapters"},
     {
         "checkpoint",
         "data",
@@ -78,8 +80,10 @@ FORBIDDEN = {
 
 # Third-party packages of the modules that anybody could use in a program of their own.
 PORTABLE = {
+    "adapters": {"torch"},
     "batches": {"torch"},
     "blocks": {"torch"},
+    "bridges": {"torch"},
     "caching": {"torch"},
     "checkpoint": {"torch"},
     "connectors": {"torch"},

@@ -270,3 +270,32 @@ def test_digest_sees_shared_parameters_under_each_name() -> None:
     shared = nn.Linear(2, 2)
     tied, twins = nn.Sequential(shared, shared), nn.Sequential(shared, copy.deepcopy(shared))
     assert state_digest(tied) == state_digest(twins)
+
+
+class Attending(nn.Module):
+    """A linear layer on an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+
+    def forward(self, token: Tensor, picture: Tensor) -> Tensor:
+        return self.layer(token) + picture.mean()
+
+
+class WithToken(nn.Module):
+    """Hands a parameter to a layer, as class attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 3))
+        self.attending = Attending()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.attending(self.token.expand(2, -1), images)
+
+
+def test_macs_where_a_parameter_is_an_argument() -> None:
+    model = WithToken()
+    assert macs(model, (3, 4, 4)) == 2 * 3 * 5
+    assert all(parameter.requires_grad for parameter in model.parameters())

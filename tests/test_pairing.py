@@ -7,11 +7,12 @@ import pytest
 import torch
 from random_models import build, images, snapshot
 from torch import Tensor, nn
+from torch.fx import symbolic_trace
 
 from netgraft.blocks import BlockChain, Cut, split
 from netgraft.errors import RequestError
 from netgraft.layers import structure
-from netgraft.pairing import Pairing, inherit, merge_to, pair
+from netgraft.pairing import Pairing, inherit, matching_cuts, merge_to, pair
 
 
 def chain_of(sizes: Sequence[int], layout: str = "NCHW") -> BlockChain:
@@ -79,6 +80,28 @@ def test_refusal_shows_both_tables() -> None:
 def test_maps_without_channels_in_front_never_match() -> None:
     with pytest.raises(RequestError, match="can't be paired"):
         pair(chain_of([8], "other"), chain_of([8], "other"))
+
+
+def tokens(count: int, prefix: int, side: int = 14) -> list[Cut]:
+    return [Cut(f"blocks.{n}", (side**2 + prefix, 8), "tokens", (side, side), prefix) for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "expected"),
+    [
+        # blocks: 12 and 6, 6 and 12, 4 and 4, 4 and 3
+        (11, 5, [(1, 0), (3, 1), (5, 2), (7, 3), (9, 4)]),
+        (5, 11, [(0, 1), (1, 3), (2, 5), (3, 7), (4, 9)]),
+        (3, 3, [(0, 0), (1, 1), (2, 2)]),
+        (3, 2, [(1, 0), (2, 1)]),
+    ],
+)
+def test_blocks_that_are_all_alike_pair_by_number(teacher: int, student: int, expected: list[tuple[int, int]]) -> None:
+    # a distillation token more is no obstacle
+    assert matching_cuts(tokens(teacher, 1), tokens(student, 2)) == expected
+    wide, narrow = ([Cut(f"s{n}", (4, 8, 8), "NCHW") for n in range(count)] for count in (teacher, student))
+    assert matching_cuts(wide, narrow) == expected
+    assert matching_cuts(tokens(teacher, 1), tokens(student, 1, side=7)) == []
 
 
 # Widths behind the stages as in the articles; map sizes follow from strides 4, 8, 16, 32 (ImageNet) on 64 pixels.
@@ -228,3 +251,98 @@ def test_merged_pairs_cost_as_evenly_as_any_choice_of_cuts(seed: int) -> None:
         assert len(chain) == blocks
         assert [cut.channels - 1 for cut in chain.cuts] == list(least)
         assert sum(1 for m in chain.modules() if isinstance(m, nn.Identity)) == len(costs)
+
+
+def working(forms: Sequence[tuple[str, int, int]], *, last: int = 1) -> BlockChain:
+    """Blocks with weights, cut at maps of (layout, side, weights in front of it)."""
+    cuts, blocks = [], []
+    for number, (layout, side, weights) in enumerate(forms):
+        shape = {"NCHW": (4, side, side), "NHWC": (side, side, 4), "tokens": (side**2 + 1, 4)}.get(layout, (4, side))
+        grid, prefix = ((side, side), 1) if layout == "tokens" else ((), 0)
+        cuts.append(Cut(f"s{number}", shape, layout, grid, prefix))
+        blocks.append(nn.Linear(weights, 1))
+    return BlockChain([*blocks, nn.Linear(last, 1)], [*(cut.name for cut in cuts), "head"], cuts)
+
+
+def chosen(teacher: BlockChain, student: BlockChain) -> list[tuple[str, str]]:
+    pairing = pair(teacher, student)
+    return [(mine.name, theirs.name) for mine, theirs in zip(pairing.teacher.cuts, pairing.student.cuts, strict=True)]
+
+
+def test_layouts_are_no_obstacle_where_sizes_are_equal() -> None:
+    wide = working([("NHWC", 16, 1), ("NHWC", 8, 1), ("NHWC", 4, 1)])
+    narrow = working([("NCHW", 32, 1), ("NCHW", 16, 1), ("tokens", 8, 1), ("NCHW", 4, 1)])
+    assert chosen(wide, narrow) == [("s0", "s1"), ("s1", "s2"), ("s2", "s3")]
+    pairing = pair(wide, narrow)
+    assert pairing.conversions == [
+        "NHWC 16x16 / NCHW 16x16",
+        "NHWC 8x8 / tokens 8x8+1",
+        "NHWC 4x4 / NCHW 4x4",
+    ]
+    printed = str(pairing).splitlines()
+    assert [f"adapters convert {what}" in line for what, line in zip(pairing.conversions, printed, strict=False)] == [
+        True
+    ] * 3
+    assert "convert" not in printed[-1]
+    assert pair(wide, wide).conversions == [""] * 3
+    assert "convert" not in str(pair(wide, wide))
+
+
+def test_sizes_that_were_rounded_in_another_way_pair_where_none_are_equal() -> None:
+    wide = working([("NCHW", 55, 1), ("NCHW", 27, 1), ("NCHW", 13, 1)])
+    narrow = working([("NCHW", 56, 1), ("NCHW", 28, 1), ("NCHW", 14, 1), ("NCHW", 7, 1)])
+    assert chosen(wide, narrow) == [("s0", "s0"), ("s1", "s1"), ("s2", "s2")]
+    assert pair(wide, narrow).conversions[0] == "NCHW 55x55 / NCHW 56x56"
+    # an equal size is enough to trust no other
+    wide = working([("NCHW", 55, 1), ("NCHW", 28, 1)])
+    assert chosen(wide, narrow) == [("s1", "s1")]
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_one_size_from_front_to_end_pairs_by_the_work_that_is_done(seed: int) -> None:
+    draw = random.Random(seed)
+    sides = sorted((draw.choice([4, 8, 16, 32]) for _ in range(draw.randint(2, 6))), reverse=True)
+    if len(set(sides)) == 1:
+        sides.append(2)
+    stages = [("NCHW", side, draw.randint(1, 9)) for side in sides]
+    layers = [("tokens", 7, draw.randint(1, 9)) for _ in range(draw.randint(2, 6))]
+    pyramid, isotropic = working(stages, last=50), working(layers, last=6)
+    # what lies behind the last map of a pyramid works on no map, an isotropic head goes on as before
+    done = list(itertools.accumulate([*(weights * side**2 for _, side, weights in stages), 50]))
+    depths = [part / done[-1] for part in done[:-1]]
+    done = list(itertools.accumulate([*(weights * 49 for *_, weights in layers), 6 * 49]))
+    others = [part / done[-1] for part in done[:-1]]
+
+    def distance(choice: Sequence[tuple[int, int]]) -> float:
+        return sum(abs(depths[i] - others[j]) for i, j in choice)
+
+    count = min(len(depths), len(others))
+    choices = [
+        list(zip(mine, theirs, strict=True))
+        for mine in itertools.combinations(range(len(depths)), count)
+        for theirs in itertools.combinations(range(len(others)), count)
+    ]
+    least = min(map(distance, choices))
+    for teacher, student in ((pyramid, isotropic), (isotropic, pyramid)):
+        numbers = [(int(a[1:]), int(b[1:])) for a, b in chosen(teacher, student)]
+        found = numbers if teacher is pyramid else [(b, a) for a, b in numbers]
+        assert len(found) == count
+        assert distance(found) == pytest.approx(least, abs=1e-12)
+
+
+def test_cuts_without_a_map_pair_with_nothing() -> None:
+    wide = working([("tokens", 8, 1), ("other", 8, 1), ("tuple", 8, 1)])
+    assert chosen(wide, working([("other", 8, 1), ("NHWC", 8, 1)])) == [("s0", "s1")]
+    with pytest.raises(RequestError) as refusal:
+        pair(wide, working([("other", 8, 1)]))
+    assert "teacher: s0 65x4 (tokens 8x8+1), s1 4x8 (other), s2 4x8\n" in str(refusal.value)
+    assert "student: s0 4x8 (other)\n" in str(refusal.value)
+
+
+@pytest.mark.parametrize(("layout", "inherited"), [("NCHW", 2), ("NHWC", 0)])
+def test_blocks_that_are_built_alike_are_inherited_where_they_are_cut_alike(layout: str, inherited: int) -> None:
+    def chain(layout: str, last: int) -> BlockChain:
+        built = working([(layout, 4, 5), ("NCHW", 2, 3)], last=last)
+        return BlockChain([symbolic_trace(nn.Sequential(block)) for block in built], built.names, built.cuts)
+
+    assert inherit(pair(chain("NCHW", 7), chain(layout, 8))).inherited == inherited

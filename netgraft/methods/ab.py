@@ -13,9 +13,9 @@ from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import ActivationBoundary
 from netgraft.methods.about import About
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, checked, ends, rich
+from netgraft.methods.lesson import Lesson, checked, ends, rich, student_feature, teacher_feature
 from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Feature
+from netgraft.phases import Batch
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,11 @@ class AB(KD):
             self.ab_steps,
             objective=self._boundaries,
             until=numbers[-1],
-            features=[Feature(number, connector) for number, connector in zip(numbers, connectors, strict=True)],
-            teacher_features=[Feature(number) for number in numbers],
+            features=[
+                student_feature(pairing, number, connector)
+                for number, connector in zip(numbers, connectors, strict=True)
+            ],
+            teacher_features=[teacher_feature(pairing, number) for number in numbers],
             connectors=connectors,
         )
         return Lesson(super().lesson(pairing).objective, before=(boundaries,))

@@ -12,9 +12,9 @@ from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import AttentionTransfer
 from netgraft.methods.about import About
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, checked, ends, rich
+from netgraft.methods.lesson import Lesson, checked, ends, rich, student_feature, teacher_feature
 from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Feature
+from netgraft.phases import Batch
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,12 @@ class AT(KD):
 
     def lesson(self, pairing: Pairing) -> Lesson:
         """KD and attention maps."""
-        features = tuple(Feature(number) for number in ends(pairing))
-        return Lesson(self._both, features, features)
+        numbers = ends(pairing)
+        return Lesson(
+            self._both,
+            tuple(student_feature(pairing, number) for number in numbers),
+            tuple(teacher_feature(pairing, number) for number in numbers),
+        )
 
     def _both(self, batch: Batch) -> Mapping[str, Tensor]:
         distance = AttentionTransfer(self.at_power, self.at_form)(batch.features, batch.teacher_features)

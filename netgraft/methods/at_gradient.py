@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -14,13 +15,13 @@ from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import GradientAttention
 from netgraft.methods.about import About
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, rich
+from netgraft.methods.lesson import Lesson, rich, to_maps
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Feature
 
 
 class InputGradient(nn.Module):
-    """Blocks (B, C, H, W) -> (B, K), turned into (B, C, H, W) -> (B, C, H, W).
+    """Blocks (B, ...) -> (B, K), turned into (B, ...) -> (B, ...), of the input's own shape.
 
     The output is the gradient, at its input, of each sample's cross-entropy with the arg-max as its class; in float32.
     """
@@ -56,17 +57,23 @@ class GradientAT(KD):
     def lesson(self, pairing: Pairing) -> Lesson:
         """KD and input gradients; the teacher's are a feature like any other, computed once."""
         first = pairing.inherited
-        blocks = nn.Sequential(*pairing.teacher.blocks()[first:])
+        gradient = InputGradient(nn.Sequential(*pairing.teacher.blocks()[first:]))
+        # both networks are cut alike behind what is inherited
+        cut = pairing.teacher.cuts[first - 1] if first else None
+        maps = to_maps(cut, cut.size) if cut is not None else []
         return Lesson(
-            self._both, teacher_features=(Feature(first - 1, InputGradient(blocks)),), differentiates_input=True
+            partial(self._both, maps=maps),
+            teacher_features=(Feature(first - 1, nn.Sequential(gradient, *maps) if maps else gradient),),
+            differentiates_input=True,
         )
 
-    def _both(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _both(self, batch: Batch, *, maps: Sequence[nn.Module]) -> Mapping[str, Tensor]:
         assert batch.target is not None
         assert batch.inputs is not None
         [theirs] = batch.teacher_features
         loss = F.cross_entropy(batch.output.float(), batch.target.argmax(1), reduction="sum")
         [mine] = torch.autograd.grad(loss, batch.inputs, create_graph=True)
+        mine = nn.Sequential(*maps)(mine)
         return {
             **self._objective(batch),
             "gradient": self.gradient_weight * GradientAttention()(mine, theirs),

@@ -13,7 +13,7 @@ from netgraft.connectors import Embedding
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import Hint, SoftTargets
 from netgraft.methods.about import About
-from netgraft.methods.lesson import Lesson, LessonMethod, checked, ends, rich
+from netgraft.methods.lesson import Lesson, LessonMethod, behind, checked, ends, rich, to_maps
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Feature
 
@@ -59,11 +59,16 @@ class BYOT(LessonMethod):
         *shallow, last = ends(pairing)
         width = pairing.widths[last][1]
         classes = _classes(pairing)
-        features = [Feature(last, Embedding())]
+
+        def feature(number: int, connector: nn.Module) -> Feature:
+            cut = pairing.student.cuts[number]
+            return Feature(number, behind(to_maps(cut, cut.size), connector))
+
+        features = [feature(last, Embedding())]
         for number in shallow:
             embedding = ShallowEmbedding(pairing.widths[number][1], width)
-            features.append(Feature(number, embedding))
-            features.append(Feature(number, nn.Sequential(embedding, nn.Linear(width, classes))))
+            features.append(feature(number, embedding))
+            features.append(feature(number, nn.Sequential(embedding, nn.Linear(width, classes))))
         return Lesson(self._objective, tuple(features))
 
     def _objective(self, batch: Batch) -> Mapping[str, Tensor]:

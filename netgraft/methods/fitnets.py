@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from netgraft.connectors import Regressor
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import Hint
 from netgraft.methods.about import About
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, middle, rich
+from netgraft.methods.lesson import Lesson, compared_size, middle, rich, student_feature, teacher_feature, to_maps
 from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Feature
+from netgraft.phases import Batch
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,16 @@ class FitNets(KD):
             self.hint_steps,
             objective=self._hint,
             until=number,
-            features=(Feature(number, regressor),),
+            features=(student_feature(pairing, number, regressor),),
             connectors=(regressor,),
         )
+        # the hint is all that the teacher answers in its phase
+        front = pairing.teacher.blocks()[: number + 1]
+        maps = to_maps(pairing.teacher.cuts[number], compared_size(pairing, number))
+        hint = replace(hint, teacher=nn.Sequential(*front, *maps))
         if not self.hint_weight:
             return Lesson(self._objective, before=(hint,))
-        return Lesson(self._both, hint.features, (Feature(number),), before=(hint,))
+        return Lesson(self._both, hint.features, (teacher_feature(pairing, number),), before=(hint,))
 
     def _both(self, batch: Batch) -> Mapping[str, Tensor]:
         hint = Hint(self.hint_reduction)(batch.features[0], batch.teacher_features[0])

@@ -15,9 +15,9 @@ from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import FlowOfSolution
 from netgraft.methods.about import About
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, rich
+from netgraft.methods.lesson import Lesson, rich, student_feature, teacher_feature
 from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Feature
+from netgraft.phases import Batch
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,22 @@ class FSP(KD):
             raise RequestError(
                 "fsp needs a trained block between two cuts, there is none; take a deeper pair or add --inherit none"
             )
-        features = []
-        for number in numbers:
-            wide, narrow = pairing.widths[number]
-            features.append(Feature(number, None if wide == narrow else Projector(narrow, wide)))
+        projectors = [
+            None if wide == narrow else Projector(narrow, wide)
+            for wide, narrow in (pairing.widths[number] for number in numbers)
+        ]
         flows = self.phase(
             pairing,
             "flows",
             self.fsp_steps,
             objective=self._flows,
             until=numbers[-1],
-            features=features,
-            teacher_features=[Feature(number) for number in numbers],
-            connectors=[feature.connector for feature in features if feature.connector is not None],
+            features=[
+                student_feature(pairing, number, projector)
+                for number, projector in zip(numbers, projectors, strict=True)
+            ],
+            teacher_features=[teacher_feature(pairing, number) for number in numbers],
+            connectors=[projector for projector in projectors if projector is not None],
         )
         return Lesson(super().lesson(pairing).objective, before=(flows,))
 

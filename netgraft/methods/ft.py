@@ -14,9 +14,18 @@ from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import FactorTransfer, Hint
 from netgraft.methods.about import About
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, checked, ends, rich
+from netgraft.methods.lesson import (
+    Lesson,
+    checked,
+    compared_size,
+    ends,
+    rich,
+    student_feature,
+    teacher_feature,
+    to_maps,
+)
 from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Feature, Phase
+from netgraft.phases import Batch, Phase
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ class FT(KD):
         number = ends(pairing)[-1]
         wide, narrow = pairing.widths[number]
         paraphraser = Paraphraser(wide, self.ft_rate)
-        front = pairing.teacher.blocks()[: number + 1]
+        maps = to_maps(pairing.teacher.cuts[number], compared_size(pairing, number))
+        front = [*pairing.teacher.blocks()[: number + 1], *maps]
         first = Phase(
             name="train the paraphraser",
             model=nn.Sequential(*front, paraphraser),
@@ -60,8 +70,8 @@ class FT(KD):
         translator = Translator(narrow, paraphraser.factor_channels)
         return Lesson(
             self._both,
-            features=(Feature(number, translator),),
-            teacher_features=(Feature(number, paraphraser.encoder),),
+            features=(student_feature(pairing, number, translator),),
+            teacher_features=(teacher_feature(pairing, number, paraphraser.encoder),),
             before=(first,),
         )
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from netgraft.blocks import Cut
+from netgraft.bridges import Bridge, form_of
 from netgraft.errors import RequestError
 from netgraft.hyperparameters import hyperparameter
+from netgraft.layouts import Layout
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Budget, Feature, Fit, Method, Objective, Phase, Plan, Preset
 from netgraft.views import VIEW_POLICIES
@@ -152,6 +155,38 @@ def ends(pairing: Pairing) -> range:
             "all blocks but the head are inherited, so there are no features to compare; add --inherit none"
         )
     return numbers
+
+
+def compared_size(pairing: Pairing, number: int) -> tuple[int, ...]:
+    """Height and width at which the outputs of block ``number`` are compared: the smaller ones of both networks."""
+    return tuple(map(min, pairing.teacher.cuts[number].size, pairing.student.cuts[number].size))
+
+
+def student_feature(pairing: Pairing, number: int, connector: nn.Module | None = None) -> Feature:
+    """Make a feature of the student: maps (B, C, H, W) of the compared size, and behind them the connector."""
+    return _feature(number, to_maps(pairing.student.cuts[number], compared_size(pairing, number)), connector)
+
+
+def teacher_feature(pairing: Pairing, number: int, connector: nn.Module | None = None) -> Feature:
+    """Likewise of the teacher."""
+    return _feature(number, to_maps(pairing.teacher.cuts[number], compared_size(pairing, number)), connector)
+
+
+def _feature(number: int, bridges: Sequence[Bridge], connector: nn.Module | None) -> Feature:
+    if connector is None:
+        return Feature(number, bridges[0] if bridges else None)
+    return Feature(number, behind(bridges, connector))
+
+
+def to_maps(cut: Cut, size: tuple[int, ...]) -> list[Bridge]:
+    """Return the bridge from what crosses ``cut`` to maps (B, C, H, W) of ``size``; none where it is such a map."""
+    target = Layout("NCHW", size)
+    return [] if form_of(cut) == target else [Bridge(form_of(cut), target)]
+
+
+def behind(bridges: Sequence[Bridge], connector: nn.Module) -> nn.Module:
+    """Put ``connector`` behind bridges, if there are any."""
+    return nn.Sequential(*bridges, connector) if bridges else connector
 
 
 def middle(pairing: Pairing) -> int:

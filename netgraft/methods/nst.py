@@ -13,9 +13,9 @@ from netgraft.losses import NeuronSelectivity
 from netgraft.losses.neuron_selectivity import KERNELS
 from netgraft.methods.about import About
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, ends, rich
+from netgraft.methods.lesson import Lesson, compared_size, ends, rich, student_feature, teacher_feature
 from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Feature
+from netgraft.phases import Batch
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class NST(KD):
         """KD and discrepancies at the last block end whose maps have more than one position."""
         numbers = ends(pairing)
         # patterns of a single position are all alike
-        mapped = [number for number in numbers if max(pairing.student.cuts[number].size) > 1]
-        feature = Feature((mapped or list(numbers))[-1])
-        return Lesson(self._both, (feature,), (feature,))
+        mapped = [number for number in numbers if max(compared_size(pairing, number)) > 1]
+        chosen = (mapped or list(numbers))[-1]
+        return Lesson(self._both, (student_feature(pairing, chosen),), (teacher_feature(pairing, chosen),))
 
     def _both(self, batch: Batch) -> Mapping[str, Tensor]:
         discrepancy = NeuronSelectivity(self.nst_kernel)(batch.features[0], batch.teacher_features[0])

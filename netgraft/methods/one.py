@@ -14,7 +14,7 @@ from netgraft.errors import RequestError
 from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import SoftTargets
 from netgraft.methods.about import About
-from netgraft.methods.lesson import StudentTraining, checked, ends, rich
+from netgraft.methods.lesson import StudentTraining, behind, checked, ends, rich, to_maps
 from netgraft.methods.peers import LastAnswer, Peers, reborn
 from netgraft.pairing import Pairing
 from netgraft.phases import Batch, Phase, Plan
@@ -34,9 +34,14 @@ class Gate(nn.Sequential):
 
 
 class GatedEnsemble(nn.Module):
-    """Branches and their gated mean: maps (B, C, H, W) -> logits (B, branches + 1, K), the ensemble's last."""
+    """Branches and their gated mean: what the low blocks make -> logits (B, branches + 1, K), the ensemble's last.
 
-    def __init__(self, branches: Peers, gate: Gate) -> None:
+    Args:
+        branches: From the low blocks' output to logits.
+        gate: From the same output to the weight of each branch, (B, branches).
+    """
+
+    def __init__(self, branches: Peers, gate: nn.Module) -> None:
         super().__init__()
         self.branches = branches
         self.gate = gate
@@ -75,7 +80,9 @@ class ONE(StudentTraining):
         border = max(ends(pairing)[-1], 1)
         low, high = blocks[:border], nn.Sequential(*blocks[border:])
         branches = Peers([high, *(reborn(high) for _ in range(self.branches - 1))])
-        ensemble = GatedEnsemble(branches, Gate(pairing.widths[border - 1][1], self.branches))
+        shared = pairing.student.cuts[border - 1]
+        gate = behind(to_maps(shared, shared.size), Gate(shared.channels, self.branches))
+        ensemble = GatedEnsemble(branches, gate)
         phase = Phase(
             name=f"{self.branches} branches",
             model=nn.Sequential(*low, ensemble),

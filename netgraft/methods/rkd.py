@@ -13,9 +13,9 @@ from netgraft.hyperparameters import hyperparameter
 from netgraft.losses import RelationalAngle, RelationalDistance
 from netgraft.methods.about import About
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, ends, rich
+from netgraft.methods.lesson import Lesson, ends, rich, student_feature, teacher_feature
 from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Feature
+from netgraft.phases import Batch
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,11 @@ class RKD(KD):
     def lesson(self, pairing: Pairing) -> Lesson:
         """KD and relations at the last block end."""
         number = ends(pairing)[-1]
-        return Lesson(self._both, (Feature(number, Embedding()),), (Feature(number, Embedding()),))
+        return Lesson(
+            self._both,
+            (student_feature(pairing, number, Embedding()),),
+            (teacher_feature(pairing, number, Embedding()),),
+        )
 
     def _both(self, batch: Batch) -> Mapping[str, Tensor]:
         [mine], [theirs] = batch.features, batch.teacher_features
