@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from torch import Tensor, nn
 
@@ -171,26 +171,25 @@ def balanced(found: Sequence[Place], macs: int, blocks: int) -> tuple[Place, ...
     options = _one_of_each_cost(found)
     if len(options) < blocks - 1:
         options = list(found)
-    count = min(blocks - 1, len(options))
-    # best[k][j]: least cost and choice of k cuts, the last of them options[j]
-    costs = [place.macs for place in options]
-    best: list[list[tuple[float, tuple[int, ...]] | None]] = [
-        [(float(cost) ** 2, (j,)) for j, cost in enumerate(costs)]
-    ]
-    for _ in range(count - 1):
-        row: list[tuple[float, tuple[int, ...]] | None] = []
-        for j, cost in enumerate(costs):
-            earlier = [
-                (value[0] + float(cost - costs[i]) ** 2, (*value[1], j))
-                for i, value in enumerate(best[-1][:j])
-                if value
-            ]
-            row.append(min(earlier, default=None))
-        best.append(row)
-    if not count:
-        return ()
-    ends = [(value[0] + float(macs - costs[j]) ** 2, value[1]) for j, value in enumerate(best[-1]) if value]
-    return tuple(options[j] for j in min(ends)[1])
+    ends = [*(place.macs for place in options), macs]
+    costs = [end - start for start, end in pairwise([0, *ends])]
+    return tuple(options[number] for number in even(costs, min(blocks, len(ends))))
+
+
+def even(costs: Sequence[int], parts: int) -> tuple[int, ...]:
+    """Numbers of the cuts between ``parts`` runs of ``costs`` whose sums have the least sum of squares.
+
+    Among equals the first cuts. Cut ``k`` lies behind ``costs[k]``.
+    """
+    sums = list(accumulate(costs))
+    # for each end: the least sum of squares of the runs up to it, and the cuts between them
+    best: dict[int, tuple[int, tuple[int, ...]]] = {end: (total**2, ()) for end, total in enumerate(sums)}
+    for _ in range(parts - 1):
+        best = {
+            end: min((best[cut][0] + (sums[end] - sums[cut]) ** 2, (*best[cut][1], cut)) for cut in best if cut < end)
+            for end in [*best][1:]
+        }
+    return best[len(sums) - 1][1]
 
 
 def _one_of_each_cost(found: Sequence[Place]) -> list[Place]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from netgraft.blocks import BlockChain, Cut
 from netgraft.bridges import described, form_of, holds_map
+from netgraft.cuts import even
 from netgraft.errors import RequestError
 from netgraft.layers import structure
 
@@ -195,9 +196,16 @@ def pair(teacher: BlockChain, student: BlockChain) -> Pairing:
         raise RequestError(
             "the blocks can't be paired: no cut of the teacher has a map of the same size as one of the student\n"
             f"  {_table('teacher', teacher)}\n  {_table('student', student)}\n"
-            "choose a student with the teacher's resolutions"
+            f"{_advice(teacher, student)}"
         )
     return Pairing(teacher.merge([mine for mine, _ in common]), student.merge([theirs for _, theirs in common]))
+
+
+def _advice(teacher: BlockChain, student: BlockChain) -> str:
+    for which, chain in (("teacher", teacher), ("student", student)):
+        if not any(map(holds_map, chain.cuts)):
+            return f"no single map crosses any cut of the {which}, so nothing can be grafted; choose another {which}"
+    return "choose a student with the teacher's resolutions"
 
 
 def merge_to(pairing: Pairing, blocks: int, *, costs: Sequence[int]) -> Pairing:
@@ -223,21 +231,8 @@ def merge_to(pairing: Pairing, blocks: int, *, costs: Sequence[int]) -> Pairing:
         )
     if pairing.inherited or pairing.selections:
         raise ValueError("blocks are merged before the student starts from any")
-    kept = _even_cuts(costs, blocks)
+    kept = even(costs, blocks)
     return replace(pairing, teacher=pairing.teacher.merge(kept), student=pairing.student.merge(kept))
-
-
-def _even_cuts(costs: Sequence[int], parts: int) -> tuple[int, ...]:
-    """Numbers of the cuts between ``parts`` runs of ``costs`` whose sums have the least sum of squares."""
-    sums = list(accumulate(costs))
-    # for each end: the least sum of squares of the runs up to it, and the cuts between them
-    best: dict[int, tuple[int, tuple[int, ...]]] = {end: (total**2, ()) for end, total in enumerate(sums)}
-    for _ in range(parts - 1):
-        best = {
-            end: min((best[cut][0] + (sums[end] - sums[cut]) ** 2, (*best[cut][1], cut)) for cut in best if cut < end)
-            for end in [*best][1:]
-        }
-    return best[len(sums) - 1][1]
 
 
 def inherit(pairing: Pairing) -> Pairing:

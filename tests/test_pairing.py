@@ -346,3 +346,13 @@ def test_blocks_that_are_built_alike_are_inherited_where_they_are_cut_alike(layo
         return BlockChain([symbolic_trace(nn.Sequential(block)) for block in built], built.names, built.cuts)
 
     assert inherit(pair(chain("NCHW", 7), chain(layout, 8))).inherited == inherited
+
+
+def test_a_chain_that_no_single_map_crosses_is_named() -> None:
+    tuples = BlockChain([nn.Identity(), nn.Identity()], ["a", "head"], [Cut("a", (), "tuple")])
+    with pytest.raises(RequestError, match=r"crosses any cut of the teacher, .*; choose another teacher"):
+        pair(tuples, chain_of([8]))
+    with pytest.raises(RequestError, match=r"crosses any cut of the student, .*; choose another student"):
+        pair(chain_of([8]), tuples)
+    with pytest.raises(RequestError, match="choose a student with the teacher's resolutions"):
+        pair(chain_of([8]), chain_of([3]))
