@@ -16,6 +16,7 @@ import timm
 import torch
 from netgraft.cli.interrupt import heeding_signals
 from netgraft.cli.main import run
+from netgraft.cli.output import show_distilled
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models import register_model
@@ -159,6 +160,16 @@ def test_the_summary_tells_both_models_and_how_to_load_the_student(capsys: pytes
     assert 'timm.create_model("local-dir:run/student", pretrained=True)' in captured.out
     assert "graft block 2: done" in captured.err
     assert max(map(len, captured.out.splitlines())) <= 160
+
+
+def test_the_summary_tells_what_adapters_converted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*QUICK, "--out", "run"]) == 0
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["conversions"] == ["", "", ""]
+    assert "converted" not in capsys.readouterr().out
+    show_distilled({**result, "conversions": ["NCHW 8x8 / tokens 4x4+1", "", "NHWC 4x4 / NCHW 2x2"]})
+    said = "adapters in training converted between NCHW 8x8 / tokens 4x4+1, NHWC 4x4 / NCHW 2x2 (teacher / student)"
+    assert said in capsys.readouterr().out
 
 
 def test_unlabelled_images_are_not_measured(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Grafts between networks of different layouts: made, trained, joined, saved, and compared by every method."""
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -133,6 +134,8 @@ def test_a_student_of_another_kind_trains_runs_alone_and_opens_again(name: str, 
     losses = Losses()
     distilled = prepared.run(reporter=losses)
     assert (answer(distilled.student, x) - expected).square().mean() < apart
+    facts = json.loads(json.dumps(distilled.facts()))
+    assert [bool(text) for text in facts["conversions"]] == differ
     last = [terms["logits"] for terms in losses.phases[-1]]
     assert sum(last[-2:]) < 0.8 * sum(last[:2])
     assert state_digest(teacher) == before
