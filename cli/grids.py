@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -55,25 +52,26 @@ def benchmark(
     if not cells:
         names = ", ".join(cell.name for cell in experiment.cells[:5])
         raise click.UsageError(f"no cell's name has {' or '.join(only)} in it; the first are {names}")
-    pending = grid.pending(cells)
     if dry_run:
-        _preview(grid, cells, pending, experiment.title)
+        _preview(grid, cells, experiment.title)
         return
+    pending = grid.pending(cells)
     results.claim(file)
     _compute(grid, cells, pending, title=experiment.title, quiet=bool(quiet))
 
 
-def _preview(grid: Grid, cells: Sequence[Cell], pending: Sequence[Cell], title: str) -> None:
+def _preview(grid: Grid, cells: Sequence[Cell], title: str) -> None:
     from netgraft.benchmark.estimate import Estimate
 
     from .grid_view import duration
     from .output import emit, emit_table
 
-    estimate = Estimate([(cell, result) for cell in cells if (result := grid.results.find(cell)) is not None])
+    found = [(cell, grid.results.find(cell)) for cell in cells]
+    estimate = Estimate([(cell, result) for cell, result in found if result is not None])
     rows, total, unknown = [], 0.0, ""
-    for cell in cells:
+    for cell, result in found:
         state = "finished"
-        if cell in pending:
+        if result is None:
             try:
                 seconds = estimate.seconds(cell)
                 total, state = total + seconds, duration(seconds)
@@ -81,18 +79,20 @@ def _preview(grid: Grid, cells: Sequence[Cell], pending: Sequence[Cell], title: 
                 unknown, state = str(error), "unknown"
         rows.append([cell.name, shlex.join(cell.arguments()), state])
     emit_table(["cell", "netgraft ...", "time"], rows, title=title)
-    emit(f"{len(cells)} cells, {len(pending)} to compute: about {duration(total / grid.workers)} on this machine")
+    pending = sum(result is None for _, result in found)
+    emit(f"{len(cells)} cells, {pending} to compute: about {duration(total / grid.workers)} on this machine")
     if unknown:
         emit(f"not all could be estimated: {unknown}")
 
 
 def _compute(grid: Grid, cells: Sequence[Cell], pending: Sequence[Cell], *, title: str, quiet: bool) -> None:
     from .grid_view import open_view
+    from .interrupt import interruptible
     from .output import emit
 
     done = len(cells) - len(pending)
-    with open_view(title, len(cells), done, sys.stderr, quiet=quiet) as tally, _stop_on_signals() as stopped:
-        grid.run(pending, tally, stopped)
+    with open_view(title, len(cells), done, sys.stderr, quiet=quiet) as tally, interruptible() as interruption:
+        grid.run(pending, tally, interruption.requested)
     if tally.failures:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in tally.failures.items())
         raise RunError(
@@ -102,21 +102,3 @@ def _compute(grid: Grid, cells: Sequence[Cell], pending: Sequence[Cell], *, titl
         raise InterruptedRunError(f"{tally.done} of {len(cells)} cells are finished; the same command goes on")
     if not quiet:
         emit(f"{len(cells)} cells in {grid.results.folder}; netgraft table {grid.results.folder} shows them")
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Give a question that is answered yes once Ctrl-C or SIGTERM came; the second one leaves at once."""
-    heard: list[int] = []
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if heard:
-            raise KeyboardInterrupt
-        heard.append(signum)
-
-    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(heard)
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

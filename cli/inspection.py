@@ -99,10 +99,10 @@ def _show_blocks(name: str, network: Any, chain: BlockChain, size: Sequence[int]
 
 
 def _layout(cut: Cut) -> str:
-    """``tokens 14x14+1`` for example."""
-    if cut.layout != "tokens":
-        return cut.layout
-    return f"tokens {_times(cut.size)}" + (f"+{cut.prefix_tokens}" if cut.prefix_tokens else "")
+    """``tokens 14x14+1`` for example; of other layouts the shape says the size."""
+    from netgraft.bridges import described, form_of
+
+    return described(form_of(cut)) if cut.layout == "tokens" else cut.layout
 
 
 def _print_blocks(name: str, network: Any, chain: BlockChain, size: Sequence[int]) -> None:

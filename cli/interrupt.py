@@ -66,12 +66,19 @@ class Attentive:
 
 
 @contextmanager
-def heeding_signals(reporter: Reporter) -> Iterator[tuple[Reporter, Interruption]]:
-    """Give a reporter and an interruption to run a job with; the former handlers come back afterwards."""
+def interruptible() -> Iterator[Interruption]:
+    """Let the signals ask for an interruption; the former handlers come back afterwards."""
     interruption = Interruption()
     former = {number: signal.signal(number, interruption.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield Attentive(reporter, interruption), interruption
+        yield interruption
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def heeding_signals(reporter: Reporter) -> Iterator[tuple[Reporter, Interruption]]:
+    """Give a reporter and an interruption to run a job with."""
+    with interruptible() as interruption:
+        yield Attentive(reporter, interruption), interruption

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from netgraft.errors import RequestError, RunError
+from netgraft.survey import macs_along
 
 WARM_UP = 3  # forwards in front of a timing: memory pools, kernel choice, lazy initialisation
 
@@ -96,18 +96,9 @@ def macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
     twice counts twice. The model's mode and state stay as they are.
     """
     where, dtype = _placement(model)
-    counter = FlopCounterMode(display=False)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # the counter can't follow a parameter that is handed to a layer as an argument, as a class token is
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        with eval_mode(model), torch.no_grad(), counter:
-            model(torch.zeros(1, *input_size, device=where, dtype=dtype))
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-    return counter.get_total_flops() // 2
+    with eval_mode(model):
+        [total] = macs_along([model], torch.zeros(1, *input_size, device=where, dtype=dtype))
+    return total
 
 
 def latency(

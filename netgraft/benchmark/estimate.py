@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from netgraft.api import cut_and_pair
 from netgraft.benchmark.experiment import Cell
 from netgraft.data import open_data
 from netgraft.evaluation import processor
-from netgraft.jobs import DistillJob
+from netgraft.jobs import DEFAULT_SHOTS, DistillJob
 from netgraft.methods import choose
 from netgraft.metrics import latency
 from netgraft.models import class_count
@@ -43,17 +44,25 @@ class Estimate:
         Raises:
             RequestError: The cell asks for data, models or settings that don't exist.
         """
-        here = [(other, r["seconds"]) for other, r in self.finished if r.get("machine") == processor()]
-        alike = [spent for other, spent in here if (other.pair, other.row) == (cell.pair, cell.row)]
+        alike = self._measured.get((cell.pair, cell.row))
         return statistics.median(alike) if alike else self._reckoned(cell)
+
+    @cached_property
+    def _measured(self) -> dict[tuple[str, str], list[float]]:
+        here = processor()
+        measured: dict[tuple[str, str], list[float]] = {}
+        for cell, result in self.finished:
+            if result.get("machine") == here:
+                measured.setdefault((cell.pair, cell.row), []).append(result["seconds"])
+        return measured
 
     def _reckoned(self, cell: Cell) -> float:
         job = job_of(cell)
-        key = (job.data, job.teacher, job.student, job.init, job.inherit)
+        key = (job.data, job.teacher, job.student, job.init, job.inherit, job.blocks)
         if key not in self._pairs:
             self._pairs[key] = _Pair.measure(job)
         pair = self._pairs[key]
-        images = job.images or (job.shots or 10) * pair.classes
+        images = job.images or (job.shots or DEFAULT_SHOTS) * pair.classes
         preset = choose(job.method, job.preset, Budget(images, pair.classes), job.settings)
         read = sum(phase.fit.steps * phase.fit.batch_size for phase in preset.method.plan(pair.pairing).phases)
         views = min(read, max(images, preset.views.pool))
@@ -75,7 +84,7 @@ class _Pair:
         teacher, student = job.models(source)
         size = resolve_model_data_config(teacher)["input_size"]
         spent = [latency(model, size, BATCH, repeats=3) / 1000 / BATCH for model in (teacher, student)]
-        pairing = cut_and_pair(teacher, student, input_size=size, init=job.init, use=job.inherit)
+        pairing = cut_and_pair(teacher, student, input_size=size, init=job.init, use=job.inherit, blocks=job.blocks)
         return cls(pairing, class_count(teacher), len(source.test or ()), *spent)
 
 
