@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from netgraft.caching import Frozen, frozen_prefix
-from netgraft.errors import RequestError
+from netgraft.errors import RequestError, RunError
 from netgraft.freezing import overlap
 from netgraft.phases import Batch, Feature, Phase
 
@@ -126,6 +126,30 @@ class Network(nn.Module):
     @staticmethod
     def _connect(feature: Feature, output: Tensor) -> Tensor:
         return output if feature.connector is None else feature.connector(output.clone())
+
+
+@contextmanager
+def explained(phase: Phase) -> Iterator[None]:
+    """Turn what torch says of a phase that it can't train into what can be done about it.
+
+    Raises:
+        RunError: Batch norm met a single value, or a layer has no second derivative.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if "more than 1 value per channel" in str(error):
+            raise RunError(
+                f"batch norm can't take statistics of a single value, which it meets in phase {phase.name!r}: "
+                f"expected batches of at least 2 views, got one of 1; raise batch_size from {phase.fit.batch_size}"
+                + (", or change the number of images: the last batch of an epoch is smaller" * phase.fit.whole_epochs)
+            ) from error
+        if phase.differentiates_input and "derivative for" in str(error):
+            raise RunError(
+                f"phase {phase.name!r} differentiates twice, and a layer of the student can't be ({error}); "
+                "choose another method or student"
+            ) from error
+        raise
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

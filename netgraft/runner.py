@@ -22,8 +22,9 @@ from netgraft.freezing import EXAMPLES, frozen, frozen_copies
 from netgraft.lanes import independent_groups, lane
 from netgraft.memory import places
 from netgraft.metrics_log import MetricsLog
-from netgraft.network import Network, still_frozen, total
+from netgraft.network import Network, explained, still_frozen, total
 from netgraft.optimization import make_optimizer
+from netgraft.padding import unmet_taps_at_rest
 from netgraft.phases import Fit, Plan
 from netgraft.precision import PRECISIONS, autocast, compute_dtype, fastest, timed_images
 from netgraft.reporting import Quiet, Reporter
@@ -303,15 +304,16 @@ class _Execution:
         plain = Network(phase, self.cache.faster, self._autocast)
         reading = plain.reading.all()
         network: Any = plain if self.alone else self.fabric.setup_module(plain)
-        for step in range(done, phase.fit.steps):
-            self._heed_stop(number, step, optimizer, started, spent)
-            terms = self._step(number, step, reading, network, optimizer)
-            looked = (step + 1) % LOG_EVERY == 0 or step + 1 == phase.fit.steps or self.fabric.device.type == "cpu"
-            if looked:
-                self._look(number, step, terms, phase.fit)
-            self.seconds = spent + time.monotonic() - started
-            if looked and time.monotonic() - self.saved_at > self.runner.checkpoint_seconds:
-                self._save(number, step + 1, optimizer.state_dict())
+        with unmet_taps_at_rest(phase.trainable):
+            for step in range(done, phase.fit.steps):
+                self._heed_stop(number, step, optimizer, started, spent)
+                terms = self._step(number, step, reading, network, optimizer)
+                looked = (step + 1) % LOG_EVERY == 0 or step + 1 == phase.fit.steps or self.fabric.device.type == "cpu"
+                if looked:
+                    self._look(number, step, terms, phase.fit)
+                self.seconds = spent + time.monotonic() - started
+                if looked and time.monotonic() - self.saved_at > self.runner.checkpoint_seconds:
+                    self._save(number, step + 1, optimizer.state_dict())
         if not self.alone:
             # what is frozen must be the same everywhere
             self._share(phase.trainable.buffers(), 0)
@@ -328,19 +330,20 @@ class _Execution:
         whole = self._batch(number, step)
         indices = whole[rank::ranks]
         labels = self.views.labels(indices)
-        terms: dict[str, Tensor] = network(
-            self.cache.rows(reading, indices),
-            None if labels is None else labels.to(self.fabric.device, non_blocking=True),
-        )
-        fit = self.plan.phases[number].fit
+        phase = self.plan.phases[number]
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * fit.factor(step)
-        # the processes' gradients are averaged; each counts by its part of the batch
-        loss = len(indices) * ranks / len(whole) * total(terms)
-        if self.alone:
-            loss.backward()
-        else:
-            self.fabric.backward(loss)
+            group["lr"] = group["peak"] * phase.fit.factor(step)
+        with explained(phase):
+            terms: dict[str, Tensor] = network(
+                self.cache.rows(reading, indices),
+                None if labels is None else labels.to(self.fabric.device, non_blocking=True),
+            )
+            # the processes' gradients are averaged; each counts by its part of the batch
+            loss = len(indices) * ranks / len(whole) * total(terms)
+            if self.alone:
+                loss.backward()
+            else:
+                self.fabric.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         return {name: value.detach() for name, value in terms.items()}

@@ -115,7 +115,7 @@ def test_a_wrong_setting_of_a_part_is_refused() -> None:
     for name, settings, complaint in (
         ("kd+at", {"at_power": 0.5}, "power must be a finite number of at least 1"),
         ("ft+at", {"ft_rate": 0}, "rate must be a finite number above 0"),
-        ("at+kd", {"kd_weight": -1}, "weights can't be negative"),
+        ("at+kd", {"kd_weight": -1}, "kd_weight can't be negative"),
     ):
         with pytest.raises(RequestError, match=complaint):
             method(name, **settings).plan(pairing())
@@ -126,6 +126,20 @@ def test_methods_without_terms_for_the_student_are_refused(other: str) -> None:
     for name in (f"kd+{other}", f"{other}+kd"):
         with pytest.raises(RequestError, match=f"{other} can't be combined"):
             find(name)
+
+
+@pytest.mark.parametrize("name", ["kd+kd", "at+kd+at"])
+def test_a_method_named_twice_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="names a method twice"):
+        find(name)
+
+
+def test_supervised_adds_a_whole_cross_entropy_to_the_part_of_kd() -> None:
+    output, target, labels = random(B, K), random(B, K, seed=1), torch.tensor([1, 0, 9, 3])
+    terms = values(method("kd+supervised").lesson(pairing()).objective(Batch(output, target, labels)))
+    exact = torch.nn.functional.cross_entropy(output, labels).item()
+    assert terms["supervised"] == pytest.approx(exact)
+    assert terms["classes"] == pytest.approx(0.1 * exact)
 
 
 @pytest.mark.parametrize("name", ["kd+att", "att+kd", "kd+", "+", "kd at"])
@@ -154,6 +168,9 @@ def test_a_combination_has_the_default_preset_alone() -> None:
         ("fitnets", {"hint_steps": -3}, "steps of a phase must be at least 0, not -3"),
         ("kd", {"steps": -1}, "steps and weight_decay at least 0"),
         ("kd", {"lr": 0}, "rates must be positive"),
+        ("at", {"at_weight": -1}, "at_weight can't be negative"),
+        ("dml", {"mutual_weight": -0.5}, "mutual_weight can't be negative"),
+        ("ban", {"ce_weight": -1}, "ce_weight can't be negative"),
         ("none", {"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )

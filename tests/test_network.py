@@ -12,8 +12,9 @@ from small_run import Notebook, make_views
 from torch import Tensor, nn
 
 from netgraft.caching import FrozenOutputs, Order
+from netgraft.errors import RunError
 from netgraft.memory import Memory
-from netgraft.network import Network, Reading, still_frozen, total
+from netgraft.network import Network, Reading, explained, still_frozen, total
 from netgraft.phases import Batch, Feature, Fit, Phase, Plan
 from netgraft.runner import Runner
 
@@ -294,3 +295,27 @@ def test_terms_are_summed_in_float32() -> None:
     terms = {"large": torch.tensor(256.0, dtype=torch.bfloat16), "small": torch.tensor(0.5, dtype=torch.bfloat16)}
     assert total(terms).dtype == torch.float32
     assert float(total(terms)) == 256.5  # bfloat16 has no such number
+
+
+def test_a_batch_norm_without_statistics_is_explained() -> None:
+    norm = nn.BatchNorm2d(3)
+    phase = Phase("the norm", nn.Sequential(norm), norm, Seen(), Fit(1, 7, 1e-2, whole_epochs=True))
+    said = "at least 2 views, got one of 1; raise batch_size from 7, or change the number"
+    with pytest.raises(RunError, match=said), explained(phase):
+        norm.train()(torch.zeros(1, 3, 1, 1))
+
+
+def test_a_layer_without_a_second_derivative_is_explained() -> None:
+    layer = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Hardsigmoid())
+
+    def twice() -> None:
+        inputs = torch.zeros(1, 1, 2, 2, requires_grad=True)
+        [gradient] = torch.autograd.grad(layer(inputs).sum(), inputs, create_graph=True)
+        gradient.sum().backward()
+
+    phase = Phase("by input", layer, layer, Seen(), FIT, differentiates_input=True)
+    said = "'by input' differentiates twice, and a layer of the student can't be"
+    with pytest.raises(RunError, match=said), explained(phase):
+        twice()
+    with pytest.raises(RuntimeError, match="derivative for"), explained(Phase("plain", layer, layer, Seen(), FIT)):
+        twice()

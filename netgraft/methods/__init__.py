@@ -107,6 +107,8 @@ def find(name: str) -> Entry:
             raise RequestError(f"there is no method {one!r}; choose from {', '.join(METHODS)}, or join some by +")
     if len(names) == 1:
         return METHODS[name]
+    if len(set(names)) < len(names):
+        raise RequestError(f"{name!r} names a method twice; set its weight instead")
     return Entry(*combine({one: METHODS[one].kind for one in names}))
 
 

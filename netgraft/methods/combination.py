@@ -46,7 +46,8 @@ def combine(kinds: Mapping[str, type]) -> tuple[type, dict[str, Callable[[Budget
     """Make a method that teaches the lessons of several, and its presets.
 
     It has every hyper-parameter of its parts; one that two of them have, such as the number of steps, has the first
-    one's default. A term that two of them have, such as KD's, counts once.
+    one's default. A term that two of them have, such as KD's, counts once; the cross-entropy of ``supervised`` is
+    another than the one inside of KD.
 
     Args:
         kinds: Names and classes of the parts.

@@ -30,8 +30,8 @@ class KD(LessonMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.kd_weight, self.ce_weight) < 0 or not self.temperature > 0:
-            raise RequestError(f"weights can't be negative, and temperature must be positive, not {self}")
+        if not self.temperature > 0:
+            raise RequestError(f"temperature must be positive, not {self}")
         with checked():
             SoftTargets(self.temperature)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor, nn
 
@@ -55,6 +55,9 @@ class StudentTraining:
             raise RequestError(f"batch_size must be at least 1, steps and weight_decay at least 0, not {self}")
         if not min(self.lr, self.sliced_rate) > 0:
             raise RequestError(f"rates must be positive, not {self}")
+        negative = [f.name for f in fields(self) if f.name.endswith("_weight") and getattr(self, f.name) < 0]
+        if negative:
+            raise RequestError(f"{negative[0]} can't be negative, not {self}")
 
     def fit(self, pairing: Pairing, steps: int) -> Fit:
         """Return length and rate of a phase.

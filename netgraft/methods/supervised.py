@@ -26,7 +26,7 @@ class Supervised(LessonMethod):
         return Lesson(self._objective)
 
     def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
-        return {"classes": F.cross_entropy(batch.output.float(), batch.classes)}
+        return {"supervised": F.cross_entropy(batch.output.float(), batch.classes)}
 
 
 PRESETS = {"default": rich(Supervised)}
