@@ -34,11 +34,10 @@ def subset(
     from .output import emit
 
     source = open_data(data, **given(root=data_root, download=download))
-    if source.train.labels is None:
-        raise RequestError(f"{source.name} has no class folders, so there are no images of a class to draw")
+    labels = source.train_labels("so there are no images of a class to draw")
     drawn = {
         f"{source.name}-{number}shot-seed{seed}.json".replace("/", "_"): FewShotSubset.draw(
-            source.train.labels, shots=number, seed=seed, dataset=source.name
+            labels, shots=number, seed=seed, dataset=source.name
         )
         for number in shots
         for seed in seeds

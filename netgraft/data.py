@@ -96,6 +96,19 @@ class DataSource:
     hflip: bool = True
     note: str = ""
 
+    def train_labels(self, so: str) -> Sequence[int]:
+        """Return the class of each training image.
+
+        Args:
+            so: What it means that there are none, and what to do.
+
+        Raises:
+            RequestError: There are none.
+        """
+        if self.train.labels is None:
+            raise RequestError(f"{self.name} has no class folders, {so}")
+        return self.train.labels
+
     def test_or_all(self) -> ImageSet:
         """Return the test set, or all images where they lie in no partitions."""
         return self.train if self.test is None else self.test

@@ -29,7 +29,7 @@ from netgraft.runner import Runner
 from netgraft.students import save_student
 from netgraft.subsets import FewShotSubset
 from netgraft.training import SupervisedTraining
-from netgraft.views import VIEW_POLICIES, ViewPolicy, Views
+from netgraft.views import Views, find_policy
 
 DEFAULT_MODELS = {"digits": ("digits_vgg7_bn", "digits_vgg7_bn_half")}
 """Teacher and student that come with a data set."""
@@ -113,7 +113,7 @@ class DistillJob:
             check_classes(teacher, teacher_name, images)
         about: About = find(self.method).kind.about  # type: ignore[attr-defined]
         preset = choose(self.method, self.preset, Budget(len(subset.indices), class_count(teacher)), self.settings)
-        policy = preset.views if self.views is None else _policy(self.views)
+        policy = preset.views if self.views is None else find_policy(self.views)
         if not source.hflip:
             policy = replace(policy, hflip=0.0)
         if self.labeled:
@@ -193,9 +193,8 @@ class DistillJob:
     def _labels(self, source: DataSource, subset: FewShotSubset) -> dict[str, Any]:
         if not self.labeled:
             return {}
-        if source.train.labels is None:
-            raise RequestError(f"{source.name} has no class folders, so there are no labels; leave --labeled out")
-        return {"labels": [source.train.labels[index] for index in subset.indices]}
+        labels = source.train_labels("so there are no labels; leave --labeled out")
+        return {"labels": [labels[index] for index in subset.indices]}
 
     def _track(self, about: About) -> str:
         """Say which labels the method learns from."""
@@ -242,10 +241,9 @@ class DistillJob:
             return subset
         if self.images is not None:
             return FewShotSubset.draw_unlabeled(len(images), images=self.images, seed=seed, dataset=source.name)
-        if images.labels is None:
-            raise RequestError(f"{source.name} has no class folders, so there are no shots; give --images N")
         shots = DEFAULT_SHOTS if self.shots is None else self.shots
-        return FewShotSubset.draw(images.labels, shots=shots, seed=seed, dataset=source.name)
+        labels = source.train_labels("so there are no shots; give --images N")
+        return FewShotSubset.draw(labels, shots=shots, seed=seed, dataset=source.name)
 
 
 @dataclass(frozen=True)
@@ -279,8 +277,7 @@ class TrainJob:
         started = time.monotonic()
         reporter = reporter or Quiet()
         source = open_data(self.data, root=self.data_root, download=self.download)
-        if source.train.labels is None or source.train.classes is None:
-            raise RequestError(f"{source.name} has no class folders; a teacher is trained from labelled images")
+        labels = source.train_labels("and a teacher is trained from labelled images; sort them into one a class")
         model = build_model(self.model, seed=self.seed, num_classes=source.train.classes)
         data_config = resolve_model_data_config(model)
         runner = replace(self.runner, seed=self.seed)
@@ -307,7 +304,7 @@ class TrainJob:
             return finished
         reporter.note(str(plan))
         images = source.train.load_many(range(count))
-        views = Views.configured(images, policy, data_config, seed=self.seed, labels=source.train.labels)
+        views = Views.configured(images, policy, data_config, seed=self.seed, labels=labels)
         trained = runner.run(
             plan, views, folder=out, fingerprint=fingerprint, resume=self.resume, reporter=reporter, stop=stop
         )
@@ -368,12 +365,6 @@ def _conclude(runner: Runner, out: Path, started: float, finish: Callable[[], di
         }
         RunFolder(out).write(RESULT, result)
     return runner.fabric.broadcast(result)
-
-
-def _policy(name: str) -> ViewPolicy:
-    if name not in VIEW_POLICIES:
-        raise RequestError(f"there is no view policy {name!r}; choose from {', '.join(VIEW_POLICIES)}")
-    return VIEW_POLICIES[name]
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -109,6 +109,13 @@ VIEW_POLICIES: dict[str, ViewPolicy] = {
 }
 
 
+def find_policy(name: str) -> ViewPolicy:
+    """Return a named policy. Raises RequestError where there is none of that name."""
+    if name not in VIEW_POLICIES:
+        raise RequestError(f"there is no view policy {name!r}; choose from {', '.join(VIEW_POLICIES)}")
+    return VIEW_POLICIES[name]
+
+
 def image_mode(channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
     """Return the PIL mode of images for a model with so many input channels.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from netgraft.benchmark.estimate import job_of
+from netgraft.benchmark.estimate import Estimate, job_of
 from netgraft.benchmark.experiment import Experiment
 from netgraft.errors import RequestError
 from netgraft.methods import choose
@@ -137,3 +137,22 @@ def test_every_committed_experiment_asks_for_methods_and_settings_that_exist(pat
         job: Any = job_of(cell)
         choose(job.method, job.preset, Budget(100, 10), job.settings)
         assert job.views is None or job.views in VIEW_POLICIES
+
+
+def test_the_estimate_counts_the_views_that_a_run_asks_for(tmp_path: Path) -> None:
+    experiment = parse(
+        """
+        [common]
+        data = "digits"
+        method = "kd"
+        [[run]]
+        name = "{views}"
+        views = ["rich", "plain"]
+        settings = { steps = 300 }
+        """,
+        tmp_path,
+    )
+    estimate = Estimate([])
+    rich, plain = (estimate.seconds(cell) for cell in experiment.cells)
+    # the teacher answers 16,384 views, or 100 images
+    assert plain < rich

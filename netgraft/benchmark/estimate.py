@@ -21,6 +21,7 @@ from netgraft.metrics import latency
 from netgraft.models import class_count
 from netgraft.pairing import Pairing
 from netgraft.phases import Budget
+from netgraft.views import find_policy
 
 BATCH = 64
 START = 8.0  # seconds for imports, reading and proofs
@@ -65,7 +66,8 @@ class Estimate:
         images = job.images or (job.shots or DEFAULT_SHOTS) * pair.classes
         preset = choose(job.method, job.preset, Budget(images, pair.classes), job.settings)
         read = sum(phase.fit.steps * phase.fit.batch_size for phase in preset.method.plan(pair.pairing).phases)
-        views = min(read, max(images, preset.views.pool))
+        policy = preset.views if job.views is None else find_policy(job.views)
+        views = min(read, max(images, policy.pool))
         return START + (BACKWARD * read + pair.test) * pair.student + views * pair.teacher
 
 
