@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from timm.data import resolve_model_data_config
 
-from benchmarks.speed.cifar import TEACHER, WEIGHTS, source, teacher
+from benchmarks.cifar import TEACHER, WEIGHTS, source, teacher
 from benchmarks.speed.measuring import median, ratio, seconds, side_by_side, write
 from netgraft.data import data_root, eval_loader
 from netgraft.evaluation import evaluate

@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 
-from benchmarks.speed.cifar import task
+from benchmarks.cifar import task
 from benchmarks.speed.measuring import median, seconds, side_by_side, write
 from netgraft.runner import Runner
 

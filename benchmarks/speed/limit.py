@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.cifar import faster_precision, task
+from benchmarks.cifar import faster_precision, task
 from benchmarks.speed.measuring import median, ratio, seconds, side_by_side, write
 from netgraft.api import Distillation
 from netgraft.caching import frozen_prefix

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.cifar import faster_precision, task
+from benchmarks.cifar import faster_precision, task
 from benchmarks.speed.measuring import median, ratio, seconds, side_by_side, write
 from netgraft.api import Distillation
 from netgraft.freezing import frozen

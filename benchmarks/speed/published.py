@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.speed.cifar import source, task
+from benchmarks.cifar import source, task
 from benchmarks.speed.measuring import median, ratio, seconds, side_by_side, write
 from netgraft.api import Distillation
 from netgraft.data import eval_loader

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.speed.cifar import TEACHER, WEIGHTS
+from benchmarks.cifar import TEACHER, WEIGHTS
 from benchmarks.speed.measuring import median, seconds, side_by_side, write
 from netgraft.data import data_root
 from netgraft.errors import InterruptedRunError

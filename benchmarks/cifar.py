@@ -51,20 +51,25 @@ def task(
     preset: str = "reference",
     settings: dict[str, str] | None = None,
     views: ViewPolicy | None = None,
+    init: str = "random",
     runner: Runner | None = None,
 ) -> Distillation:
-    """Prepare the task; the student starts at random, as in the published code."""
+    """Prepare the task; the student starts at random, as in the published code, unless ``init`` says otherwise.
+
+    Subset and student come from the runner's seed.
+    """
+    runner = runner or Runner()
     images = source().train
     assert images.labels is not None
-    subset = FewShotSubset.draw(images.labels, shots=shots, seed=0, dataset=source().name)
+    subset = FewShotSubset.draw(images.labels, shots=shots, seed=runner.seed, dataset=source().name)
     stock = teacher()
     chosen = choose(method, preset, Budget(len(subset.indices), 10), settings)
     return prepare(
         stock,
-        build_student("cifar_vgg16_bn_half", teacher=stock, seed=0),
+        build_student("cifar_vgg16_bn_half", teacher=stock, seed=runner.seed),
         images.load_many(subset.indices),
         method=chosen.method,
         views=views or chosen.views,
-        init="random",
-        runner=runner or Runner(),
+        init=init,
+        runner=runner,
     )
