@@ -37,8 +37,29 @@ DEFAULT_MODELS = {"digits": ("digits_vgg7_bn", "digits_vgg7_bn_half")}
 DEFAULT_SHOTS = 10
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What every job can be asked for.
+
+    Attributes:
+        seed: Of weights, views and batches.
+        out: The run folder; ``runs/...`` if None.
+        resume: Go on with the run in the folder.
+        data_root: Where named data sets lie.
+        download: Let torchvision download.
+        runner: Device and precision; its seed is replaced by ``seed``.
+    """
+
+    seed: int = 0
+    out: Path | None = None
+    resume: bool = False
+    data_root: Path | None = None
+    download: bool = False
+    runner: Runner = field(default_factory=Runner)
+
+
 @dataclass(frozen=True)
-class DistillJob:
+class DistillJob(_Job):
     """``netgraft distill``: everything that can be asked for.
 
     Attributes:
@@ -58,14 +79,8 @@ class DistillJob:
         inherit: ``auto`` or ``none``.
         blocks: How many blocks to merge the pairs to; all of them stay if None.
         labeled: Give the images' labels to the method; views then show one image each.
-        seed: Of the student's weights, the views and the batches.
         subset_seed: Of the drawn subset; ``seed`` if None.
         keep_answers: Folder where the teacher's answers to the test images are kept for other runs; None keeps none.
-        out: The run folder; ``runs/...`` if None.
-        resume: Go on with the run in the folder.
-        data_root: Where named data sets lie.
-        download: Let torchvision download.
-        runner: Device and precision; its seed is replaced by ``seed``.
     """
 
     data: str = "digits"
@@ -84,14 +99,8 @@ class DistillJob:
     inherit: str = "auto"
     blocks: int | None = None
     labeled: bool = False
-    seed: int = 0
     subset_seed: int | None = None
     keep_answers: Path | None = None
-    out: Path | None = None
-    resume: bool = False
-    data_root: Path | None = None
-    download: bool = False
-    runner: Runner = field(default_factory=Runner)
 
     def run(self, reporter: Reporter | None = None, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
         """Distill, evaluate, save; return what ``result.json`` holds, in every process.
@@ -247,30 +256,18 @@ class DistillJob:
 
 
 @dataclass(frozen=True)
-class TrainJob:
+class TrainJob(_Job):
     """``netgraft train``: a teacher, from labelled images.
 
     Attributes:
         model: A timm name.
         data: Name or path; see :func:`netgraft.data.open_data`.
         recipe: Hyper-parameters.
-        seed: Of weights, views and batches.
-        out: The run folder; ``runs/...`` if None.
-        resume: Go on with the run in the folder.
-        data_root: Where named data sets lie.
-        download: Let torchvision download.
-        runner: Device and precision; its seed is replaced by ``seed``.
     """
 
     model: str
     data: str
     recipe: SupervisedTraining = field(default_factory=SupervisedTraining)
-    seed: int = 0
-    out: Path | None = None
-    resume: bool = False
-    data_root: Path | None = None
-    download: bool = False
-    runner: Runner = field(default_factory=Runner)
 
     def run(self, reporter: Reporter | None = None, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
         """Train, evaluate, save; return what ``result.json`` holds. Raises like :meth:`DistillJob.run`."""
