@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from netgraft.benchmark.estimate import Estimate, job_of
+from netgraft.benchmark.estimate import START, Estimate, job_of
 from netgraft.benchmark.experiment import Experiment
 from netgraft.errors import RequestError
 from netgraft.methods import choose
@@ -156,3 +156,13 @@ def test_the_estimate_counts_the_views_that_a_run_asks_for(tmp_path: Path) -> No
     rich, plain = (estimate.seconds(cell) for cell in experiment.cells)
     # the teacher answers 16,384 views, or 100 images
     assert plain < rich
+
+
+def test_the_estimate_leaves_out_what_is_frozen_in_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # a batch of 64 images in 64 ms
+    monkeypatch.setattr("netgraft.benchmark.estimate.latency", lambda *args, **kwargs: 64.0)
+    [cell] = parse('[[run]]\ndata = "digits"\nmethod = "kd"\nsettings = { steps = 100 }', tmp_path).cells
+    # 3x3 convolutions behind the first two on maps of 4x4 and 2x2, then ten classes; of the teacher's 2,379,008
+    trained = 9 * (2 * 32 * 32 * 16 + 32 * 64 * 4 + 64 * 64 * 4) + 64 * 10
+    steps, answers, test = 3 * 6400 * trained / 2_379_008, 6400, 600
+    assert Estimate([]).seconds(cell) == pytest.approx(START + (steps + answers + test) / 1000)

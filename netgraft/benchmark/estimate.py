@@ -9,23 +9,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.data import resolve_model_data_config
+from torch import nn
 
 from netgraft.api import cut_and_pair
 from netgraft.benchmark.experiment import Cell
+from netgraft.caching import frozen_prefix
 from netgraft.data import open_data
 from netgraft.evaluation import processor
 from netgraft.jobs import DEFAULT_SHOTS, DistillJob
 from netgraft.methods import choose
-from netgraft.metrics import latency
+from netgraft.metrics import eval_mode, latency, macs
 from netgraft.models import class_count
 from netgraft.pairing import Pairing
-from netgraft.phases import Budget
+from netgraft.phases import Budget, Phase
+from netgraft.precision import autocast
+from netgraft.survey import macs_along
 from netgraft.views import find_policy
 
 BATCH = 64
 START = 8.0  # seconds for imports, reading and proofs
-BACKWARD = 3.0  # a step costs so many forwards of the student
+BACKWARD = 3.0  # a step costs so many forwards of what isn't frozen in front
 
 
 @dataclass
@@ -58,36 +63,54 @@ class Estimate:
         return measured
 
     def _reckoned(self, cell: Cell) -> float:
-        job = job_of(cell)
-        key = (job.data, job.teacher, job.student, job.init, job.inherit, job.blocks)
+        job, precision = job_of(cell), cell.options.get("precision", "auto")
+        key = (job.data, job.teacher, job.student, job.init, job.inherit, job.blocks, precision)
         if key not in self._pairs:
-            self._pairs[key] = _Pair.measure(job)
+            self._pairs[key] = _Pair.measure(job, precision)
         pair = self._pairs[key]
         images = job.images or (job.shots or DEFAULT_SHOTS) * pair.classes
         preset = choose(job.method, job.preset, Budget(images, pair.classes), job.settings)
-        read = sum(phase.fit.steps * phase.fit.batch_size for phase in preset.method.plan(pair.pairing).phases)
+        phases = preset.method.plan(pair.pairing).phases
         policy = preset.views if job.views is None else find_policy(job.views)
-        views = min(read, max(images, policy.pool))
-        return START + (BACKWARD * read + pair.test) * pair.student + views * pair.teacher
+        views = min(sum(phase.fit.steps * phase.fit.batch_size for phase in phases), max(images, policy.pool))
+        return START + sum(map(pair.training, phases)) + views * pair.teacher + pair.test * pair.student
 
 
 @dataclass(frozen=True)
 class _Pair:
     pairing: Pairing
+    size: tuple[int, int, int]
     classes: int
     test: int
     teacher: float
-    """Seconds an image."""
+    """Seconds an image, in the run's precision."""
     student: float
+    """In float32, as it is evaluated."""
+    macs: int
+    """Of the teacher."""
 
     @classmethod
-    def measure(cls, job: DistillJob) -> _Pair:
+    def measure(cls, job: DistillJob, precision: str) -> _Pair:
         source = open_data(job.data, root=job.data_root)
         teacher, student = job.models(source)
         size = resolve_model_data_config(teacher)["input_size"]
-        spent = [latency(model, size, BATCH, repeats=3) / 1000 / BATCH for model in (teacher, student)]
+        precisions = ("32", "bf16") if precision == "auto" else (precision,)
+        spent = min(_seconds(teacher, size, each) for each in precisions), _seconds(student, size, "32")
+        count = macs(teacher, size)
         pairing = cut_and_pair(teacher, student, input_size=size, init=job.init, use=job.inherit, blocks=job.blocks)
-        return cls(pairing, class_count(teacher), len(source.test or ()), *spent)
+        return cls(pairing, size, class_count(teacher), len(source.test or ()), *spent, count)
+
+    def training(self, phase: Phase) -> float:
+        """Seconds of a phase's steps: what is frozen in front of its trainable part is computed once, elsewhere."""
+        frozen, _ = frozen_prefix(phase.model, phase.trainable)
+        with eval_mode(phase.model), torch.no_grad():
+            running = sum(macs_along(phase.model, torch.zeros(1, *self.size))[len(frozen) :])
+        return BACKWARD * phase.fit.steps * phase.fit.batch_size * running / self.macs * self.teacher
+
+
+def _seconds(model: nn.Module, size: tuple[int, int, int], precision: str) -> float:
+    with autocast(precision, torch.device("cpu")):
+        return latency(model, size, BATCH, repeats=3) / 1000 / BATCH
 
 
 def job_of(cell: Cell) -> DistillJob:
