@@ -10,7 +10,6 @@ often in the last phase of a run, and nothing but these files ever learns of it.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -21,6 +20,9 @@ from torch import nn
 
 from benchmarks.cifar import source, task
 from netgraft.api import Distillation
+from netgraft.benchmark.formats import markdown
+from netgraft.benchmark.summaries import Statistic
+from netgraft.benchmark.tables import Column, Line, Table
 from netgraft.data import ImageSet, eval_loader
 from netgraft.metrics import predict, top1
 from netgraft.reporting import Quiet
@@ -95,20 +97,22 @@ def run(preset: str, shots: int, seed: int) -> None:
 
 
 def table(folder: Path = RESULTS) -> str:
-    """Return mean and sample standard deviation over the subsets, a line for each preset and number of shots."""
+    """Return a line for each preset and number of shots: percent and points over the subsets."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    lines = ["| preset | shots | last iterate | best of the looks | gained | n |", "|---|---|---|---|---|---|"]
+    columns = (
+        Column("preset", "preset"),
+        Column("shots", "shots", "number"),
+        Column("last", "last iterate", "statistic"),
+        Column("best", "best of the looks", "statistic"),
+        Column("inflation", "gained", "statistic"),
+        Column("n", "n", "number"),
+    )
+    lines = []
     for preset, shots in product(STARTS, SHOTS):
         some = [result for result in results if (result["preset"], result["shots"]) == (preset, shots)]
-        if some:
-            figures = (_mean([result[key] for result in some]) for key in ("last", "best", "inflation"))
-            lines.append(f"| {preset} | {shots} | {' | '.join(figures)} | {len(some)} |")
-    return "\n".join(lines)
-
-
-def _mean(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+        figures = (Statistic.of(result[key] for result in some) for key in ("last", "best", "inflation"))
+        lines += [Line((preset, shots, *figures, len(some)), 0)] if some else []
+    return markdown(Table("", columns, tuple(lines)))
 
 
 def main(arguments: Sequence[str]) -> None:
