@@ -260,3 +260,12 @@ def test_tables_need_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_what_the_rows_are_called_by_is_not_said_again(tmp_path: Path) -> None:
+    """Unless it isn't said by all of them."""
+    write_runs(tmp_path, "kd, slice", [0.1, 0.2], init="slice")
+    write_runs(tmp_path, "kd, random", [0.3, 0.4], init="random")
+    assert "start:" not in markdown(wide_table(summaries(tmp_path)))
+    write_runs(tmp_path, "at", [0.3, 0.4], init="random")
+    assert "start: slice in 'kd, slice'; everywhere else start: random" in markdown(wide_table(summaries(tmp_path)))

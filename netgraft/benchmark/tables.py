@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -229,6 +230,8 @@ def _notes(summaries: Sequence[Summary], hidden: Mapping[str, Callable[[Summary]
     alike, differing = [], []
     for kind in facts[0]:
         usual, *others = [text for text, _ in Counter(each[kind] for each in facts).most_common()]
+        if others and all(_tells(summary.row, each[kind]) for summary, each in zip(own, facts, strict=True)):
+            continue
         if others:
             told = [[own[number] for number, each in enumerate(facts) if each[kind] == text] for text in others]
             places = [f"{text} in {_places(some, own)}" for text, some in zip(others, told, strict=True)]
@@ -236,6 +239,12 @@ def _notes(summaries: Sequence[Summary], hidden: Mapping[str, Callable[[Summary]
         else:
             alike.append(usual)
     return [f"Alike in all cells: {'; '.join(alike)}."] * bool(alike) + differing
+
+
+def _tells(row: str, fact: str) -> bool:
+    """Whether the name of a row says a fact such as ``start: random`` by itself."""
+    _, separator, value = fact.partition(": ")
+    return bool(separator) and value in re.split(r"[\s,;]+", row)
 
 
 def _places(some: Sequence[Summary], everything: Sequence[Summary]) -> str:
