@@ -28,7 +28,7 @@ def test_the_python_lines_make_a_student_that_timm_opens(tmp_path: Path, monkeyp
 TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "README.md": {"results": ("benchmarks.table", "benchmarks/results/cifar10-jpeg")},
     "docs/baselines.md": {
-        "results: digits": ("benchmarks.table", "benchmarks/results/digits"),
+        "results: digits": ("netgraft.cli.main", "table", "benchmarks/results/baselines-digits"),
         "results: cifar10": ("netgraft.cli.main", "table", "benchmarks/results/baselines-cifar10", "--layout", "long"),
     },
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
