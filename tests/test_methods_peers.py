@@ -65,7 +65,7 @@ def test_supervised_is_cross_entropy_with_labels_or_answers() -> None:
     assert answers != LABELS
     for labels, classes in ((None, answers), (torch.tensor(LABELS), LABELS)):
         terms = values(objective("supervised")(Batch(student, teacher, labels)))
-        assert terms == {"classes": pytest.approx(cross_entropy(student.numpy(), classes))}
+        assert terms == {"supervised": pytest.approx(cross_entropy(student.numpy(), classes))}
 
 
 # --- BAN

@@ -126,7 +126,7 @@ def several(count: int) -> Callable[[Batch], Batch]:
 @pytest.mark.parametrize(
     ("name", "term", "shape"),
     [
-        ("supervised", "classes", lambda batch: batch),
+        ("supervised", "supervised", lambda batch: batch),
         ("byot", "classes", lambda batch: batch),
         ("dml", "classes", several(2)),
         ("one", "ensemble", several(4)),
