@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.cifar import TEACHER, WEIGHTS
 from netgraft.data import data_root
 from netgraft.jobs import DistillJob
 
 RESULTS = Path(__file__).parent / "results"
-TEACHER = "cifar_vgg16_bn"
-WEIGHTS = "cifar_vgg16_bn.cifar10-jpeg.safetensors"
 STUDENT = "cifar_vgg16_bn_half"
 
 

@@ -59,15 +59,14 @@ def task(
     Subset and student come from the runner's seed.
     """
     runner = runner or Runner()
-    images = source().train
-    assert images.labels is not None
-    subset = FewShotSubset.draw(images.labels, shots=shots, seed=runner.seed, dataset=source().name)
+    labels = source().train_labels("so no subset can be drawn")
+    subset = FewShotSubset.draw(labels, shots=shots, seed=runner.seed, dataset=source().name)
     stock = teacher()
     chosen = choose(method, preset, Budget(len(subset.indices), 10), settings)
     return prepare(
         stock,
         build_student("cifar_vgg16_bn_half", teacher=stock, seed=runner.seed),
-        images.load_many(subset.indices),
+        source().train.load_many(subset.indices),
         method=chosen.method,
         views=views or chosen.views,
         init=init,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Subset
 
+from benchmarks.cifar import TEACHER, WEIGHTS
 from netgraft.adapters import Adapter
 from netgraft.api import Distillation, prepare
 from netgraft.benchmark.formats import markdown
@@ -64,13 +65,12 @@ class Task:
     weights: str | None = None
 
 
-VGG = "cifar_vgg16_bn.cifar10-jpeg.safetensors"
 TASKS = (
     Task("digits", "digits_vgg7_bn", "digits_vgg7_bn_half", "slice", "32"),
     Task("digits", "digits_vgg7_bn", "digits_vgg7_bn_half", "random", "32"),
     Task("digits", "digits_vgg7_bn", "test_resnet.r160_in1k", "random", "32"),
-    Task("cifar10-jpeg", "cifar_vgg16_bn", "cifar_vgg16_bn_half", "slice", "bf16", VGG),
-    Task("cifar10-jpeg", "cifar_vgg16_bn", "cifar_vgg16_bn_half", "random", "bf16", VGG),
+    Task("cifar10-jpeg", TEACHER, "cifar_vgg16_bn_half", "slice", "bf16", WEIGHTS),
+    Task("cifar10-jpeg", TEACHER, "cifar_vgg16_bn_half", "random", "bf16", WEIGHTS),
 )
 
 
