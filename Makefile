@@ -1,4 +1,4 @@
-.PHONY: install check format test demo ci
+.PHONY: install check format test demo pages ci
 
 install:
 	pip install -e '.[dev]'
@@ -17,6 +17,9 @@ test:
 
 demo:
 	netgraft distill --shots 10
+
+pages:
+	python -m benchmarks.pages
 
 ci:
 	bash .ci/run

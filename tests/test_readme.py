@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import timm
 
-README = Path(__file__).parent.parent / "README.md"
+from benchmarks.pages import PAGES, PICTURES, ROOT, printed, shown
+
+README = ROOT / "README.md"
 
 
 def test_the_python_lines_make_a_student_that_timm_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,26 +26,21 @@ def test_the_python_lines_make_a_student_that_timm_opens(tmp_path: Path, monkeyp
     }
 
 
-TABLES: dict[str, dict[str, tuple[str, ...]]] = {
-    "README.md": {"results": ("benchmarks.table", "benchmarks/results/cifar10-jpeg")},
-    "docs/baselines.md": {
-        "results: digits": ("netgraft.cli.main", "table", "benchmarks/results/baselines-digits"),
-        "results: cifar10": ("netgraft.cli.main", "table", "benchmarks/results/baselines-cifar10", "--layout", "long"),
-    },
-    "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
-    "docs/speed.md": {"results": ("benchmarks.speed.table", "benchmarks/results/speed")},
-}
-"""Page -> marker -> the command that prints what stands behind it."""
-
-
 @pytest.mark.parametrize(
-    ("page", "marker", "command"), [(page, *item) for page, tables in TABLES.items() for item in tables.items()]
+    ("page", "marker", "command"), [(page, *item) for page, tables in PAGES.items() for item in tables.items()]
 )
-def test_the_tables_are_made_from_the_committed_files(page: str, marker: str, command: tuple[str, ...]) -> None:
-    made = subprocess.run(
-        [sys.executable, "-m", *command], cwd=README.parent, capture_output=True, text=True, check=True
-    ).stdout
-    pattern = f"<!-- {marker} -->\n(.*?)\n<!-- end of results -->"
-    [shown] = re.findall(pattern, (README.parent / page).read_text("utf-8"), re.DOTALL)
-    assert shown == made.rstrip()
-    assert shown.count("\n") > 3
+def test_the_tables_are_made_from_the_committed_files(page: str, marker: str, command: Sequence[str]) -> None:
+    table = shown((ROOT / page).read_text(encoding="utf-8"), marker)
+    assert table == printed(command)
+    assert table.count("\n") > 3
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_every_picture_is_there_and_is_shown_on_a_page(picture: str) -> None:
+    assert (ROOT / picture).read_text(encoding="utf-8").rstrip().endswith("</svg>")
+    links = [
+        (page.parent / target).resolve()
+        for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert (ROOT / picture).resolve() in links
