@@ -16,10 +16,14 @@ TABLE = ("netgraft.cli.main", "table")
 RESULTS = "benchmarks/results"
 
 PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "README.md": {"results": ("benchmarks.table", f"{RESULTS}/cifar10-jpeg")},
+    "README.md": {"results": (*TABLE, f"{RESULTS}/netgraft-cifar10")},
     "docs/baselines.md": {
         "results: digits": (*TABLE, f"{RESULTS}/baselines-digits"),
         "results: cifar10": (*TABLE, f"{RESULTS}/baselines-cifar10", "--layout", "long"),
+    },
+    "docs/results.md": {
+        "results: plain": (*TABLE, f"{RESULTS}/netgraft-cifar10-plain"),
+        "results: starts": ("benchmarks.table", f"{RESULTS}/cifar10-jpeg"),
     },
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
     "docs/speed.md": {"results": ("benchmarks.speed.table", f"{RESULTS}/speed")},
@@ -27,7 +31,8 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
 """Page -> marker -> the module and its arguments that print what stands between the marker and END."""
 
 PICTURES: Mapping[str, str] = {
-    f"docs/pictures/{name}.svg": f"{RESULTS}/{name}" for name in ("baselines-digits", "baselines-cifar10")
+    f"docs/pictures/{name}.svg": f"{RESULTS}/{name}"
+    for name in ("netgraft-cifar10", "baselines-digits", "baselines-cifar10")
 }
 """Picture -> the folder of results that it shows."""
 

@@ -19,20 +19,31 @@ from netgraft.errors import RequestError
 def test_published_figures_are_lines_with_footnotes(tmp_path: Path) -> None:
     write_experiment(tmp_path, TWO_ROWS + PUBLISHED)
     write_runs(tmp_path, "all", [0.1, 0.3], shots=10)
+    write_runs(tmp_path, "zero", [9.0], shots=1)
     table = summaries(tmp_path)
     text = markdown(wide_table(table))
     assert heading(text) == ["row", "1 shot", "10 shots"]
     assert body(text) == [
+        ["zero", "9.00", "-"],
         ["all", "-", "0.20 ± 0.14"],
         ["Theirs (published)¹", "2.09 ± 0.49", "-0.06 ± 0.06"],
         ["Elsewhere (published)²", "-", "-"],
     ]
     assert "\n¹ published: Someone et al., 2021; teacher 92.83 %; n = 5; best epoch\n" in text
     assert "\n² published: Table 2; its teacher's accuracy is not given\n" in text
-    assert body(markdown(wide_table(table, "top1")))[1:] == [
+    assert body(markdown(wide_table(table, "top1")))[2:] == [
         ["Theirs (published)¹", "90.74 ± 0.49", "92.89 ± 0.06"],
         ["Elsewhere (published)²", "-", "88.15"],
     ]
+
+
+def test_where_nothing_was_measured_a_wide_table_has_no_column(tmp_path: Path) -> None:
+    write_experiment(tmp_path, TWO_ROWS + PUBLISHED)
+    write_runs(tmp_path, "all", [0.1, 0.3], shots=10)
+    text = markdown(wide_table(summaries(tmp_path)))
+    assert heading(text) == ["row", "10 shots"]
+    assert "\n\nPublished, but not measured here: 1 shot.\n\n" in text
+    assert "2.09 ± 0.49" in markdown(long_table(summaries(tmp_path)))
 
 
 def test_a_published_figure_stands_beside_its_pair_alone(tmp_path: Path) -> None:
@@ -133,13 +144,14 @@ def test_latex_has_a_rule_between_pairs_and_marks_what_is_published(tmp_path: Pa
     write_experiment(tmp_path / "one", TWO_ROWS + PUBLISHED)
     write_runs(tmp_path / "one", "all", [0.1, 0.3])
     write_runs(tmp_path / "two", "kd", [0.5], data="cifar10")
+    write_runs(tmp_path / "two", "kd", [0.7], data="cifar10", shots=1)
     lines = latex(wide_table(summaries(tmp_path / "one", tmp_path / "two"))).splitlines()
     first = lines.index(r"digits & all & - & $0.20 \pm 0.14$ \\")
     assert lines[first + 1 : first + 5] == [
         r"digits & Theirs (published)\textsuperscript{1} & $2.09 \pm 0.49$ & $-0.06 \pm 0.06$ \\",
         r"digits & Elsewhere (published)\textsuperscript{2} & - & - \\",
         r"\midrule",
-        r"cifar10 & kd & - & $0.50$ \\",
+        r"cifar10 & kd & $0.70$ & $0.50$ \\",
     ]
     assert any(
         line.startswith(r"\textsuperscript{1} published: Someone et al., 2021; teacher 92.83 \%") for line in lines

@@ -159,10 +159,13 @@ def long_table(summaries: Sequence[Summary], title: str = "") -> Table:
 
 
 def wide_table(summaries: Sequence[Summary], metric: Metric = "gap", title: str = "") -> Table:
-    """Lay out a line for each row and a column for each number of images, with one figure."""
+    """Lay out a line for each row and a column for each number of images that was measured, with one figure."""
+    measured = {summary.size for summary in summaries if _own(summary)}
+    elsewhere = sorted({summary.size for summary in summaries} - measured, key=lambda size: size.rank)
+    summaries = [summary for summary in summaries if summary.size in measured]
     footnotes = _footnotes(summaries)
     blocks = _blocks(summaries)
-    sizes = sorted({summary.size for summary in summaries}, key=lambda size: size.rank)
+    sizes = sorted(measured, key=lambda size: size.rank)
     common = _common(summaries)
     identity = [(column, value) for column, value in IDENTITY if column.key not in common]
     figures: dict[tuple[int, tuple[Value, ...]], dict[str, Statistic | None]] = {}
@@ -177,8 +180,10 @@ def wide_table(summaries: Sequence[Summary], metric: Metric = "gap", title: str 
     lines = (
         Line((*values, *(row.get(str(size)) for size in sizes)), block) for (block, values), row in figures.items()
     )
-    note = f"{METRICS[metric]}: mean ± sample standard deviation."
-    return Table(title, columns, tuple(lines), tuple(footnotes), (note, *_notes(summaries, HIDDEN)))
+    notes = [f"{METRICS[metric]}: mean ± sample standard deviation."]
+    if elsewhere:
+        notes.append(f"Published, but not measured here: {', '.join(map(str, elsewhere))}.")
+    return Table(title, columns, tuple(lines), tuple(footnotes), (*notes, *_notes(summaries, HIDDEN)))
 
 
 def _own(summary: Summary) -> bool:
