@@ -104,6 +104,16 @@ def test_what_is_not_alike_is_said_with_its_place(tmp_path: Path) -> None:
     assert "thread;" not in next(line for line in text.splitlines() if line.startswith("Alike"))
 
 
+def test_what_holds_at_one_number_of_images_is_said_of_it(tmp_path: Path) -> None:
+    for row in ("kd", "at", "none"):
+        write_runs(tmp_path, row, [0.1], shots=1)
+        write_runs(tmp_path, row, [0.1, 0.2], shots=5)
+        write_runs(tmp_path, row, [0.1], shots=10)
+    assert "Not alike: 2 subsets in all rows at 5 shots; everywhere else 1 subset." in markdown(
+        wide_table(summaries(tmp_path))
+    )
+
+
 def test_the_machine_is_named_where_results_name_it(tmp_path: Path) -> None:
     write_runs(tmp_path, "kd", [0.1], device="cuda:0", machine="NVIDIA H100", threads=2)
     assert "; cuda:0 (NVIDIA H100) with 2 threads;" in markdown(wide_table(summaries(tmp_path)))

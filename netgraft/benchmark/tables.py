@@ -253,7 +253,7 @@ def _tells(row: str, fact: str) -> bool:
 
 
 def _places(some: Sequence[Summary], everything: Sequence[Summary]) -> str:
-    """Name what ``some`` are as shortly as it can be done: data sets, pairs, rows or single cells."""
+    """Name what ``some`` are as shortly as it can be done: data sets, pairs, rows, numbers of images or single cells."""
     common = _common(everything)
     places: dict[str, None] = {}
     for summary in some:
@@ -262,12 +262,15 @@ def _places(some: Sequence[Summary], everything: Sequence[Summary]) -> str:
         data = [each for each in everything if each.pair.data == summary.pair.data]
         pair = [each for each in data if each.pair == summary.pair]
         row = [each for each in pair if each.row == summary.row]
+        size = [each for each in everything if each.size == summary.size]
         if "data" not in common and all(each in some for each in data):
             places[summary.pair.data] = None
         elif identity and all(each in some for each in pair):
             places[", ".join(identity)] = None
         elif all(each in some for each in row):
             places[f"'{summary.row}'{beside}"] = None
+        elif len(size) > 1 and all(each in some for each in size):
+            places[f"all rows at {summary.size}"] = None
         else:
             places[f"'{summary.row}' at {summary.size}{beside}"] = None
     return " and ".join(places)
