@@ -253,7 +253,7 @@ def _tells(row: str, fact: str) -> bool:
 
 
 def _places(some: Sequence[Summary], everything: Sequence[Summary]) -> str:
-    """Name what ``some`` are as shortly as it can be done: data sets, pairs, rows, numbers of images or single cells."""
+    """Name what ``some`` are as shortly as it can be done: data sets, pairs, rows, numbers of images or cells."""
     common = _common(everything)
     places: dict[str, None] = {}
     for summary in some:
