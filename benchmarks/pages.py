@@ -24,6 +24,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "docs/results.md": {
         "results: plain": (*TABLE, f"{RESULTS}/netgraft-cifar10-plain"),
+        "results: selection": ("benchmarks.selection", "table"),
         "results: starts": ("benchmarks.table", f"{RESULTS}/cifar10-jpeg"),
     },
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
