@@ -25,6 +25,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "docs/results.md": {
         "results: plain": (*TABLE, f"{RESULTS}/netgraft-cifar10-plain"),
         "results: selection": ("benchmarks.selection", "table"),
+        "results: ablation": (*TABLE, f"{RESULTS}/ablation"),
         "results: starts": ("benchmarks.table", f"{RESULTS}/cifar10-jpeg"),
     },
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
@@ -34,7 +35,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
 
 PICTURES: Mapping[str, str] = {
     f"docs/pictures/{name}.svg": f"{RESULTS}/{name}"
-    for name in ("netgraft-cifar10", "baselines-digits", "baselines-cifar10")
+    for name in ("netgraft-cifar10", "ablation", "baselines-digits", "baselines-cifar10")
 }
 """Picture -> the folder of results that it shows."""
 
