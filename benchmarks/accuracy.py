@@ -4,7 +4,7 @@
     python -m benchmarks.accuracy cifar10-jpeg             # one data set
     python -m benchmarks.accuracy cifar10-jpeg/random-10   # one row
 
-One result file a row and subset, in benchmarks/results; benchmarks.table prints them.
+One result file a row and subset, in benchmarks/results; netgraft table prints them.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: plain": (*TABLE, f"{RESULTS}/netgraft-cifar10-plain"),
         "results: selection": ("benchmarks.selection", "table"),
         "results: ablation": (*TABLE, f"{RESULTS}/ablation"),
-        "results: starts": ("benchmarks.table", f"{RESULTS}/cifar10-jpeg"),
+        "results: starts": (*TABLE, f"{RESULTS}/cifar10-jpeg"),
     },
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
     "docs/speed.md": {"results": ("benchmarks.speed.table", f"{RESULTS}/speed")},

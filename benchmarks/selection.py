@@ -112,7 +112,8 @@ def table(folder: Path = RESULTS) -> str:
         some = [result for result in results if (result["preset"], result["shots"]) == (preset, shots)]
         figures = (Statistic.of(result[key] for result in some) for key in ("last", "best", "inflation"))
         lines += [Line((preset, shots, *figures, len(some)), 0)] if some else []
-    return markdown(Table("", columns, tuple(lines)))
+    note = "Top-1 in percent, gained in points: mean ± sample standard deviation over n subsets."
+    return markdown(Table("", columns, tuple(lines), notes=(note,)))
 
 
 def main(arguments: Sequence[str]) -> None:
