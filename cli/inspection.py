@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import image_size_option
+
 if TYPE_CHECKING:
     from netgraft.blocks import BlockChain, Cut
     from netgraft.methods.about import About
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.argument("student", required=False)
-@click.option("--image-size", type=click.IntRange(min=1), help="Height and width; the model's own by default.")
+@image_size_option
 @click.option("--cuts", help="Modules of MODEL to cut behind, separated by commas; timm's stages by default.")
 @click.option("--blocks", type=click.IntRange(min=2), help="Instead, so many blocks of about equal cost.")
 @click.option("--all-cuts", is_flag=True, help="Show every module that a single tensor leaves.")
@@ -45,10 +47,8 @@ def split(
     for given, option in ((cuts, "--cuts"), (blocks, "--blocks"), (all_cuts, "--all-cuts"), (as_json, "--json")):
         if student is not None and given:
             raise click.UsageError(f"{option} goes with one model; two are cut where their maps have the same size")
-    network = build_model(model, seed=0).eval()
-    size = list(resolve_model_data_config(network)["input_size"])
-    if image_size is not None:
-        size[1:] = [image_size, image_size]
+    network = build_model(model, seed=0, image_size=image_size).eval()
+    size = resolve_model_data_config(network)["input_size"]
     if student is not None:
         _show_pairing(model, network, student, build_student(student, teacher=network, seed=0), size)
         return

@@ -21,6 +21,7 @@ from .options import (
     device_option,
     flag,
     given,
+    image_size_option,
     output_options,
     run_options,
     value_of,
@@ -119,6 +120,7 @@ def _hush_libraries() -> None:
 @click.option("--teacher", help="A timm model, hf-hub:... or local-dir:...; the data set's own by default.")
 @click.option("--student", help="A timm model; the data set's own by default.")
 @click.option("--teacher-weights", type=PATH, help="safetensors file or checkpoint; timm's weights by default.")
+@image_size_option
 @click.option("--shots", type=int, help="Images a class; 10 unless --images or --subset is given.")
 @click.option("--images", type=int, help="Images in all, regardless of class.")
 @click.option("--subset", type=PATH, help="A subset file to use instead of drawing one.")
@@ -147,6 +149,7 @@ def distill(quiet: bool | None, as_json: bool | None, **options: Any) -> None:
 @click.command(cls=SettingsCommand, lookup=_recipe_of, defaults=_train_defaults)
 @click.argument("model")
 @click.option("--data", required=True, help="Name or path of labelled images.")
+@image_size_option
 @run_options
 @output_options
 def train(quiet: bool | None, as_json: bool | None, settings: dict[str, str], **options: Any) -> None:
@@ -167,6 +170,7 @@ def train(quiet: bool | None, as_json: bool | None, settings: dict[str, str], **
 @click.argument("model")
 @click.option("--data", required=True, help="Name or path of labelled images; their test partition, if there is one.")
 @click.option("--weights", "--teacher-weights", "weights", type=PATH, help="safetensors file or checkpoint for MODEL.")
+@image_size_option
 @data_options
 @device_option
 @flag("--quiet", "Say nothing but the result.")
@@ -175,6 +179,7 @@ def evaluate(
     model: str,
     data: str,
     weights: Path | None,
+    image_size: int | None,
     data_root: Path | None,
     download: bool | None,
     accelerator: str | None,
@@ -187,7 +192,9 @@ def evaluate(
 
     from .output import count, emit, emit_json
 
-    options = given(weights=weights, data_root=data_root, download=download, accelerator=accelerator)
+    options = given(
+        weights=weights, image_size=image_size, data_root=data_root, download=download, accelerator=accelerator
+    )
     with open_reporter(sys.stderr, quiet=bool(quiet), json_lines=as_json) as reporter:
         result = measure(model, data, reporter=reporter, **options)
     if as_json:

@@ -147,6 +147,10 @@ data_options = stack(
     flag("--download", "Let torchvision download the data set."),
 )
 
+image_size_option = click.option(
+    "--image-size", type=click.IntRange(min=1), help="Height and width of what the model takes; its own by default."
+)
+
 device_option = click.option(
     "--device", "accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute."
 )

@@ -161,6 +161,7 @@ def evaluate(
     data: str,
     *,
     weights: Path | None = None,
+    image_size: int | None = None,
     data_root: Path | None = None,
     download: bool = False,
     accelerator: str = "auto",
@@ -178,8 +179,8 @@ def evaluate(
     images = source.test_or_all()
     if images.labels is None:
         raise RequestError(f"{source.name} has no class folders, so there is nothing to compare answers with")
-    is_folder = weights is None and Path(model).is_dir()
-    network = load_student(model) if is_folder else load_teacher(model, weights=weights)
+    is_folder = weights is None and image_size is None and Path(model).is_dir()
+    network = load_student(model) if is_folder else load_teacher(model, weights=weights, image_size=image_size)
     check_classes(network, model, images)
     config = resolve_model_data_config(network)
     network.to(Runner(accelerator=accelerator).fabric.device)

@@ -47,6 +47,7 @@ class _Job:
         resume: Go on with the run in the folder.
         data_root: Where named data sets lie.
         download: Let torchvision download.
+        image_size: Height and width of the images that the teacher takes; the model's own if None.
         runner: Device and precision; its seed is replaced by ``seed``.
     """
 
@@ -55,6 +56,7 @@ class _Job:
     resume: bool = False
     data_root: Path | None = None
     download: bool = False
+    image_size: int | None = None
     runner: Runner = field(default_factory=Runner)
 
 
@@ -219,7 +221,7 @@ class DistillJob(_Job):
         if weights is not None and not weights.exists():
             named = (self.data_root or data_root()) / weights
             weights = named if named.exists() else weights
-        teacher = load_teacher(teacher_name, weights=weights)
+        teacher = load_teacher(teacher_name, weights=weights, image_size=self.image_size)
         return teacher, build_student(student_name, teacher=teacher, seed=self.seed)
 
     def _names(self, source: DataSource) -> tuple[str, str]:
@@ -275,7 +277,7 @@ class TrainJob(_Job):
         reporter = reporter or Quiet()
         source = open_data(self.data, root=self.data_root, download=self.download)
         labels = source.train_labels("and a teacher is trained from labelled images; sort them into one a class")
-        model = build_model(self.model, seed=self.seed, num_classes=source.train.classes)
+        model = build_model(self.model, seed=self.seed, image_size=self.image_size, num_classes=source.train.classes)
         data_config = resolve_model_data_config(model)
         runner = replace(self.runner, seed=self.seed)
         count = len(source.train)
@@ -284,6 +286,7 @@ class TrainJob(_Job):
         config = {
             "data": f"{source.name} ({count} images)",
             "model": self.model,
+            "input_size": list(data_config["input_size"]),
             "recipe": str(self.recipe),
             "views": str(policy),
             "seed": self.seed,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,23 +24,25 @@ from netgraft.errors import RequestError
 _TORCHVISION = "torchvision:"
 
 
-def load_teacher(name: str, *, weights: Path | None = None) -> nn.Module:
+def load_teacher(name: str, *, weights: Path | None = None, image_size: int | None = None) -> nn.Module:
     """Return a trained classifier in eval mode.
 
     Args:
         name: A timm model, ``hf-hub:...`` or ``local-dir:FOLDER``.
         weights: A safetensors file, or a checkpoint that holds nothing but tensors and plain values; without it
             timm's own pretrained weights. The model gets as many outputs as its classifier in there.
+        image_size: Height and width of the images that it takes; the model's own if None.
 
     Raises:
         RequestError: No such model, no pretrained weights, or weights that don't fit.
     """
+    sized = {} if image_size is None else _sized(name, (image_size, image_size))
     if weights is None:
         if timm.is_model(name) and not _has_pretrained_weights(name):
             raise RequestError(f"timm has no pretrained weights for {name}; give --teacher-weights FILE")
-        return _create(name, pretrained=True).eval()
+        return _create(name, pretrained=True, **sized).eval()
     state = read_weights(weights)
-    model = _create(name, **_outputs(name, state))
+    model = _create(name, **_outputs(name, state), **sized)
     _load(model, state, f"{weights} into {name}")
     return model.eval()
 
@@ -51,15 +53,28 @@ def build_student(name: str, *, teacher: nn.Module, seed: int) -> nn.Module:
     Raises:
         RequestError: No such model.
     """
-    return build_model(name, seed=seed, num_classes=class_count(teacher), in_chans=image_channels(teacher)).eval()
+    size = pretrained_cfg(teacher).get("input_size")
+    sized = {} if size is None or _is_source(name) else _sized(name, size[1:])
+    classes, channels = class_count(teacher), image_channels(teacher)
+    return _build(name, seed, num_classes=classes, in_chans=channels, **sized).eval()
 
 
-def build_model(name: str, *, seed: int, **options: Any) -> nn.Module:
+def build_model(name: str, *, seed: int, image_size: int | None = None, **options: Any) -> nn.Module:
     """Return an untrained timm model, made with ``options``; its weights depend on nothing but ``seed``.
+
+    Args:
+        name: A timm model, or ``torchvision:NAME``.
+        seed: Of the weights.
+        image_size: Height and width of the images that it takes; the model's own if None.
+        options: For timm.
 
     Raises:
         RequestError: No such model, or timm refuses the options.
     """
+    return _build(name, seed, **options, **({} if image_size is None else _sized(name, (image_size, image_size))))
+
+
+def _build(name: str, seed: int, **options: Any) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("weights", seed))
         return _create(name, **options)
@@ -82,6 +97,15 @@ def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
     return getattr(model, "pretrained_cfg", None) or {}
 
 
+def _sized(name: str, size: Sequence[int]) -> dict[str, Any]:
+    """As options for timm: a model for images of this height and width, of which preprocessing cuts nothing off."""
+    if _is_source(name) or Path(name).is_dir():
+        raise RequestError(f"{name} brings its image size along; leave the image size out")
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    channels = config.input_size[0] if config else 3
+    return {"pretrained_cfg_overlay": {"input_size": (channels, *size), "crop_pct": 1.0}}
+
+
 def _outputs(name: str, state: Mapping[str, Tensor]) -> dict[str, int]:
     """As an option for timm, how many classes a state dict was trained with; nothing if that can't be told."""
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
@@ -94,17 +118,21 @@ def _has_pretrained_weights(name: str) -> bool:
     return config is not None and config.has_weights
 
 
+def _is_source(name: str) -> bool:
+    """Whether timm reads both architecture and weights from there."""
+    return name.split(":", 1)[0] in {"hf-hub", "hf_hub", "local-dir"}
+
+
 def _create(name: str, **options: Any) -> nn.Module:
     if name.startswith(_TORCHVISION):
         return _create_torchvision(name.removeprefix(_TORCHVISION), options)
-    known = name.split(":", 1)[0] in {"hf-hub", "hf_hub", "local-dir"} or timm.is_model(name.split(".", 1)[0])
-    if not known:
+    if not _is_source(name) and not timm.is_model(name.split(".", 1)[0]):
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
         raise RequestError(f"timm has no model {name!r}; {hint}")
     try:
         return timm.create_model(name, **options)
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
         raise RequestError(f"timm could not make {name!r}: {error}") from error
 
 
@@ -118,6 +146,7 @@ def _create_torchvision(name: str, options: dict[str, Any]) -> nn.Module:
         raise RequestError(f"torchvision has no classifier {name!r}; {hint}")
     if options.pop("pretrained", False):
         raise RequestError(f"torchvision:{name} comes without weights; give --teacher-weights FILE")
+    overlay = options.pop("pretrained_cfg_overlay", {})
     if options.pop("in_chans", 3) != 3:
         raise RequestError(f"torchvision:{name} takes images of 3 channels; choose a timm model for others")
     try:
@@ -129,7 +158,7 @@ def _create_torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     # as timm's models say of themselves
     model.num_classes = options.get("num_classes", 1000)
     size = 299 if name == "inception_v3" else 224
-    model.pretrained_cfg = {"input_size": (3, size, size)}
+    model.pretrained_cfg = {"input_size": (3, size, size), **overlay}
     return model
 
 

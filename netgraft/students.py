@@ -82,9 +82,9 @@ def _save_plain(folder: Path, model: nn.Module, data_config: Mapping[str, Any]) 
 def _arguments(model: nn.Module, data_config: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {"num_classes": class_count(model), "in_chans": data_config["input_size"][0]}
     # position embeddings have as many rows as the size of images, which timm takes as an option, makes patches
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    if size is not None and "img_size" in inspect.signature(type(model).__init__).parameters:
-        arguments["img_size"] = list(size)
+    if "img_size" in inspect.signature(type(model).__init__).parameters:
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        arguments["img_size"] = list(size or data_config["input_size"][1:])
     return arguments
 
 

@@ -190,6 +190,24 @@ def test_train_makes_a_teacher_that_evaluate_reads(capsys: pytest.CaptureFixture
     assert "epochs must be like its default 30, not 'many'" in fails(capsys, *train[:4], "--epochs", "many")
 
 
+def test_images_of_another_size_than_the_model_was_made_for(capsys: pytest.CaptureFixture[str]) -> None:
+    plain, size = ["train", "digits_vgg7_bn", "--data", "digits", "--epochs", "1"], ["--image-size", "16"]
+    small = run_json(capsys, *plain, "--out", "small")
+    large = run_json(capsys, *plain, *size, "--out", "large")
+    assert (small["input_size"], large["input_size"]) == ([1, 8, 8], [1, 16, 16])
+    # convolutions and their norms see four times as many places
+    assert 3.9 < large["macs"] / small["macs"] < 4.0
+    weights = ["--teacher-weights", "large/model/model.safetensors"]
+    evaluate = ["evaluate", "digits_vgg7_bn", "--data", "digits", *weights]
+    assert run_json(capsys, *evaluate, *size)["top1"] == large["top1"]
+    assert run_json(capsys, *evaluate)["macs"] == small["macs"]
+    assert "large/model brings its image size along" in fails(capsys, "evaluate", "large/model", *evaluate[2:4], *size)
+    distilled = run_json(capsys, *QUICK, *weights, *size, "--out", "run")
+    assert (distilled["teacher_top1"], distilled["teacher_macs"]) == (large["top1"], large["macs"])
+    described = json.loads(Path("run/student/config.json").read_text())["pretrained_cfg"]
+    assert (described["input_size"], described["crop_pct"]) == ([1, 16, 16], 1.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -304,6 +322,9 @@ def test_split_shows_how_two_models_pair(capsys: pytest.CaptureFixture[str]) -> 
     assert run(["split", "cifar_resnet18", "cifar_resnet8", "--image-size", "16"]) == 0
     assert f"stays: {16 * 16} parameters, a residual path carries the" in capsys.readouterr().out
     assert "choose another model or image size" in fails(capsys, "split", "cifar_vgg16_bn", "--image-size", "8")
+    # a student that is made for one size is made for that of its teacher
+    assert run(["split", "cifar_resnet18", "test_vit", "--image-size", "64"]) == 0
+    assert "at 3x64x64" in capsys.readouterr().out
 
 
 def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import timm
 import torch
 from random_models import build, images, snapshot
 from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from netgraft.errors import RequestError
@@ -92,6 +93,41 @@ def test_number_of_classes_follows_the_weights(tmp_path: Path) -> None:
     teacher = load_teacher("cifar_resnet8", weights=tmp_path / "w.safetensors")
     assert torch.equal(teacher(X), model(X))
     assert class_count(teacher) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("cifar_resnet8", (3, 48, 48)), ("test_vit", (3, 96, 96)), ("digits_vgg7_bn", (1, 20, 20))]
+)
+def test_a_model_is_made_for_images_of_the_size_asked_for(name: str, size: tuple[int, int, int]) -> None:
+    model = build_model(name, seed=0, image_size=size[1], num_classes=7).eval()
+    config = resolve_model_data_config(model)
+    # all of an image is seen: those that are of this size already have no border to spare
+    assert (config["input_size"], config["crop_pct"]) == (size, 1.0)
+    assert model(images(2, *size)).shape == (2, 7)
+
+
+def test_the_image_size_leaves_a_convolutional_network_s_weights_alone() -> None:
+    assert snapshot(build_model("cifar_resnet8", seed=3, image_size=64)) == snapshot(
+        build_model("cifar_resnet8", seed=3)
+    )
+    teacher, resized = load_teacher("digits_vgg7_bn"), load_teacher("digits_vgg7_bn", image_size=16)
+    assert snapshot(resized) == snapshot(teacher)
+    assert resolve_model_data_config(resized)["input_size"] == (1, 16, 16)
+
+
+def test_a_student_takes_images_of_its_teacher_s_size() -> None:
+    teacher = build_model("cifar_resnet8", seed=0, image_size=64, num_classes=4)
+    for name in ("test_vit", "levit_128s", "cifar_resnet20"):
+        student = build_student(name, teacher=teacher, seed=0)
+        assert student(images(2, 3, 64, 64)).shape == (2, 4)
+
+
+def test_what_has_a_configuration_of_its_own_can_not_be_resized(tmp_path: Path) -> None:
+    for name in (f"local-dir:{tmp_path}", str(tmp_path)):
+        with pytest.raises(RequestError, match="brings its image size along; leave the image size out"):
+            load_teacher(name, image_size=64)
+    with pytest.raises(RequestError, match="could not make 'nest_tiny': `patch_size` must divide `img_size` evenly"):
+        build_model("nest_tiny", seed=0, image_size=50)
 
 
 def test_weights_that_do_not_fit_name_the_first_keys(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from netgraft.blocks import split
 from netgraft.errors import RequestError, RunError
 from netgraft.folding import fold_with_report
 from netgraft.grafting import assemble, make_scions
+from netgraft.models import build_model
 from netgraft.pairing import pair
 from netgraft.students import load_student, save_student
 
@@ -93,6 +94,14 @@ def test_timm_does_not_half_read_a_folder_that_it_can_not_open(tmp_path: Path) -
         timm.create_model(f"local-dir:{tmp_path / 's'}", pretrained=True)
     description = json.loads((tmp_path / "s" / "netgraft.json").read_text())
     assert description["architecture"] == "cifar_mobilenetv2"
+
+
+def test_student_for_images_of_another_size_comes_back(tmp_path: Path) -> None:
+    # LeViT has no patch embedding that says for which size it was made
+    model = build_model("levit_128s", seed=0, num_classes=3, image_size=96).eval()
+    save_student(tmp_path / "s", model, model, cuts=(), data_config=resolve_model_data_config(model))
+    x = images(2, 3, 96, 96)
+    assert torch.equal(load_student(tmp_path / "s")(x), model(x))
 
 
 def test_saving_again_replaces_all_of_the_folder(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ class Estimate:
 
     def _reckoned(self, cell: Cell) -> float:
         job, precision = job_of(cell), cell.options.get("precision", "auto")
-        key = (job.data, job.teacher, job.student, job.init, job.inherit, job.blocks, precision)
+        key = (job.data, job.teacher, job.student, job.image_size, job.init, job.inherit, job.blocks, precision)
         if key not in self._pairs:
             self._pairs[key] = _Pair.measure(job, precision)
         pair = self._pairs[key]

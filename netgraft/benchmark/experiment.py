@@ -36,7 +36,7 @@ from typing import Any
 
 from netgraft.errors import RequestError
 
-PAIR = ("data", "teacher", "student", "teacher_weights")
+PAIR = ("data", "teacher", "student", "teacher_weights", "image_size")
 RUN = ("shots", "images", "method", "preset", "views", "init", "inherit", "blocks", "labeled", "precision")
 SEEDS = ("subsets", "seeds")
 SIZES = {"shots": "shot", "images": "images"}
