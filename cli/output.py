@@ -83,6 +83,7 @@ def _story(result: Mapping[str, Any]) -> list[str]:
     lines.append(
         f"blocks: {result['inherited_blocks']} of {result['blocks']} inherited from the teacher; "
         f"initialisation of the others: {result['init']}"
+        + (f", without {', '.join(result['left_out'])}" if result["left_out"] else "")
     )
     lines.append(f"method: {result['method']}, labels: {result['labels']}")
     if "ensemble_top1" in result:

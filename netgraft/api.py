@@ -77,6 +77,7 @@ class Distilled:
         """Return what a result file says of the student and of its training; all of it can be written as JSON."""
         return {
             "inherited_blocks": self.pairing.inherited,
+            "left_out": list(self.pairing.left_out),
             "conversions": self.pairing.conversions,
             "folded_into": list(self.folding.folded),
             "kept_adapters": {str(place): reason for place, reason in self.folding.kept.items()},
@@ -107,7 +108,8 @@ def cut_and_pair(
         student: Another, with as many classes.
         input_size: Channels, height and width.
         init: ``random`` leaves the student as it was built; ``slice`` takes the teacher's channels of largest weight
-            norm; ``auto`` slices where the student is a narrower twin of the teacher.
+            norm, and leaves out residual blocks that the student has not; ``auto`` slices where the student is a
+            smaller twin of the teacher.
         use: What to inherit: ``auto`` copies the front blocks that are built alike, ``none`` copies none.
         blocks: Merge the paired blocks to so many, in which the teacher's multiply-accumulates are as even as can be;
             None leaves them as they are.
@@ -138,7 +140,7 @@ def cut_and_pair(
         try:
             return slice_from_teacher(pairing)
         except RequestError:
-            return pairing  # no narrower twin
+            return pairing  # no smaller twin
     return pairing
 
 

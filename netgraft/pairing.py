@@ -32,6 +32,7 @@ class Pairing:
         init: How the other blocks start: ``random`` (as they were built) or ``slice``.
         selections: For each cut, which of the teacher's channels the student starts with, as indices
             (student width,); empty unless ``init`` is ``slice``.
+        left_out: The teacher's residual blocks that a student of slices does without.
     """
 
     teacher: BlockChain
@@ -39,9 +40,15 @@ class Pairing:
     inherited: int = 0
     init: str = "random"
     selections: tuple[Tensor, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.teacher)
+
+    @property
+    def starts_close(self) -> bool:
+        """Whether the student starts with slices of all the teacher's layers, so that it has little to learn."""
+        return self.init == "slice" and not self.left_out
 
     @property
     def widths(self) -> list[tuple[int, int]]:
@@ -67,6 +74,7 @@ class Pairing:
                 shapes += f"  adapters convert {conversions[number]}" if conversions[number] else ""
             mark = "  inherited" if number < self.inherited else ""
             lines.append(f"block {number + 1}: {mine} / {theirs}{shapes}{mark}")
+        lines += [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
         return "\n".join(lines)
 
 

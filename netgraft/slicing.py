@@ -1,14 +1,16 @@
-"""Start a narrower student with the channels of its teacher that carry the largest weights.
+"""Start a smaller student with the layers of its teacher, and of each the channels that carry the largest weights.
 
-A narrower twin is a student that is built layer by layer like its teacher, with fewer channels. Which channels
-it takes is decided once per residual stream: everything that is added together keeps the same channels, and a
-layer that reads a stream takes the matching slice of its input weights.
+A smaller twin is a student that is built layer by layer like its teacher, with fewer channels, fewer residual blocks,
+or both. Which channels it takes is decided once per residual stream: everything that is added together keeps the same
+channels, and a layer that reads a stream takes the matching slice of its input weights. A residual block that the
+student doesn't have is left out: what comes in goes on as it is (removing one of a trained residual network's blocks
+costs it little: Veit et al., NIPS 2016, section 4.1).
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,8 +21,8 @@ from netgraft.errors import RequestError
 from netgraft.layers import LayerTracer
 from netgraft.pairing import Pairing
 
-_ADDITIONS = {operator.add, operator.iadd, operator.mul, operator.imul, torch.add, torch.mul}
-_ADDING_METHODS = {"add", "add_", "mul", "mul_"}
+_ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
+_PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", "mul_"}
 _PASSING_FUNCTIONS = {F.relu, F.avg_pool2d, F.adaptive_avg_pool2d, F.max_pool2d, torch.flatten, torch.relu}
 _PASSING_METHODS = {"mean", "flatten", "contiguous", "relu", "relu_", "sigmoid"}
 
@@ -84,8 +86,60 @@ def _geometry(layer: nn.Conv2d) -> tuple[object, ...]:
     return layer.kernel_size, layer.stride, layer.padding, layer.dilation
 
 
-def _wiring(nodes: Sequence[fx.Node]) -> list[tuple[str, str, list[str]]]:
-    return [(node.op, str(node.target), [source.name for source in node.all_input_nodes]) for node in nodes]
+@dataclass
+class _Layers:
+    """The nodes of a block in order, without those of residual blocks that are left out."""
+
+    nodes: list[fx.Node]
+    left_out: list[str] = field(default_factory=list)
+    instead: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    """What leaves a residual block that is left out -> what came into it."""
+
+    def sources(self, node: fx.Node) -> list[fx.Node]:
+        """Where a node's tensors come from."""
+        return [self._origin(source) for source in node.all_input_nodes]
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        return self._origin(self.instead[node]) if node in self.instead else node
+
+    def wiring(self) -> list[tuple[str, str, list[int]]]:
+        """Return what is called in which order, and on the results of which calls."""
+        numbers = {node: number for number, node in enumerate(self.nodes)}
+        return [(node.op, str(node.target), [numbers[each] for each in self.sources(node)]) for node in self.nodes]
+
+    @classmethod
+    def shared(cls, teacher: nn.Module, student: nn.Module) -> _Layers:
+        """Return the teacher's layers without the residual blocks that the student has not."""
+        nodes = list(LayerTracer().trace(teacher).nodes)
+        known = {name for name, _ in student.named_modules()}
+        left_out: dict[str, list[fx.Node]] = {}
+        for node in nodes:
+            if (name := _first_unknown(_place(node), known)) is not None:
+                left_out.setdefault(name, []).append(node)
+        layers = cls([node for node in nodes if _first_unknown(_place(node), known) is None])
+        for name, inside in left_out.items():
+            entries = {source for node in inside for source in node.all_input_nodes} - set(inside)
+            exits = [node for node in inside if not set(node.users) <= set(inside)]
+            shortcuts = [node for node in inside if node.target in _ADDITIONS and entries <= set(node.all_input_nodes)]
+            if len(entries) != 1 or len(exits) != 1 or not shortcuts:
+                raise _NotATwinError(f"the student has no {name}, which is no residual block that could be left out")
+            layers.instead[exits[0]] = entries.pop()
+            layers.left_out.append(name)
+        return layers
+
+
+def _place(node: fx.Node) -> str:
+    """Name of the module that a node calls, or in whose forward it stands."""
+    if node.op == "call_module":
+        return str(node.target)
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _first_unknown(place: str, known: Container[str]) -> str | None:
+    """Return the outermost module around ``place`` that is not among ``known``."""
+    parts = place.split(".")
+    return next((name for end in range(len(parts)) if (name := ".".join(parts[: end + 1])) not in known), None)
 
 
 @dataclass
@@ -93,35 +147,37 @@ class _Walk:
     """Walks through the layers of both models in lockstep and notes what is to be copied."""
 
     copies: list[Callable[[], None]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def block(self, teacher: nn.Module, student: nn.Module, entry: _Value) -> _Value:
         try:
-            wide, narrow = LayerTracer().trace(teacher), LayerTracer().trace(student)
+            layers, narrow = _Layers.shared(teacher, student), _Layers.shared(student, student)
+        except _NotATwinError:
+            raise
         except Exception as error:  # fx raises whatever the block's own forward raised
             raise _NotATwinError(f"{type(error).__name__} while following the layers") from error
-        wide_nodes, narrow_nodes = list(wide.nodes), list(narrow.nodes)
-        if _wiring(wide_nodes) != _wiring(narrow_nodes):
+        if layers.wiring() != narrow.wiring():
             raise _NotATwinError("the layers differ in number, name or order")
+        self.left_out += layers.left_out
         values: dict[fx.Node, _Value] = {}
         result: _Value = ()
-        for node in wide_nodes:
+        for node in layers.nodes:
+            sources = [values[source] for source in layers.sources(node)]
             if node.op == "placeholder":
                 values[node] = entry
             elif node.op == "output":
-                result = values[node.all_input_nodes[0]]
+                result = sources[0]
             elif node.op == "call_module":
                 name = str(node.target)
-                values[node] = self.layer(
-                    name, teacher.get_submodule(name), student.get_submodule(name), values[node.all_input_nodes[0]]
-                )
+                values[node] = self.layer(name, teacher.get_submodule(name), student.get_submodule(name), sources[0])
             else:
-                values[node] = self.operation(node, [values[source] for source in node.all_input_nodes])
+                values[node] = self.operation(node, sources)
         return result
 
     def operation(self, node: fx.Node, inputs: Sequence[_Value]) -> _Value:
         if node.target is torch.cat and (node.args[1:] == (1,) or node.kwargs == {"dim": 1}):
             return tuple(stream for value in inputs for stream in value)
-        if node.target in _ADDITIONS or node.target in _ADDING_METHODS:
+        if node.target in _ADDITIONS or node.target in _PRODUCTS:
             return inputs[0] if len(inputs) == 1 else _unite(inputs[0], inputs[1])
         if node.target in _PASSING_FUNCTIONS or node.target in _PASSING_METHODS:
             return inputs[0]
@@ -197,10 +253,10 @@ def slice_from_teacher(pairing: Pairing) -> Pairing:
     Inherited blocks are passed through: all of their channels stay in place.
 
     Returns:
-        The pairing with ``init="slice"`` and the selection of channels at each cut.
+        The pairing with ``init="slice"``, the selection of channels at each cut, and the residual blocks left out.
 
     Raises:
-        RequestError: The student is no narrower twin of the teacher, with the place where they differ.
+        RequestError: The student is no smaller twin of the teacher, with the place where they differ.
     """
     walk = _Walk()
     image = next((layer.in_channels for layer in pairing.teacher.modules() if isinstance(layer, nn.Conv2d)), 0)
@@ -212,14 +268,14 @@ def slice_from_teacher(pairing: Pairing) -> Pairing:
             ends.append(value)
     except _NotATwinError as reason:
         number = len(ends)
+        names = f"{pairing.teacher.names[number]} / {pairing.student.names[number]}"
         raise RequestError(
-            "init='slice' needs a student that is built like the teacher layer by layer, only narrower; in block "
-            f"{number + 1} ({pairing.teacher.names[number]} / {pairing.student.names[number]}) {reason}; "
-            "use init='random'"
+            "init='slice' needs a student that is built like the teacher layer by layer, only narrower or with fewer "
+            f"residual blocks; in block {number + 1} ({names}) {reason}; use init='random'"
         ) from None
     for copy_weights in walk.copies:
         copy_weights()
     selections = tuple(_channels(end).cpu() for end in ends[:-1])
     for (_, narrow), chosen in zip(pairing.widths, selections, strict=True):
         assert len(chosen) == narrow
-    return replace(pairing, init="slice", selections=selections)
+    return replace(pairing, init="slice", selections=selections, left_out=tuple(walk.left_out))

@@ -208,6 +208,16 @@ def test_images_of_another_size_than_the_model_was_made_for(capsys: pytest.Captu
     assert (described["input_size"], described["crop_pct"]) == ([1, 16, 16], 1.0)
 
 
+def test_residual_blocks_that_were_left_out_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = timm.create_model("cifar_resnet20")
+    save_file(teacher.state_dict(), "teacher.safetensors")
+    models = ["--teacher", "cifar_resnet20", "--student", "cifar_resnet8", "--teacher-weights", "teacher.safetensors"]
+    assert run([*QUICK, *models, "--image-size", "8", "--out", "run"]) == 0
+    names = [f"layer{stage}.{number}" for stage in (1, 2, 3) for number in (1, 2)]
+    assert f"initialisation of the others: slice, without {', '.join(names)}\n" in capsys.readouterr().out
+    assert json.loads(Path("run/result.json").read_text())["left_out"] == names
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

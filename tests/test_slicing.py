@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from netgraft.blocks import split
 from netgraft.errors import RequestError
 from netgraft.grafting import assemble, graft, join, make_scions
+from netgraft.methods import NetGraft
+from netgraft.methods.kd import KD
 from netgraft.pairing import Pairing, inherit, pair
 from netgraft.slicing import slice_from_teacher
 from netgraft.zoo import SmallResNet
@@ -35,6 +37,20 @@ def resnet_streams() -> Streams:
     first = ["conv1", "bn1", *ends[0]]
     second = ["layer2.0.downsample.0", "layer2.0.downsample.1", *ends[1], *ends[2]]
     return [first, second, *inner]
+
+
+LEFT_OUT = ["layer1.1", "layer2.2"]
+
+
+def deeper_resnet() -> nn.Module:
+    """The wide one of the twins, with one block more in each stage."""
+    return SmallResNet(layers=(2, 3), channels=(16, 32), num_classes=5)
+
+
+def deeper_streams() -> Streams:
+    first, second, *inner = resnet_streams()
+    ends = [[f"{block}.conv2", f"{block}.bn2"] for block in LEFT_OUT]
+    return [[*first, *ends[0]], [*second, *ends[1]], *inner]
 
 
 def mobilenet_streams() -> Streams:
@@ -89,6 +105,7 @@ TWINS: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], Streams
         None,
     ),
     "resnet": (lambda: resnet(16), lambda: resnet(6), resnet_streams(), (3, 8, 8), None),
+    "fewer blocks": (deeper_resnet, lambda: resnet(6), deeper_streams(), (3, 8, 8), None),
     "mobilenet": (
         lambda: build("mobilenetv2_100", num_classes=5),
         lambda: build("mobilenetv2_050", 1, num_classes=5),
@@ -129,6 +146,9 @@ def twins(name: str) -> tuple[Pairing, nn.Module, nn.Module, Tensor]:
         zero_channels(teacher, layers, dead_of[layers[0]])
     if name == "concatenation":
         zero_channels(teacher, ["norm"], torch.cat([dead_of["stem"], 16 + dead_of["side"]]))
+    if name == "fewer blocks":
+        for block, width in zip(LEFT_OUT, (16, 32), strict=True):
+            zero_channels(teacher, [f"{block}.bn2"], torch.arange(width))
     x = images(4, *shape).double()
     chains = [split(model.double().eval(), probe=x, cuts=cuts) for model in (teacher, student)]
     return pair(*chains), teacher, student, x
@@ -211,6 +231,27 @@ def test_equal_widths_are_copied_in_order(name: str) -> None:
         assert torch.equal(chosen, torch.arange(wide))
 
 
+def test_residual_blocks_that_the_student_has_not_are_left_out() -> None:
+    teacher, student = build("resnet34", num_classes=3), build("resnet18", 1, num_classes=3)
+    x = images(1, 3, 32, 32)
+    pairing = slice_from_teacher(pair(split(teacher, probe=x), split(student, probe=x)))
+    theirs = teacher.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in student.state_dict().items())
+    # 3, 4, 6 and 3 blocks against 2 in each stage (He et al. 2016, table 1)
+    repeats = [(1, [2]), (2, [2, 3]), (3, [2, 3, 4, 5]), (4, [2])]
+    assert pairing.left_out == tuple(f"layer{stage}.{number}" for stage, numbers in repeats for number in numbers)
+    assert str(pairing).endswith("left out: " + ", ".join(pairing.left_out))
+
+
+def test_rates_fall_only_where_the_student_starts_close() -> None:
+    def rates(teacher: nn.Module, student: nn.Module) -> set[float]:
+        pairing = slice_from_teacher(paired(teacher, student, images(2, 3, 8, 8)))
+        return {phase.fit.lr for method in (NetGraft(), KD()) for phase in method.plan(pairing).phases}
+
+    assert rates(resnet(16), resnet(6)) == {1e-4}
+    assert rates(deeper_resnet(), resnet(6)) == {1e-3}
+
+
 def test_inherited_blocks_pass_their_channels_on_in_order() -> None:
     teacher, student = build("digits_vgg7_bn"), build("digits_vgg7_bn_half", 1)
     x = images(2, 1, 8, 8)
@@ -237,7 +278,12 @@ OTHERS: dict[str, tuple[tuple[nn.Module, ...], tuple[nn.Module, ...], str]] = {
         "1 is a grouped convolution of another",
     ),
     "type": ((nn.ReLU(),), (nn.GELU(),), "1 is a ReLU and a GELU"),
-    "depth": ((nn.ReLU(), nn.ReLU()), (nn.ReLU(),), "the layers differ in number, name or order"),
+    "depth": ((nn.Conv2d(8, 8, 1), nn.ReLU()), (nn.ReLU(),), "the layers differ in number, name or order"),
+    "fewer layers": (
+        (nn.ReLU(), nn.Conv2d(8, 8, 1)),
+        (nn.ReLU(),),
+        "the student has no 5, which is no residual block",
+    ),
     "one slope": ((nn.PReLU(),), (nn.PReLU(),), r"1 \(PReLU\) has weights that are not one for each channel"),
     "maps": ((nn.LayerNorm((8, 6, 6)),), (nn.LayerNorm((8, 6, 6)),), r"1 \(LayerNorm\) has weights that are not one"),
 }

@@ -48,7 +48,7 @@ class StudentTraining:
     schedule: str = hyperparameter("cosine", "of the rate in a phase", choices=("constant", "cosine", "one-cycle"))
     optimizer: str = hyperparameter("adam", "adam, or sgd with Nesterov momentum 0.9", choices=("adam", "sgd"))
     weight_decay: float = hyperparameter(0.0, "L2 penalty on convolutions and linear layers")
-    sliced_rate: float = hyperparameter(0.1, "factor on all rates where the student starts from slices of the teacher")
+    sliced_rate: float = hyperparameter(0.1, "factor on all rates where the student starts with slices of all layers")
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.steps < 0 or self.weight_decay < 0:
@@ -70,7 +70,7 @@ class StudentTraining:
         return Fit(
             steps=steps,
             batch_size=self.batch_size,
-            lr=self.lr * (self.sliced_rate if pairing.init == "slice" else 1.0),
+            lr=self.lr * (self.sliced_rate if pairing.starts_close else 1.0),
             optimizer=self.optimizer,
             schedule=self.schedule,
             weight_decay=self.weight_decay,

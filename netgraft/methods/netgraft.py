@@ -52,7 +52,7 @@ class NetGraft:
         "what is compared: the logits' direction (normalized, the article's), the logits (mse), soft targets (kl)",
         choices=("normalized", "mse", "kl"),
     )
-    sliced_rate: float = hyperparameter(0.1, "factor on all rates where the student starts from slices of the teacher")
+    sliced_rate: float = hyperparameter(0.1, "factor on all rates where the student starts with slices of all layers")
     joins: str = hyperparameter(
         "front-to-back",
         "order in which stage 2 replaces the teacher's blocks",
@@ -78,7 +78,7 @@ class NetGraft:
     def plan(self, pairing: Pairing) -> Plan:
         """One phase for each block alone, then one for each join (article, "Block Grafting", "Network Grafting")."""
         scions = make_scions(pairing, trained=self._trains_adapters)
-        factor = self.sliced_rate if pairing.init == "slice" else 1.0
+        factor = self.sliced_rate if pairing.starts_close else 1.0
         blocks = [
             self._phase(pairing, "graft", scions, range(k, k + 1), self._block_fit(k, factor))
             for k in range(len(scions))
