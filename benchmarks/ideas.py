@@ -16,6 +16,7 @@ import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,18 @@ def _matching(phase: Phase, length: int) -> Phase:
         return {**phase.objective(batch), "features": distance}
 
     return replace(phase, objective=both, features=(Feature(at),), teacher_features=(Feature(last),))
+
+
+@dataclass(frozen=True)
+class WithoutGrafts(NetGraft):
+    """No stage 1: its steps go to the joins."""
+
+    def plan(self, pairing: Pairing) -> Plan:
+        """Joins alone, in as many steps as both stages have."""
+        count = len(pairing) - pairing.inherited
+        steps = count * self.block_steps[0] + (count - 1) * self.join_steps
+        joins = 1 if self.joins == "at-once" else count - 1
+        return NetGraft(**{**vars(self), "block_steps": (0,), "join_steps": round(steps / joins)}).plan(pairing)
 
 
 @torch.no_grad()
@@ -203,12 +216,14 @@ def _recalibrating(prepared: Distillation, views: Views) -> Reporter:
     return Recalibration(prepared, views.batch(range(len(views))))
 
 
-IDEAS: dict[str, tuple[type[NetGraft], Callable[[Distillation, Views], Reporter]]] = {
+IDEAS: dict[str, tuple[Callable[..., NetGraft], Callable[[Distillation, Views], Reporter]]] = {
     "plain": (NetGraft, _plain),
     "features matched besides logits": (MatchingFeatures, _plain),
     "adapters solved by least squares": (NetGraft, _solved),
     "last quarter averaged": (NetGraft, _averaging),
     "batch norms recalibrated on plain images": (NetGraft, _recalibrating),
+    "joins alone": (WithoutGrafts, _plain),
+    "all blocks at once": (partial(WithoutGrafts, joins="at-once"), _plain),
 }
 """What is planned, and what watches over the run."""
 

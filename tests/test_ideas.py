@@ -1,7 +1,8 @@
 """The ideas do what they say, against NumPy in float64 and against what a run was seen to do."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.ideas import RIDGE, Averaging, MatchingFeatures, Recalibration, solve_adapters
+from benchmarks.ideas import RIDGE, Averaging, MatchingFeatures, Recalibration, WithoutGrafts, solve_adapters
 from netgraft.adapters import Adapter
 from netgraft.api import Distillation, prepare
 from netgraft.data import open_data
@@ -22,7 +23,7 @@ from netgraft.views import ViewPolicy
 STEPS = 8
 
 
-def prepared(kind: type[NetGraft] = NetGraft, init: str = "random") -> Distillation:
+def prepared(kind: Callable[..., NetGraft] = NetGraft, init: str = "random") -> Distillation:
     teacher = load_teacher("digits_vgg7_bn")
     return prepare(
         teacher,
@@ -47,6 +48,15 @@ def around(run: Distillation, number: int) -> tuple[Tensor, Tensor]:
     for block in run.pairing.teacher.blocks()[:number]:
         state = block(state.clone())
     return state, run.pairing.teacher[number](state.clone())
+
+
+@pytest.mark.parametrize(("joins", "steps"), [("front-to-back", [20, 20]), ("at-once", [40])])
+def test_without_grafts_the_joins_have_their_steps(joins: str, steps: list[int]) -> None:
+    # three grafts of 8 and two joins of 8
+    run = prepared(partial(WithoutGrafts, joins=joins))
+    assert [phase.fit.steps for phase in run.plan.phases] == steps
+    assert all(phase.name.startswith("join") for phase in run.plan.phases)
+    assert {phase.fit.lr for phase in run.plan.phases} == {phase.fit.lr for phase in prepared().plan.phases}
 
 
 def test_adapters_are_principal_directions_and_least_squares() -> None:
