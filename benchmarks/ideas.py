@@ -297,6 +297,10 @@ def table(folder: Path = RESULTS) -> str:
             lines=tuple(
                 Line((idea, *(Statistic.of(found.get((column, idea), [])) for column in columns)), 0) for idea in IDEAS
             ),
+            notes=(
+                "Mean squared difference of the logits in percent of their variance, on training images that the run "
+                "has not seen: mean ± sample standard deviation over subsets, or of one subset.",
+            ),
         )
     )
 

@@ -26,6 +26,8 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: plain": (*TABLE, f"{RESULTS}/netgraft-cifar10-plain"),
         "results: selection": ("benchmarks.selection", "table"),
         "results: ablation": (*TABLE, f"{RESULTS}/ablation"),
+        "results: shallower": (*TABLE, f"{RESULTS}/shallower-digits"),
+        "results: ideas": ("benchmarks.ideas", "table"),
         "results: starts": (*TABLE, f"{RESULTS}/cifar10-jpeg"),
     },
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
