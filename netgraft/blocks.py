@@ -156,7 +156,7 @@ def split(
             raise RequestError(f"{what} has no module {name!r} to cut behind")
     defaults_of(model)  # a forward that needs more than images is refused by that name
     with left_as_it_was(model):
-        expected = _answer(model, probe)
+        expected = logits_of(model, probe)
         several = False
         if cuts is None:
             found = choosing.places(model, probe)
@@ -172,7 +172,12 @@ def split(
 
 
 @torch.no_grad()
-def _answer(model: nn.Module, probe: Tensor) -> Tensor:
+def logits_of(model: nn.Module, probe: Tensor) -> Tensor:
+    """Return a classifier's answer (B, K) to images (B, C, H, W).
+
+    Raises:
+        RequestError: It can't take images of this size, or answers with something else than one tensor.
+    """
     try:
         # a forward may work in place, also on its input
         answer = model(probe.clone())

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
 from netgraft.api import prepare
+from netgraft.blocks import logits_of
 from netgraft.data import DataSource, ImageSet, data_root, open_data
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation import answers, check_classes, compare, environment
 from netgraft.files import write_text
 from netgraft.methods import choose, find
 from netgraft.methods.about import About
-from netgraft.metrics import macs, parameters, state_digest, top1
+from netgraft.metrics import eval_mode, macs, parameters, state_digest, top1
 from netgraft.models import build_model, build_student, class_count, load_teacher
 from netgraft.phases import Budget
 from netgraft.reporting import Quiet, Reporter
@@ -279,6 +281,8 @@ class TrainJob(_Job):
         labels = source.train_labels("and a teacher is trained from labelled images; sort them into one a class")
         model = build_model(self.model, seed=self.seed, image_size=self.image_size, num_classes=source.train.classes)
         data_config = resolve_model_data_config(model)
+        with eval_mode(model):
+            logits_of(model, torch.zeros(1, *data_config["input_size"]))
         runner = replace(self.runner, seed=self.seed)
         count = len(source.train)
         plan = self.recipe.plan(model, count)

@@ -204,6 +204,9 @@ def test_images_of_another_size_than_the_model_was_made_for(capsys: pytest.Captu
     assert "large/model brings its image size along" in fails(capsys, "evaluate", "large/model", *evaluate[2:4], *size)
     distilled = run_json(capsys, *QUICK, *weights, *size, "--out", "run")
     assert (distilled["teacher_top1"], distilled["teacher_macs"]) == (large["top1"], large["macs"])
+    tiny = ["--image-size", "1"]
+    assert "SmallVGG can't take images of 1x1x1" in fails(capsys, *plain, *tiny)
+    assert "SmallVGG can't take images of 1x1x1" in fails(capsys, *evaluate, *tiny)
     described = json.loads(Path("run/student/config.json").read_text())["pretrained_cfg"]
     assert (described["input_size"], described["crop_pct"]) == ([1, 16, 16], 1.0)
 
