@@ -22,7 +22,7 @@ from netgraft.blocks import logits_of
 from netgraft.data import ImageSet, eval_loader, open_data
 from netgraft.errors import RequestError
 from netgraft.files import write_atomically
-from netgraft.metrics import agreement, eval_mode, latency, macs, parameters, predict, state_digest, top1
+from netgraft.metrics import agreement, latency, macs, parameters, predict, state_digest, top1
 from netgraft.models import class_count, load_teacher
 from netgraft.reporting import Quiet, Reporter
 from netgraft.runner import Runner
@@ -184,8 +184,7 @@ def evaluate(
     network = load_student(model) if is_folder else load_teacher(model, weights=weights, image_size=image_size)
     check_classes(network, model, images)
     config = resolve_model_data_config(network)
-    with eval_mode(network):
-        logits_of(network, torch.zeros(1, *config["input_size"]))
+    logits_of(network, torch.zeros(1, *config["input_size"]))
     network.to(Runner(accelerator=accelerator).fabric.device)
     logits, labels = answers(network, images, config, reporter or Quiet())
     return {

@@ -112,11 +112,11 @@ class _Layers:
         """Return the teacher's layers without the residual blocks that the student has not."""
         nodes = list(LayerTracer().trace(teacher).nodes)
         known = {name for name, _ in student.named_modules()}
+        layers = cls([])
         left_out: dict[str, list[fx.Node]] = {}
         for node in nodes:
-            if (name := _first_unknown(_place(node), known)) is not None:
-                left_out.setdefault(name, []).append(node)
-        layers = cls([node for node in nodes if _first_unknown(_place(node), known) is None])
+            name = _first_unknown(_place(node), known)
+            (layers.nodes if name is None else left_out.setdefault(name, [])).append(node)
         for name, inside in left_out.items():
             entries = {source for node in inside for source in node.all_input_nodes} - set(inside)
             exits = [node for node in inside if not set(node.users) <= set(inside)]
