@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.register_assert_rewrite("small_cli")
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

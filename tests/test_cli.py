@@ -19,6 +19,7 @@ from netgraft.cli.main import run
 from netgraft.cli.output import show_distilled
 from PIL import Image
 from safetensors.torch import save_file
+from small_cli import FEW_STEPS, QUICK, fails, run_json
 from timm.models import register_model
 from torch import Tensor, nn
 
@@ -26,8 +27,6 @@ import netgraft.zoo
 from netgraft.reporting import Quiet
 
 COMMAND = [sys.executable, "-m", "netgraft.cli.main"]
-FEW_STEPS = ["--views", "plain", "--block-steps", "2", "--join-steps", "2"]
-QUICK = ["distill", "--shots", "2", *FEW_STEPS]
 
 
 @register_model
@@ -57,25 +56,6 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shell(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=240, check=False, **options)
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a wrong request; return its one sentence after seeing that nothing else was said or written."""
-    before = sorted(Path().rglob("*"))
-    assert run(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("netgraft: ")
-    assert "Traceback" not in captured.err
-    assert sorted(Path().rglob("*")) == before
-    return captured.err
-
-
-def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    assert run([*arguments, "--json", "--quiet"]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    return dict(json.loads(captured.out))
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -188,37 +168,6 @@ def test_train_makes_a_teacher_that_evaluate_reads(capsys: pytest.CaptureFixture
     measured = run_json(capsys, "evaluate", "run/model", "--data", "digits")
     assert measured["top1"] == result["top1"]
     assert "epochs must be like its default 30, not 'many'" in fails(capsys, *train[:4], "--epochs", "many")
-
-
-def test_images_of_another_size_than_the_model_was_made_for(capsys: pytest.CaptureFixture[str]) -> None:
-    plain, size = ["train", "digits_vgg7_bn", "--data", "digits", "--epochs", "1"], ["--image-size", "16"]
-    small = run_json(capsys, *plain, "--out", "small")
-    large = run_json(capsys, *plain, *size, "--out", "large")
-    assert (small["input_size"], large["input_size"]) == ([1, 8, 8], [1, 16, 16])
-    # convolutions and their norms see four times as many places
-    assert 3.9 < large["macs"] / small["macs"] < 4.0
-    weights = ["--teacher-weights", "large/model/model.safetensors"]
-    evaluate = ["evaluate", "digits_vgg7_bn", "--data", "digits", *weights]
-    assert run_json(capsys, *evaluate, *size)["top1"] == large["top1"]
-    assert run_json(capsys, *evaluate)["macs"] == small["macs"]
-    assert "large/model brings its image size along" in fails(capsys, "evaluate", "large/model", *evaluate[2:4], *size)
-    distilled = run_json(capsys, *QUICK, *weights, *size, "--out", "run")
-    assert (distilled["teacher_top1"], distilled["teacher_macs"]) == (large["top1"], large["macs"])
-    tiny = ["--image-size", "1"]
-    assert "SmallVGG can't take images of 1x1x1" in fails(capsys, *plain, *tiny)
-    assert "SmallVGG can't take images of 1x1x1" in fails(capsys, *evaluate, *tiny)
-    described = json.loads(Path("run/student/config.json").read_text())["pretrained_cfg"]
-    assert (described["input_size"], described["crop_pct"]) == ([1, 16, 16], 1.0)
-
-
-def test_residual_blocks_that_were_left_out_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    teacher = timm.create_model("cifar_resnet20")
-    save_file(teacher.state_dict(), "teacher.safetensors")
-    models = ["--teacher", "cifar_resnet20", "--student", "cifar_resnet8", "--teacher-weights", "teacher.safetensors"]
-    assert run([*QUICK, *models, "--image-size", "8", "--out", "run"]) == 0
-    names = [f"layer{stage}.{number}" for stage in (1, 2, 3) for number in (1, 2)]
-    assert f"initialisation of the others: slice, without {', '.join(names)}\n" in capsys.readouterr().out
-    assert json.loads(Path("run/result.json").read_text())["left_out"] == names
 
 
 @pytest.mark.parametrize(
