@@ -21,6 +21,11 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: digits": (*TABLE, f"{RESULTS}/baselines-digits"),
         "results: cifar10 gaps": (*TABLE, f"{RESULTS}/baselines-cifar10"),
         "results: cifar10 agreement": (*TABLE, f"{RESULTS}/baselines-cifar10", "--metric", "agreement"),
+        "results: cifar10 differences": (*TABLE, f"{RESULTS}/baselines-cifar10", "--against", "netgraft"),
+        "results: cifar10 differences of agreement": (
+            *(*TABLE, f"{RESULTS}/baselines-cifar10"),
+            *("--against", "netgraft", "--metric", "agreement"),
+        ),
     },
     "docs/results.md": {
         "results: plain": (*TABLE, f"{RESULTS}/netgraft-cifar10-plain"),

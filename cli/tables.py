@@ -36,9 +36,19 @@ Layout = Literal["long", "wide"]
 @click.option(
     "--metric", type=click.Choice(["gap", "top1", "agreement"]), help="What a wide table shows; the gap by default."
 )
+@click.option(
+    "--against",
+    metavar="ROW",
+    help="Show by how much that figure of each row differs from ROW's, run by run on the same subset and seed.",
+)
 @click.option("--plot", type=PATH, metavar="FILE", help="Also draw a picture for each pair: FILE.png or FILE.svg.")
 def table(
-    folders: tuple[Path, ...], form: str, layout: Layout | None, metric: Metric | None, plot: Path | None
+    folders: tuple[Path, ...],
+    form: str,
+    layout: Layout | None,
+    metric: Metric | None,
+    against: str | None,
+    plot: Path | None,
 ) -> None:
     """Print the results below DIR as one table: mean and standard deviation over subsets and seeds."""
     from netgraft.benchmark.formats import FORMATS
@@ -50,7 +60,7 @@ def table(
     collections = load(folders)
     summaries = summarize(collections)
     title = " / ".join(dict.fromkeys(each.experiment.title for each in collections if each.experiment))
-    text = FORMATS[form](_lay_out(summaries, title, form, layout, metric))
+    text = FORMATS[form](_lay_out(summaries, title, form, layout, metric, against))
     if plot is not None:
         from netgraft.benchmark.charts import save
 
@@ -60,18 +70,25 @@ def table(
 
 
 def _lay_out(
-    summaries: Sequence[Summary], title: str, form: str, layout: Layout | None, metric: Metric | None
+    summaries: Sequence[Summary],
+    title: str,
+    form: str,
+    layout: Layout | None,
+    metric: Metric | None,
+    against: str | None,
 ) -> Table:
     """Choose the layout that was asked for, or that suits what there is."""
-    from netgraft.benchmark.tables import complete_table, long_table, wide_table
+    from netgraft.benchmark.tables import complete_table, long_table, paired_table, wide_table
     from netgraft.errors import RequestError
 
     if form == "csv":
-        if layout == "wide" or metric is not None:
-            raise RequestError("CSV is always long and has all figures; leave out --layout wide and --metric")
+        if layout == "wide" or metric is not None or against is not None:
+            raise RequestError("CSV has all figures, always long; leave out --layout wide, --metric and --against")
         return complete_table(summaries, title)
-    if layout == "long" and metric is not None:
-        raise RequestError("a long table has all figures; leave --metric out, or give --layout wide")
+    if layout == "long" and (metric is not None or against is not None):
+        raise RequestError("a long table has all figures; leave --metric and --against out, or give --layout wide")
+    if against is not None:
+        return paired_table(summaries, against, metric or "gap", title)
     several = len({summary.size for summary in summaries}) > 1
     if layout == "wide" or (layout is None and (several or metric is not None)):
         return wide_table(summaries, metric or "gap", title)

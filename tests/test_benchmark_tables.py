@@ -265,6 +265,8 @@ def test_wide_tables_are_not_wrapped(tmp_path: Path, capsys: pytest.CaptureFixtu
         ("--format", "csv", "--layout", "wide"),
         ("--format", "csv", "--metric", "gap"),
         ("--layout", "long", "--metric", "gap"),
+        ("--format", "csv", "--against", "kd"),
+        ("--layout", "long", "--against", "kd"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(tmp_path: Path, options: tuple[str, ...]) -> None:

@@ -105,6 +105,7 @@ class Summary:
         labels: Track: labeled or unlabeled.
         precision: Of the arithmetic.
         facts: What else readers must know, one text for each kind of fact.
+        runs: Seeds of subset and training -> gap, top1 and agreement of that run; None where not measured.
         published: The figure, where it is one of others.
     """
 
@@ -126,6 +127,7 @@ class Summary:
     labels: str | None = None
     precision: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    runs: Mapping[tuple[int, int], Mapping[str, float | None]] = field(default_factory=dict)
     published: Published | None = None
 
 
@@ -198,6 +200,14 @@ def _measured(pair: Pair, row: str, size: Size, results: Sequence[Mapping[str, A
         # what "auto" came to is said by newer results only
         precision=_together(result.get("computed_in", result["precision"]) for result in results),
         facts={**_facts(results), "runs": _runs(results)},
+        runs={
+            (result["subset_seed"], result["seed"]): {
+                "gap": result["gap"],
+                "top1": result["student_top1"],
+                "agreement": result["agreement"],
+            }
+            for result in results
+        },
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from netgraft.benchmark.summaries import Statistic, Summary
+from netgraft.errors import RequestError
 
 Metric = Literal["gap", "top1", "agreement"]
 
@@ -184,6 +186,64 @@ def wide_table(summaries: Sequence[Summary], metric: Metric = "gap", title: str 
     if elsewhere:
         notes.append(f"Published, but not measured here: {', '.join(map(str, elsewhere))}.")
     return Table(title, columns, tuple(lines), tuple(footnotes), (*notes, *_notes(summaries, HIDDEN)))
+
+
+def paired_table(summaries: Sequence[Summary], row: str, metric: Metric = "gap", title: str = "") -> Table:
+    """Lay out by how much one figure of each row differs from that of ``row``, run by run on the same subset and seed.
+
+    The last columns take all numbers of images together: the differences, how many they are, and Student's t of them
+    (their mean divided by its standard error; None for a single one, or where all are equal).
+
+    Raises:
+        RequestError: Nothing was measured under that name, or there is no other row beside it.
+    """
+    own = [summary for summary in summaries if _own(summary)]
+    bases = {(summary.pair, summary.size): summary for summary in own if summary.row == row}
+    others = [each for each in own if each.row != row]
+    compared = [each for each in others if (each.pair, each.size) in bases]
+    if not compared:
+        names = ", ".join(dict.fromkeys(each.row for each in own))
+        missing = "is the only one of its pair and number of images" if bases else "was not measured"
+        raise RequestError(f"can't compare with the row {row!r}, which {missing}; the rows are {names}")
+    blocks = _blocks(compared)
+    common = _common(compared)
+    identity = [(column, value) for column, value in IDENTITY if column.key not in common]
+    sizes = sorted({each.size for each in compared}, key=lambda size: size.rank)
+    found: dict[tuple[int, tuple[Value, ...]], dict[str, list[float]]] = {}
+    for each in compared:
+        values = (*(value(each) for _, value in identity), each.row)
+        differences = _differences(each, bases[each.pair, each.size], metric)
+        found.setdefault((blocks[each.pair], values), {})[str(each.size)] = differences
+    columns = (
+        *(column for column, _ in identity),
+        Column("row", "row"),
+        *(Column(str(size), str(size), "statistic") for size in sizes),
+        Column("all", "all", "statistic"),
+        Column("n", "n", "number"),
+        Column("t", "t", "number"),
+    )
+    lines = []
+    for (block, values), row_differences in found.items():
+        together = [difference for some in row_differences.values() for difference in some]
+        figures = [Statistic.of(row_differences.get(str(size), ())) for size in sizes]
+        lines.append(Line((*values, *figures, Statistic.of(together), len(together), _student_t(together)), block))
+    note = (
+        f"{METRICS[metric]}: difference from row {row}, run by run on the same subset and seed, mean ± sample standard "
+        "deviation; all n of them together, and Student's paired t."
+    )
+    return Table(title, columns, tuple(lines), notes=(note, *_notes([*bases.values(), *compared], HIDDEN)))
+
+
+def _differences(summary: Summary, base: Summary, metric: Metric) -> list[float]:
+    pairs = ((figures[metric], base.runs[run][metric]) for run, figures in summary.runs.items() if run in base.runs)
+    return [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
+
+
+def _student_t(differences: Sequence[float]) -> float | None:
+    summary = Statistic.of(differences)
+    if summary is None or not summary.sd:
+        return None
+    return summary.mean / (summary.sd / math.sqrt(len(differences)))
 
 
 def _own(summary: Summary) -> bool:
