@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from netgraft.cli.main import run
 from PIL import Image
+from small_cli import fails
 
 from netgraft.hyperparameters import meanings
 from netgraft.methods import METHODS, find
@@ -28,15 +29,10 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one sentence of a wrong request, which leaves nothing behind."""
-    before = sorted(Path().rglob("*"))
-    assert run(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("netgraft: ")
-    assert captured.err.count("\n") == 1
-    assert sorted(Path().rglob("*")) == before
-    return captured.err
+    """The one line of a wrong request, which leaves nothing behind."""
+    said = fails(capsys, *arguments)
+    assert said.count("\n") == 1
+    return said
 
 
 def result(*arguments: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from netgraft.benchmark.summaries import Statistic, Summary
+from netgraft.benchmark.summaries import Size, Statistic, Summary
 from netgraft.errors import RequestError
 
 Metric = Literal["gap", "top1", "agreement"]
@@ -166,26 +166,42 @@ def wide_table(summaries: Sequence[Summary], metric: Metric = "gap", title: str 
     elsewhere = sorted({summary.size for summary in summaries} - measured, key=lambda size: size.rank)
     summaries = [summary for summary in summaries if summary.size in measured]
     footnotes = _footnotes(summaries)
-    blocks = _blocks(summaries)
     sizes = sorted(measured, key=lambda size: size.rank)
-    common = _common(summaries)
-    identity = [(column, value) for column, value in IDENTITY if column.key not in common]
-    figures: dict[tuple[int, tuple[Value, ...]], dict[str, Statistic | None]] = {}
-    for each in summaries:
-        values = (*(value(each) for _, value in identity), _name(each, footnotes))
-        figures.setdefault((blocks[each.pair], values), {})[str(each.size)] = getattr(each, metric)
-    columns = (
-        *(column for column, _ in identity),
-        Column("row", "row"),
-        *(Column(str(size), str(size), "statistic") for size in sizes),
-    )
+    columns = _wide_columns(summaries, sizes)
+    rows = _rows(summaries, lambda each: _name(each, footnotes))
     lines = (
-        Line((*values, *(row.get(str(size)) for size in sizes)), block) for (block, values), row in figures.items()
+        Line((*values, *(getattr(row[size], metric) if size in row else None for size in sizes)), block)
+        for (block, values), row in rows.items()
     )
     notes = [f"{METRICS[metric]}: mean ± sample standard deviation."]
     if elsewhere:
         notes.append(f"Published, but not measured here: {', '.join(map(str, elsewhere))}.")
     return Table(title, columns, tuple(lines), tuple(footnotes), (*notes, *_notes(summaries, HIDDEN)))
+
+
+def _wide_columns(summaries: Sequence[Summary], sizes: Sequence[Size]) -> tuple[Column, ...]:
+    return (
+        *(column for column, _ in _identity(summaries)),
+        Column("row", "row"),
+        *(Column(str(size), str(size), "statistic") for size in sizes),
+    )
+
+
+def _rows(
+    summaries: Sequence[Summary], name: Callable[[Summary], Value]
+) -> dict[tuple[int, tuple[Value, ...]], dict[Size, Summary]]:
+    """Return for each line of a wide table, by its block and what it begins with, what there is for each size."""
+    blocks, identity = _blocks(summaries), _identity(summaries)
+    rows: dict[tuple[int, tuple[Value, ...]], dict[Size, Summary]] = {}
+    for each in summaries:
+        values = (*(value(each) for _, value in identity), name(each))
+        rows.setdefault((blocks[each.pair], values), {})[each.size] = each
+    return rows
+
+
+def _identity(summaries: Sequence[Summary]) -> list[tuple[Column, Callable[[Summary], Value]]]:
+    common = _common(summaries)
+    return [(column, value) for column, value in IDENTITY if column.key not in common]
 
 
 def paired_table(summaries: Sequence[Summary], row: str, metric: Metric = "gap", title: str = "") -> Table:
@@ -205,27 +221,18 @@ def paired_table(summaries: Sequence[Summary], row: str, metric: Metric = "gap",
         names = ", ".join(dict.fromkeys(each.row for each in own))
         missing = "is the only one of its pair and number of images" if bases else "was not measured"
         raise RequestError(f"can't compare with the row {row!r}, which {missing}; the rows are {names}")
-    blocks = _blocks(compared)
-    common = _common(compared)
-    identity = [(column, value) for column, value in IDENTITY if column.key not in common]
     sizes = sorted({each.size for each in compared}, key=lambda size: size.rank)
-    found: dict[tuple[int, tuple[Value, ...]], dict[str, list[float]]] = {}
-    for each in compared:
-        values = (*(value(each) for _, value in identity), each.row)
-        differences = _differences(each, bases[each.pair, each.size], metric)
-        found.setdefault((blocks[each.pair], values), {})[str(each.size)] = differences
     columns = (
-        *(column for column, _ in identity),
-        Column("row", "row"),
-        *(Column(str(size), str(size), "statistic") for size in sizes),
+        *_wide_columns(compared, sizes),
         Column("all", "all", "statistic"),
         Column("n", "n", "number"),
         Column("t", "t", "number"),
     )
     lines = []
-    for (block, values), row_differences in found.items():
-        together = [difference for some in row_differences.values() for difference in some]
-        figures = [Statistic.of(row_differences.get(str(size), ())) for size in sizes]
+    for (block, values), found in _rows(compared, lambda each: each.row).items():
+        differences = {size: _differences(each, bases[each.pair, size], metric) for size, each in found.items()}
+        together = [difference for some in differences.values() for difference in some]
+        figures = [Statistic.of(differences.get(size, ())) for size in sizes]
         lines.append(Line((*values, *figures, Statistic.of(together), len(together), _student_t(together)), block))
     note = (
         f"{METRICS[metric]}: difference from row {row}, run by run on the same subset and seed, mean ± sample standard "
