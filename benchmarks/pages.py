@@ -32,6 +32,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: selection": ("benchmarks.selection", "table"),
         "results: ablation": (*TABLE, f"{RESULTS}/ablation"),
         "results: shallower": (*TABLE, f"{RESULTS}/shallower-digits"),
+        "results: tinyimagenet": (*TABLE, f"{RESULTS}/tinyimagenet100"),
         "results: ideas": ("benchmarks.ideas", "table"),
         "results: starts": (*TABLE, f"{RESULTS}/cifar10-jpeg"),
     },
@@ -42,7 +43,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
 
 PICTURES: Mapping[str, str] = {
     f"docs/pictures/{name}.svg": f"{RESULTS}/{name}"
-    for name in ("netgraft-cifar10", "ablation", "baselines-digits", "baselines-cifar10")
+    for name in ("netgraft-cifar10", "ablation", "baselines-digits", "baselines-cifar10", "tinyimagenet100")
 }
 """Picture -> the folder of results that it shows."""
 
