@@ -23,8 +23,12 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: cifar10 agreement": (*TABLE, f"{RESULTS}/baselines-cifar10", "--metric", "agreement"),
         "results: cifar10 differences": (*TABLE, f"{RESULTS}/baselines-cifar10", "--against", "netgraft"),
         "results: cifar10 differences of agreement": (
-            *(*TABLE, f"{RESULTS}/baselines-cifar10"),
-            *("--against", "netgraft", "--metric", "agreement"),
+            *TABLE,
+            f"{RESULTS}/baselines-cifar10",
+            "--against",
+            "netgraft",
+            "--metric",
+            "agreement",
         ),
     },
     "docs/results.md": {
