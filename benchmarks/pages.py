@@ -38,7 +38,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: shallower": (*TABLE, f"{RESULTS}/shallower-digits"),
         "results: tinyimagenet": (*TABLE, f"{RESULTS}/tinyimagenet100"),
         "results: ideas": ("benchmarks.ideas", "table"),
-        "results: starts": (*TABLE, f"{RESULTS}/cifar10-jpeg"),
+        "results: families": (*TABLE, f"{RESULTS}/families-cifar10"),
     },
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
     "docs/speed.md": {"results": ("benchmarks.speed.table", f"{RESULTS}/speed")},

@@ -40,6 +40,7 @@ RESULT: dict[str, Any] = {
     "selection": "none: last iterate",
     "versions": {"netgraft": "0.1.0", "torch": "2.15.0"},
     "device": "cpu",
+    "machine": "AMD EPYC",
     "threads": 1,
     "seconds": 10.0,
 }

@@ -94,16 +94,6 @@ def test_numbers_of_images_and_shots_are_kept_apart(tmp_path: Path) -> None:
     assert body(text) == [["kd", "0.10", "0.20"]]
 
 
-def test_files_from_before_experiments_say_their_row_in_their_name(tmp_path: Path) -> None:
-    old = {name: value for name, value in RESULT.items() if name not in {"row", "pair", "computed_in"}}
-    for name, seed in (("kd-slice-10-seed0", 0), ("kd-slice-10-seed1", 1), ("mobilenetv2-10-seed0", 0)):
-        (tmp_path / f"{name}.json").write_text(json.dumps({**old, "seed": seed, "subset_seed": seed}))
-    assert [(each.row, each.n, each.precision) for each in summaries(tmp_path)] == [
-        ("kd-slice", 2, "auto"),
-        ("mobilenetv2", 1, "auto"),
-    ]
-
-
 def test_rows_stand_as_in_the_experiment_and_shots_ascend(tmp_path: Path) -> None:
     write_experiment(tmp_path, TWO_ROWS)
     for row in ("all", "dropped", "zero"):
@@ -197,7 +187,7 @@ def test_what_is_not_finished_is_left_out(tmp_path: Path) -> None:
         ("[1, 2]", "holds no result but list"),
         (json.dumps({name: value for name, value in RESULT.items() if name != "gap"}), "no valid gap;"),
         (json.dumps({**RESULT, "gap": "0.5", "steps": None}), "no valid gap, steps;"),
-        ("{}", "no valid data, teacher, student and 21 more;"),
+        ("{}", "no valid row, pair, data and 24 more;"),
     ],
     ids=["cut off", "not an object", "lacks a figure", "wrong types", "something else"],
 )

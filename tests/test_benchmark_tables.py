@@ -88,8 +88,8 @@ def test_what_is_alike_is_said_once_below(tmp_path: Path) -> None:
     *_, notes = markdown(wide_table(summaries(tmp_path))).split("\n\n")
     assert notes == (
         "Alike in all cells: teacher big (0123456789ab), 98.00 %; 600 test images; selection: none: last iterate; "
-        "netgraft 0.1.0, torch 2.15.0; cpu with 1 thread; 2 subsets; 1,450 steps; start: slice; views: rich; "
-        "unlabeled track; precision: 32."
+        "netgraft 0.1.0, torch 2.15.0; cpu (AMD EPYC) with 1 thread; 2 subsets; 1,450 steps; start: slice; "
+        "views: rich; unlabeled track; precision: 32."
     )
 
 
@@ -99,7 +99,7 @@ def test_what_is_not_alike_is_said_with_its_place(tmp_path: Path) -> None:
     write_runs(tmp_path, "at", [0.1, 0.2], shots=10, threads=2)
     write_runs(tmp_path, "none", [0.1, 0.2], shots=10)
     text = markdown(long_table(summaries(tmp_path)))
-    assert "Not alike: cpu with 2 threads in 'at'; everywhere else cpu with 1 thread." in text
+    assert "Not alike: cpu (AMD EPYC) with 2 threads in 'at'; everywhere else cpu (AMD EPYC) with 1 thread." in text
     assert "Not alike: 1 subset in 'kd' at 10 shots; everywhere else 2 subsets." in text
     assert "thread;" not in next(line for line in text.splitlines() if line.startswith("Alike"))
 

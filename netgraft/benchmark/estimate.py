@@ -58,7 +58,7 @@ class Estimate:
         here = processor()
         measured: dict[tuple[str, str], list[float]] = {}
         for cell, result in self.finished:
-            if result.get("machine") == here:
+            if result["machine"] == here:
                 measured.setdefault((cell.pair, cell.row), []).append(result["seconds"])
         return measured
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ NUMBER: tuple[type, ...] = (int, float)
 MEASURED: tuple[type, ...] = (int, float, type(None))  # None without labelled test images
 
 NEEDED: Mapping[str, tuple[type, ...]] = {
+    "row": (str,),
+    "pair": (str,),
     "data": (str,),
     "teacher": (str,),
     "student": (str,),
@@ -33,13 +34,14 @@ NEEDED: Mapping[str, tuple[type, ...]] = {
     "init": (str,),
     "views": (str,),
     "labels": (str,),
-    "precision": (str,),
+    "computed_in": (str,),
     "selection": (str,),
     "steps": (int,),
     "seconds": NUMBER,
     "parameters": (int,),
     "versions": (dict,),
     "device": (str,),
+    "machine": (str,),
     "threads": (int,),
 }
 """What tables are made of, and of which types it is."""
@@ -51,7 +53,7 @@ class Collection:
 
     Attributes:
         label: Name of the folder; its path where several have the same name.
-        results: Contents of the files, each with a ``row``.
+        results: Contents of the files.
         experiment: Whose results they are; None where the folder has no copy of it.
     """
 
@@ -119,5 +121,4 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} is damaged or no result: it has no valid {named}; a damaged result can be removed and computed "
             "again, for anything else give another folder"
         )
-    # files from before there were experiments say their row in the file's name: ROW-SHOTS-seedN
-    return {"row": re.sub(r"(-\d+)?-seed\d+$", "", path.stem), **content}
+    return content

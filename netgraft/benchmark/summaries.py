@@ -171,7 +171,7 @@ def _ordered(collection: Collection) -> list[Mapping[str, Any]]:
         return names.index(name) if name in names else len(names)
 
     def key(result: Mapping[str, Any]) -> tuple[Any, ...]:
-        pair, row = result.get("pair", ""), result["row"]
+        pair, row = result["pair"], result["row"]
         named = (result["data"], result["teacher"], result["student"])
         return rank(pairs, pair), named, rank(rows, row), row, _size(result).rank, result["subset_seed"], result["seed"]
 
@@ -197,8 +197,7 @@ def _measured(pair: Pair, row: str, size: Size, results: Sequence[Mapping[str, A
         init=_together(result["init"] for result in results),
         views=_together(result["views"].partition(":")[0] for result in results),
         labels=_together(result["labels"].rpartition(": ")[2].removesuffix(" track") for result in results),
-        # what "auto" came to is said by newer results only
-        precision=_together(result.get("computed_in", result["precision"]) for result in results),
+        precision=_together(result["computed_in"] for result in results),
         facts={**_facts(results), "runs": _runs(results)},
         runs={
             (result["subset_seed"], result["seed"]): {
@@ -242,13 +241,12 @@ def _facts_of(result: Mapping[str, Any]) -> dict[str, str]:
     accuracy = "accuracy not measured" if result["teacher_top1"] is None else f"{result['teacher_top1']:.2f} %"
     tested = result.get("test_images")
     threads = result["threads"]
-    machine = f" ({result['machine']})" if "machine" in result else ""  # older results don't name it
     return {
         "teacher": f"teacher {result['teacher']} ({result['teacher_digest'][:12]}), {accuracy}",
         "test": f"{tested:,} test images" if tested else "no labelled test images",
         "selection": f"selection: {result['selection']}",
         "versions": ", ".join(f"{name} {version}" for name, version in result["versions"].items()),
-        "device": f"{result['device']}{machine} with {threads} {'thread' if threads == 1 else 'threads'}",
+        "device": f"{result['device']} ({result['machine']}) with {threads} {'thread' if threads == 1 else 'threads'}",
     }
 
 
@@ -264,7 +262,7 @@ def _placed(collection: Collection) -> Iterator[tuple[Pair, Published]]:
         return
     named: dict[str, dict[Pair, None]] = defaultdict(dict)
     for result in collection.results:
-        named[result.get("pair", "")][Pair.of(result)] = None
+        named[result["pair"]][Pair.of(result)] = None
     known = list(dict.fromkeys(cell.pair for cell in collection.experiment.cells))
     for figure in collection.experiment.published:
         if figure.pair and figure.pair not in known:
