@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from netgraft.benchmark.experiment import Cell, Experiment
 from netgraft.benchmark.grid import Grid
@@ -80,7 +81,7 @@ class Notes:
 @pytest.fixture(autouse=True)
 def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     # other work on the machine delays several threads that wait for one another many times over
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
 
 def never() -> bool:
@@ -131,6 +132,14 @@ def test_several_workers_compute_what_one_does(tmp_path: Path) -> None:
         digests.append({name: result["student_digest"] for name, result in notes.results.items()})
     assert len(digests[0]) == 2
     assert digests[0] == digests[1]
+
+
+def test_workers_share_the_threads_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    grid, cells, _ = opened(tmp_path, EXPERIMENT.partition("[[run]]\nname")[0])
+    notes = Notes()
+    Grid(grid.results, workers=2).run(cells, notes, never)
+    assert [result["threads"] for result in notes.results.values()] == [2]
 
 
 def test_a_grid_that_is_stopped_goes_on_with_the_cell(tmp_path: Path) -> None:

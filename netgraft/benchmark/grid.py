@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
+
 from netgraft.benchmark.experiment import Cell
 from netgraft.benchmark.locks import take
 from netgraft.benchmark.results import Results
@@ -156,7 +158,8 @@ class _Crew:
         self.said.put(("finished", cell, results.store(cell, result)))
 
     def _start(self, cell: Cell, held: int) -> subprocess.Popen[str] | None:
-        threads = str(max(1, (os.cpu_count() or 1) // self.grid.workers))
+        # what PyTorch would use here, which a CPU affinity and OMP_NUM_THREADS bound
+        threads = str(max(1, torch.get_num_threads() // self.grid.workers))
         with self.lock:
             if self.stopping:
                 return None
