@@ -39,6 +39,8 @@ teacher = "digits_vgg7_bn"
 method = "none"
 """
 
+KD_ALONE = EXPERIMENT.partition("[[run]]\nname")[0]
+
 LONG = """
 [[run]]
 name = "long"
@@ -122,7 +124,7 @@ def test_cells_are_computed_once_and_a_failure_stops_no_other(tmp_path: Path) ->
 
 
 def test_several_workers_compute_what_one_does(tmp_path: Path) -> None:
-    kd = EXPERIMENT.partition("[[run]]\nname")[0].replace("shots = 1", "shots = [1, 2]")
+    kd = KD_ALONE.replace("shots = 1", "shots = [1, 2]")
     digests = []
     for workers in (1, 2):
         grid, cells, _ = opened(tmp_path / str(workers), kd)
@@ -136,7 +138,7 @@ def test_several_workers_compute_what_one_does(tmp_path: Path) -> None:
 
 def test_workers_share_the_threads_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    grid, cells, _ = opened(tmp_path, EXPERIMENT.partition("[[run]]\nname")[0])
+    grid, cells, _ = opened(tmp_path, KD_ALONE)
     notes = Notes()
     Grid(grid.results, workers=2).run(cells, notes, never)
     assert [result["threads"] for result in notes.results.values()] == [2]
