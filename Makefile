@@ -7,6 +7,7 @@ check:
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports
 
 format:
 	ruff check --fix .
@@ -19,7 +20,7 @@ demo:
 	netgraft distill --shots 10
 
 pages:
-	python -m benchmarks.pages
+	python -m benchmarks.render_docs
 
 ci:
 	bash .ci/run

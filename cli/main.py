@@ -10,11 +10,15 @@ import click
 import netgraft
 from netgraft.errors import InterruptedRunError, RequestError, RunError
 
-from .grids import benchmark
-from .inspection import methods, split
-from .jobs import distill, evaluate, is_first_process, train
-from .subsets import subset
-from .tables import table
+from .benchmark import benchmark
+from .distill import distill
+from .evaluate import evaluate
+from .methods import methods
+from .run import is_first_process
+from .split import split
+from .subset import subset
+from .table import table
+from .train import train
 
 DONE, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 Lookup = Callable[[Sequence[str]], tuple[str, type]]
+
 Defaults = Callable[[], tuple[type, ...]]
 
 
@@ -28,7 +29,7 @@ def _key(name: str) -> str:
 
 def hyperparameters(method: type) -> list[Hyperparameter]:
     """Make an option of each field."""
-    from netgraft.hyperparameters import meanings
+    from netgraft.methods.hyperparameters import meanings
 
     choices = {field.name: field.metadata["choices"] for field in fields(method)}
     return [
@@ -66,16 +67,16 @@ class SettingsCommand(click.Command):
         """Find the dataclass, parse, and gather what was given of its fields in the parameter ``settings``."""
         heading, method = self._lookup(args)
         ctx.meta["netgraft.heading"] = heading
-        ctx.meta["netgraft.hyperparameters"] = hyperparameters(method)
+        ctx.meta["netgraft.methods.hyperparameters"] = hyperparameters(method)
         rest = super().parse_args(ctx, args)
-        options: list[Hyperparameter] = ctx.meta["netgraft.hyperparameters"]
+        options: list[Hyperparameter] = ctx.meta["netgraft.methods.hyperparameters"]
         values = {option.field: ctx.params.pop(_key(option.field)) for option in options}
         ctx.params["settings"] = {name: value for name, value in values.items() if value is not None}
         return rest
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the declared options and the hyper-parameters."""
-        return [*super().get_params(ctx), *ctx.meta.get("netgraft.hyperparameters", [])]
+        return [*super().get_params(ctx), *ctx.meta.get("netgraft.methods.hyperparameters", [])]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the hyper-parameters under their own heading."""
@@ -142,18 +143,22 @@ def flag(name: str, meaning: str) -> Decorator:
 
 PATH = click.Path(path_type=Path)
 
+
 data_options = stack(
     click.option("--data-root", type=PATH, help="Folder of the named data sets; NETGRAFT_DATA by default."),
     flag("--download", "Let torchvision download the data set."),
 )
 
+
 image_size_option = click.option(
     "--image-size", type=click.IntRange(min=1), help="Height and width of what the model takes; its own by default."
 )
 
+
 device_option = click.option(
     "--device", "accelerator", type=click.Choice(["auto", "cpu", "cuda", "mps"]), help="Where to compute."
 )
+
 
 run_options = stack(
     click.option("--seed", type=int, help="Of weights, views, batches and the subset."),
@@ -173,6 +178,7 @@ run_options = stack(
         help="GiB for the outputs of frozen blocks; half of what is free by default.",
     ),
 )
+
 
 output_options = stack(
     flag("--quiet", "Say nothing but errors."),

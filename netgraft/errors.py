@@ -1,5 +1,7 @@
 """The three ways in which work ends early; a command line turns each into an exit code."""
 
+from __future__ import annotations
+
 
 class RequestError(ValueError):
     """The request was wrong: says what was expected, what came and what to do (exit code 2)."""

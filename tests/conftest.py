@@ -1,12 +1,14 @@
 """Fixtures that several test files share."""
 
+from __future__ import annotations
+
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
-pytest.register_assert_rewrite("small_cli")
+pytest.register_assert_rewrite("tests.support")
 
 
 @pytest.fixture(scope="session")

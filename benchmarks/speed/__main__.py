@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.speed import evaluation, growth, limit, methods, published, startup
+from benchmarks.speed import (
+    evaluation,
+    methods,
+    published,
+    startup,
+)
+from benchmarks.speed import (
+    lower_bound as limit,
+)
+from benchmarks.speed import (
+    scaling as growth,
+)
 
 BENCHMARKS = {
     "published": published.main,
@@ -14,6 +25,7 @@ BENCHMARKS = {
     "startup": startup.main,
     "evaluation": evaluation.main,
 }
+
 
 if __name__ == "__main__":
     names = [argument for argument in sys.argv[1:] if not argument.startswith("--")] or list(BENCHMARKS)

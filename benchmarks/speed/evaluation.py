@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from timm.data import resolve_model_data_config
 
-from benchmarks.cifar import TEACHER, WEIGHTS, source, teacher
-from benchmarks.speed.measuring import median, ratio, seconds, side_by_side, write
-from netgraft.data import data_root, eval_loader
-from netgraft.evaluation import evaluate
-from netgraft.runner import Runner
+from benchmarks.speed.timing import median, ratio, seconds, side_by_side, write
+from benchmarks.studies.cifar_task import TEACHER, WEIGHTS, source, teacher
+from netgraft.data.loader import eval_loader
+from netgraft.data.sources import data_root
+from netgraft.jobs.evaluate import evaluate
+from netgraft.training.runner import Runner
 
 
 def main() -> None:

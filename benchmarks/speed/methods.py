@@ -16,19 +16,21 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cifar import faster_precision, task
-from benchmarks.speed.measuring import median, ratio, seconds, side_by_side, write
-from netgraft.api import Distillation
-from netgraft.freezing import frozen
-from netgraft.hyperparameters import meanings
-from netgraft.methods import METHODS, find
-from netgraft.phases import Batch, Phase
-from netgraft.precision import autocast
-from netgraft.runner import Runner
-from netgraft.views import VIEW_POLICIES
+from benchmarks.speed.timing import median, ratio, seconds, side_by_side, write
+from benchmarks.studies.cifar_task import faster_precision, task
+from netgraft.data.view_policy import VIEW_POLICIES
+from netgraft.distillation import Distillation
+from netgraft.methods.hyperparameters import meanings
+from netgraft.methods.registry import METHODS, find
+from netgraft.modules import freeze
+from netgraft.plan import Phase, StepOutputs
+from netgraft.training.precision import autocast
+from netgraft.training.runner import Runner
 
 SHORTER = 50
+
 BARE_STEPS = 4
+
 LOGITS_ONLY = ("kd", "netgraft", "supervised")
 
 
@@ -59,7 +61,7 @@ class BareLoop:
 
     def rate(self) -> float:
         """Seconds an image, over the whole plan."""
-        with frozen(self.modules):
+        with freeze(self.modules):
             spent = sum(phase.fit.steps * self._step_seconds(phase) for phase in self.plan.phases)
         return spent / sum(phase.fit.steps * phase.fit.batch_size for phase in self.plan.phases)
 
@@ -97,7 +99,9 @@ class BareLoop:
             )
         output = mine[len(phase.model) - 1]
         terms = phase.objective(
-            Batch(output, target, None, features, teacher_features, inputs if phase.differentiates_input else None)
+            StepOutputs(
+                output, target, None, features, teacher_features, inputs if phase.differentiates_input else None
+            )
         )
         loss = torch.stack([value.float() for value in terms.values()]).sum()
         optimizer.zero_grad()

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from benchmarks.cifar import source, task
-from benchmarks.speed.measuring import median, ratio, seconds, side_by_side, write
-from netgraft.api import Distillation
-from netgraft.data import eval_loader
-from netgraft.phases import Batch, Phase
+from benchmarks.speed.timing import median, ratio, seconds, side_by_side, write
+from benchmarks.studies.cifar_task import source, task
+from netgraft.data.loader import eval_loader
+from netgraft.distillation import Distillation
+from netgraft.plan import Phase, StepOutputs
 
 TEST_IMAGES = 1000
 
@@ -49,7 +49,7 @@ class PlainLoop:
                 images = self.views.batch(indices).to(device)
                 with torch.no_grad():
                     target = self.teacher(images)
-                loss = phase.objective(Batch(phase.model(images), target, None))["logits"]
+                loss = phase.objective(StepOutputs(phase.model(images), target, None))["logits"]
                 phase.model.zero_grad()
                 loss.backward()
                 optimizer.step()

@@ -10,15 +10,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.cifar import TEACHER, WEIGHTS
-from benchmarks.speed.measuring import median, seconds, side_by_side, write
-from netgraft.data import data_root
+from benchmarks.speed.timing import median, seconds, side_by_side, write
+from benchmarks.studies.cifar_task import TEACHER, WEIGHTS
+from netgraft.data.sources import data_root
 from netgraft.errors import InterruptedRunError
-from netgraft.jobs import DistillJob
-from netgraft.reporting import Quiet
+from netgraft.jobs.distill import DistillJob
+from netgraft.progress import SilentReporter
 
 
-class FirstStep(Quiet):
+class FirstStep(SilentReporter):
     """Notes when the first step is done."""
 
     at = 0.0

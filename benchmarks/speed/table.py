@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.measuring import RESULTS
+from benchmarks.speed.timing import RESULTS
 
 ORDER = ("published", "limit", "methods", "growth", "startup", "evaluation")
 

@@ -26,12 +26,16 @@ from torch import nn
 from torchvision import models
 
 from benchmarks.splitting.checking import check
-from netgraft.models import build_model
+from netgraft.models.creation import build_model
 
 RESULTS = Path(__file__).parents[1] / "results" / "splitting"
+
 LIMIT_SECONDS = 150
+
 LIMIT_BYTES = 12 * 2**30
+
 LARGEST = 190_000_000
+
 """Parameters of the largest model that is built: with its gradients and two copies of them it takes 3 GiB."""
 
 

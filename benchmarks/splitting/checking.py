@@ -19,11 +19,13 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from netgraft.blocks import split, state_of
 from netgraft.errors import RequestError
-from netgraft.models import build_model
+from netgraft.models.creation import build_model
+from netgraft.splitting.chain import state_of
+from netgraft.splitting.split import split
 
 SIDE = 128
+
 """Of the images for models that take any size; a split doesn't depend on it."""
 
 

@@ -13,6 +13,7 @@ from benchmarks.splitting.__main__ import RESULTS
 
 ZOOS = ("timm", "torchvision")
 
+
 Result = dict[str, Any]
 
 

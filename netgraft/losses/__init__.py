@@ -1,5 +1,7 @@
 """Distillation losses: pure modules on tensors, one a file, usable in anybody's loop."""
 
+from __future__ import annotations
+
 from netgraft.losses.activation_boundary import ActivationBoundary, boundary_disagreement
 from netgraft.losses.attention_transfer import AttentionTransfer, attention_map
 from netgraft.losses.factor_transfer import FactorTransfer

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from netgraft.losses.precision import at_least_float32
+from netgraft.losses.dtypes import at_least_float32
 
 
 class ActivationBoundary(nn.Module):

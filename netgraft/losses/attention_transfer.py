@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netgraft.losses.precision import at_least_float32
+from netgraft.losses.dtypes import at_least_float32
 
 # A sample whose features are all smaller than this has no attention; its map fades to zero.
 VANISHING = 1e-12

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netgraft.losses.precision import at_least_float32
+from netgraft.losses.dtypes import at_least_float32
 from netgraft.losses.reductions import known_reduction
 
 

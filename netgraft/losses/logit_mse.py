@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from netgraft.losses.precision import at_least_float32
+from netgraft.losses.dtypes import at_least_float32
 
 
 class LogitMSE(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.losses.directions import directions
-from netgraft.losses.precision import at_least_float32
+from netgraft.losses.dtypes import at_least_float32
 
 KERNELS = ("linear", "polynomial", "gaussian")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from netgraft.losses.directions import directions
-from netgraft.losses.precision import at_least_float32
+from netgraft.losses.dtypes import at_least_float32
 from netgraft.losses.reductions import known_reduction
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netgraft.losses.directions import directions
-from netgraft.losses.precision import at_least_float32
+from netgraft.losses.dtypes import at_least_float32
 
 
 class RelationalDistance(nn.Module):

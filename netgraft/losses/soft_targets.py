@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from netgraft.losses.precision import at_least_float32
+from netgraft.losses.dtypes import at_least_float32
 
 
 def softened(logits: Tensor, temperature: float) -> Tensor:

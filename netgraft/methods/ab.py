@@ -8,14 +8,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from netgraft.connectors import BoundaryConnector
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import ActivationBoundary
-from netgraft.methods.about import About
+from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.connectors import BoundaryConnector
+from netgraft.methods.features import ends, student_feature, teacher_feature
+from netgraft.methods.hyperparameters import checked, hyperparameter
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, checked, ends, rich, student_feature, teacher_feature
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch
+from netgraft.methods.method import About
+from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class AB(KD):
         with checked():
             ActivationBoundary(self.ab_margin)
 
-    def lesson(self, pairing: Pairing) -> Lesson:
+    def lesson(self, pairing: Pairing) -> Objective:
         """KD, behind a phase on boundaries alone."""
         numbers = ends(pairing)
         connectors = [BoundaryConnector(pairing.widths[number][1], pairing.widths[number][0]) for number in numbers]
@@ -56,9 +57,9 @@ class AB(KD):
             teacher_features=[teacher_feature(pairing, number) for number in numbers],
             connectors=connectors,
         )
-        return Lesson(super().lesson(pairing).objective, before=(boundaries,))
+        return Objective(super().lesson(pairing).objective, before=(boundaries,))
 
-    def _boundaries(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _boundaries(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         loss = ActivationBoundary(self.ab_margin)
         pairs = zip(batch.features, batch.teacher_features, strict=True)
         # a mean over neurons, so that no block end outweighs another by its size
@@ -72,4 +73,8 @@ def repdistiller() -> AB:
     return AB(kd_weight=0.0, ce_weight=1.0)
 
 
-PRESETS = {"default": rich(AB), "paper": rich(AB), "repdistiller": rich(repdistiller)}
+PRESETS = {
+    "default": preset_on_rich_views(AB),
+    "paper": preset_on_rich_views(AB),
+    "repdistiller": preset_on_rich_views(repdistiller),
+}

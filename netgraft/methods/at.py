@@ -8,13 +8,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import AttentionTransfer
-from netgraft.methods.about import About
+from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.features import ends, student_feature, teacher_feature
+from netgraft.methods.hyperparameters import checked, hyperparameter
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, checked, ends, rich, student_feature, teacher_feature
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch
+from netgraft.methods.method import About
+from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,16 @@ class AT(KD):
         with checked():
             AttentionTransfer(self.at_power, self.at_form)
 
-    def lesson(self, pairing: Pairing) -> Lesson:
+    def lesson(self, pairing: Pairing) -> Objective:
         """KD and attention maps."""
         numbers = ends(pairing)
-        return Lesson(
+        return Objective(
             self._both,
             tuple(student_feature(pairing, number) for number in numbers),
             tuple(teacher_feature(pairing, number) for number in numbers),
         )
 
-    def _both(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _both(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         distance = AttentionTransfer(self.at_power, self.at_form)(batch.features, batch.teacher_features)
         return {**self._objective(batch), "attention": self.at_weight * distance}
 
@@ -58,4 +59,8 @@ def repdistiller() -> AT:
     return AT(at_form="code", at_weight=1000.0, kd_weight=0.0, ce_weight=1.0)
 
 
-PRESETS = {"default": rich(AT), "paper": rich(paper), "repdistiller": rich(repdistiller)}
+PRESETS = {
+    "default": preset_on_rich_views(AT),
+    "paper": preset_on_rich_views(paper),
+    "repdistiller": preset_on_rich_views(repdistiller),
+}

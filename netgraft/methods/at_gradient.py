@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import GradientAttention
-from netgraft.methods.about import About
+from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.features import to_maps
+from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, rich, to_maps
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Feature
+from netgraft.methods.method import About
+from netgraft.plan import Feature, StepOutputs
 
 
 class InputGradient(nn.Module):
@@ -54,20 +55,20 @@ class GradientAT(KD):
 
     gradient_weight: float = hyperparameter(1.0, "weight of the gradients' distance (beta)")
 
-    def lesson(self, pairing: Pairing) -> Lesson:
+    def lesson(self, pairing: Pairing) -> Objective:
         """KD and input gradients; the teacher's are a feature like any other, computed once."""
         first = pairing.inherited
         gradient = InputGradient(nn.Sequential(*pairing.teacher.blocks()[first:]))
         # both networks are cut alike behind what is inherited
         cut = pairing.teacher.cuts[first - 1] if first else None
         maps = to_maps(cut, cut.size) if cut is not None else []
-        return Lesson(
+        return Objective(
             partial(self._both, maps=maps),
             teacher_features=(Feature(first - 1, nn.Sequential(gradient, *maps) if maps else gradient),),
             differentiates_input=True,
         )
 
-    def _both(self, batch: Batch, *, maps: Sequence[nn.Module]) -> Mapping[str, Tensor]:
+    def _both(self, batch: StepOutputs, *, maps: Sequence[nn.Module]) -> Mapping[str, Tensor]:
         assert batch.target is not None
         assert batch.inputs is not None
         [theirs] = batch.teacher_features
@@ -80,4 +81,4 @@ class GradientAT(KD):
         }
 
 
-PRESETS = {"default": rich(GradientAT), "paper": rich(GradientAT)}
+PRESETS = {"default": preset_on_rich_views(GradientAT), "paper": preset_on_rich_views(GradientAT)}

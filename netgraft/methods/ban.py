@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netgraft.errors import RequestError
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import SoftTargets
-from netgraft.methods.about import About
-from netgraft.methods.lesson import StudentTraining, answers, checked, rich
+from netgraft.methods.baseline import StudentTraining, logits_of_both, preset_on_rich_views
+from netgraft.methods.hyperparameters import checked, hyperparameter
+from netgraft.methods.method import About
 from netgraft.methods.peers import MeanAnswer
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Phase, Plan
+from netgraft.plan import Phase, Plan, StepOutputs
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ class BAN(StudentTraining):
         together = MeanAnswer([phase.model for phase in phases])
         return Plan(str(self), tuple(p for p in phases if p.fit.steps), nn.Sequential(*blocks), together)
 
-    def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
-        soft = SoftTargets(self.temperature)(*answers(batch))
+    def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+        soft = SoftTargets(self.temperature)(*logits_of_both(batch))
         if batch.labels is None:
             return {"kd": soft}
         return {"kd": soft, "labels": self.ce_weight * F.cross_entropy(batch.output.float(), batch.labels)}
 
 
-PRESETS = {"default": rich(BAN), "paper": rich(BAN)}
+PRESETS = {"default": preset_on_rich_views(BAN), "paper": preset_on_rich_views(BAN)}

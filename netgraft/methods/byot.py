@@ -9,13 +9,14 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netgraft.connectors import Embedding
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import Hint, SoftTargets
-from netgraft.methods.about import About
-from netgraft.methods.lesson import Lesson, LessonMethod, behind, checked, ends, rich, to_maps
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Feature
+from netgraft.methods.baseline import Baseline, Objective, preset_on_rich_views
+from netgraft.methods.connectors import Embedding
+from netgraft.methods.features import behind, ends, to_maps
+from netgraft.methods.hyperparameters import checked, hyperparameter
+from netgraft.methods.method import About
+from netgraft.plan import Feature, StepOutputs
 
 
 class ShallowEmbedding(nn.Sequential):
@@ -32,7 +33,7 @@ class ShallowEmbedding(nn.Sequential):
 
 
 @dataclass(frozen=True)
-class BYOT(LessonMethod):
+class BYOT(Baseline):
     """Classifiers at every block end learn from classes and from the deepest one; they are discarded at the end.
 
     ``CE(deepest) + sum_i (1 - alpha) CE_i + alpha tau^2 KL_i + lambda / 2 ||F_i - F_deepest||^2``, embeddings
@@ -54,7 +55,7 @@ class BYOT(LessonMethod):
         with checked():
             SoftTargets(self.temperature)
 
-    def lesson(self, pairing: Pairing) -> Lesson:
+    def lesson(self, pairing: Pairing) -> Objective:
         """Embeddings and answers of every block end but the last, and the last maps' own average."""
         *shallow, last = ends(pairing)
         width = pairing.widths[last][1]
@@ -69,9 +70,9 @@ class BYOT(LessonMethod):
             embedding = ShallowEmbedding(pairing.widths[number][1], width)
             features.append(feature(number, embedding))
             features.append(feature(number, nn.Sequential(embedding, nn.Linear(width, classes))))
-        return Lesson(self._objective, tuple(features))
+        return Objective(self._objective, tuple(features))
 
-    def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         deepest, *shallow = batch.features
         output = batch.output.float()
         terms = {"classes": F.cross_entropy(output, batch.classes)}
@@ -90,4 +91,4 @@ def _classes(pairing: Pairing) -> int:
     return last.out_features if isinstance(last, nn.Linear) else last.out_channels
 
 
-PRESETS = {"default": rich(BYOT), "paper": rich(BYOT)}
+PRESETS = {"default": preset_on_rich_views(BYOT), "paper": preset_on_rich_views(BYOT)}

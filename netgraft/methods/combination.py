@@ -9,21 +9,21 @@ from typing import Any
 from torch import Tensor
 
 from netgraft.errors import RequestError
-from netgraft.methods.about import About
-from netgraft.methods.lesson import Lesson, LessonMethod, StudentTraining, rich
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Budget, Preset
+from netgraft.grafting.pairing import Pairing
+from netgraft.methods.baseline import Baseline, Objective, StudentTraining, preset_on_rich_views
+from netgraft.methods.method import About, Budget, Preset
+from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True, eq=False)
 class _Share:
     """One method's part of the student's training: which of the features are its own."""
 
-    lesson: Lesson
+    lesson: Objective
     mine: slice
     theirs: slice
 
-    def terms(self, batch: Batch) -> Mapping[str, Tensor]:
+    def terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         return self.lesson.objective(
             replace(
                 batch,
@@ -33,7 +33,7 @@ class _Share:
         )
 
 
-def _shares(lessons: Sequence[Lesson]) -> list[_Share]:
+def _shares(lessons: Sequence[Objective]) -> list[_Share]:
     shares, mine, theirs = [], 0, 0
     for lesson in lessons:
         ends = mine + len(lesson.features), theirs + len(lesson.teacher_features)
@@ -56,7 +56,7 @@ def combine(kinds: Mapping[str, type]) -> tuple[type, dict[str, Callable[[Budget
         RequestError: One of them doesn't train the student by a lesson of its own.
     """
     for name, kind in kinds.items():
-        if not issubclass(kind, LessonMethod):
+        if not issubclass(kind, Baseline):
             raise RequestError(f"{name} can't be combined: it adds no terms to the student's training")
     own = {
         f.name: (f.name, f.type, field(default=f.default, metadata=f.metadata))
@@ -66,18 +66,18 @@ def combine(kinds: Mapping[str, type]) -> tuple[type, dict[str, Callable[[Budget
     first = [f.name for f in fields(StudentTraining)]
     ordered = [*first, *(name for name in own if name not in first)]
 
-    def lesson(self: Any, pairing: Pairing) -> Lesson:
+    def lesson(self: Any, pairing: Pairing) -> Objective:
         parts = [kind(**{f.name: getattr(self, f.name) for f in fields(kind)}) for kind in kinds.values()]
         lessons = [part.lesson(pairing) for part in parts]
         shares = _shares(lessons)
 
-        def objective(batch: Batch) -> Mapping[str, Tensor]:
+        def objective(batch: StepOutputs) -> Mapping[str, Tensor]:
             terms: dict[str, Tensor] = {}
             for share in shares:
                 terms = {**share.terms(batch), **terms}
             return terms
 
-        return Lesson(
+        return Objective(
             objective,
             features=tuple(feature for one in lessons for feature in one.features),
             teacher_features=tuple(feature for one in lessons for feature in one.teacher_features),
@@ -89,7 +89,7 @@ def combine(kinds: Mapping[str, type]) -> tuple[type, dict[str, Callable[[Budget
     kind = make_dataclass(
         "+".join(kind.__name__ for kind in kinds.values()),
         [own[name] for name in ordered],
-        bases=(LessonMethod,),
+        bases=(Baseline,),
         namespace={
             "lesson": lesson,
             "__doc__": f"The terms of {', '.join(kinds)} added.",
@@ -105,4 +105,4 @@ def combine(kinds: Mapping[str, type]) -> tuple[type, dict[str, Callable[[Budget
         },
         frozen=True,
     )
-    return kind, {"default": rich(kind)}
+    return kind, {"default": preset_on_rich_views(kind)}

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netgraft.errors import RequestError
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import SoftTargets
-from netgraft.methods.about import About
-from netgraft.methods.lesson import StudentTraining, rich
+from netgraft.methods.baseline import StudentTraining, preset_on_rich_views
+from netgraft.methods.hyperparameters import hyperparameter
+from netgraft.methods.method import About
 from netgraft.methods.peers import Peers, reborn
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Phase, Plan
+from netgraft.plan import Phase, Plan, StepOutputs
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DML(StudentTraining):
         )
         return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*blocks))
 
-    def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         logits = batch.output.float().unbind(1)
         divergence = SoftTargets(temperature=1.0)
         hard = sum((F.cross_entropy(one, batch.classes) for one in logits), start=logits[0].new_zeros(()))
@@ -62,4 +62,4 @@ class DML(StudentTraining):
         return {"classes": hard, "mutual": self.mutual_weight / (self.peers - 1) * mutual}
 
 
-PRESETS = {"default": rich(DML), "paper": rich(DML)}
+PRESETS = {"default": preset_on_rich_views(DML), "paper": preset_on_rich_views(DML)}

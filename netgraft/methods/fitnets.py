@@ -8,14 +8,15 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from netgraft.connectors import Regressor
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import Hint
-from netgraft.methods.about import About
+from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.connectors import Regressor
+from netgraft.methods.features import compared_size, middle, student_feature, teacher_feature, to_maps
+from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, compared_size, middle, rich, student_feature, teacher_feature, to_maps
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch
+from netgraft.methods.method import About
+from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class FitNets(KD):
     )
     hint_weight: float = hyperparameter(0.0, "weight of the hint in the student's training, behind its own phase")
 
-    def lesson(self, pairing: Pairing) -> Lesson:
+    def lesson(self, pairing: Pairing) -> Objective:
         """KD, behind a hint phase in which neither network runs further than the middle."""
         number = middle(pairing)
         wide, narrow = pairing.widths[number]
@@ -51,14 +52,14 @@ class FitNets(KD):
         maps = to_maps(pairing.teacher.cuts[number], compared_size(pairing, number))
         hint = replace(hint, teacher=nn.Sequential(*front, *maps))
         if not self.hint_weight:
-            return Lesson(self._objective, before=(hint,))
-        return Lesson(self._both, hint.features, (teacher_feature(pairing, number),), before=(hint,))
+            return Objective(self._objective, before=(hint,))
+        return Objective(self._both, hint.features, (teacher_feature(pairing, number),), before=(hint,))
 
-    def _both(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _both(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         hint = Hint(self.hint_reduction)(batch.features[0], batch.teacher_features[0])
         return {**self._objective(batch), "hint": self.hint_weight * hint}
 
-    def _hint(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _hint(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         assert batch.target is not None
         [feature] = batch.features
         return {"hint": Hint(self.hint_reduction)(feature, batch.target)}
@@ -74,4 +75,8 @@ def repdistiller() -> FitNets:
     return FitNets(hint_steps=0, hint_weight=100.0, kd_weight=0.0, ce_weight=1.0)
 
 
-PRESETS = {"default": rich(FitNets), "paper": rich(paper), "repdistiller": rich(repdistiller)}
+PRESETS = {
+    "default": preset_on_rich_views(FitNets),
+    "paper": preset_on_rich_views(paper),
+    "repdistiller": preset_on_rich_views(repdistiller),
+}

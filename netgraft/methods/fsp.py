@@ -9,15 +9,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from netgraft.connectors import Projector
 from netgraft.errors import RequestError
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.adapters import Projector
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import FlowOfSolution
-from netgraft.methods.about import About
+from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.features import student_feature, teacher_feature
+from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, rich, student_feature, teacher_feature
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch
+from netgraft.methods.method import About
+from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class FSP(KD):
         "element", "mean over a flow matrix, or the article's sum", choices=("element", "sample")
     )
 
-    def lesson(self, pairing: Pairing) -> Lesson:
+    def lesson(self, pairing: Pairing) -> Objective:
         """KD, behind a phase on flows alone."""
         numbers = range(max(0, pairing.inherited - 1), len(pairing) - 1)
         if len(numbers) < 2 or numbers[-1] < pairing.inherited:
@@ -59,9 +60,9 @@ class FSP(KD):
             teacher_features=[teacher_feature(pairing, number) for number in numbers],
             connectors=[projector for projector in projectors if projector is not None],
         )
-        return Lesson(super().lesson(pairing).objective, before=(flows,))
+        return Objective(super().lesson(pairing).objective, before=(flows,))
 
-    def _flows(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _flows(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         mine, theirs = (list(pairwise(maps)) for maps in (batch.features, batch.teacher_features))
         return {"flows": FlowOfSolution(self.fsp_reduction)(mine, theirs)}
 
@@ -76,4 +77,8 @@ def repdistiller() -> FSP:
     return FSP(kd_weight=0.0, ce_weight=1.0)
 
 
-PRESETS = {"default": rich(FSP), "paper": rich(paper), "repdistiller": rich(repdistiller)}
+PRESETS = {
+    "default": preset_on_rich_views(FSP),
+    "paper": preset_on_rich_views(paper),
+    "repdistiller": preset_on_rich_views(repdistiller),
+}

@@ -8,24 +8,16 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from netgraft.connectors import Paraphraser, Translator
 from netgraft.errors import RequestError
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import FactorTransfer, Hint
-from netgraft.methods.about import About
+from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.connectors import Paraphraser, Translator
+from netgraft.methods.features import compared_size, ends, student_feature, teacher_feature, to_maps
+from netgraft.methods.hyperparameters import checked, hyperparameter
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import (
-    Lesson,
-    checked,
-    compared_size,
-    ends,
-    rich,
-    student_feature,
-    teacher_feature,
-    to_maps,
-)
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Phase
+from netgraft.methods.method import About
+from netgraft.plan import Phase, StepOutputs
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class FT(KD):
         if self.paraphraser_steps < 1:
             raise RequestError(f"paraphraser_steps must be at least 1, not {self.paraphraser_steps}")
 
-    def lesson(self, pairing: Pairing) -> Lesson:
+    def lesson(self, pairing: Pairing) -> Objective:
         """KD and factors, behind the training of the paraphraser on the teacher alone."""
         number = ends(pairing)[-1]
         wide, narrow = pairing.widths[number]
@@ -68,19 +60,19 @@ class FT(KD):
             teacher=nn.Sequential(*front),
         )
         translator = Translator(narrow, paraphraser.factor_channels)
-        return Lesson(
+        return Objective(
             self._both,
             features=(student_feature(pairing, number, translator),),
             teacher_features=(teacher_feature(pairing, number, paraphraser.encoder),),
             before=(first,),
         )
 
-    def _both(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _both(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         distance = FactorTransfer(self.ft_reduction)(batch.features[0], batch.teacher_features[0])
         return {**self._objective(batch), "factors": self.ft_weight * distance}
 
 
-def _reconstruct(batch: Batch) -> Mapping[str, Tensor]:
+def _reconstruct(batch: StepOutputs) -> Mapping[str, Tensor]:
     assert batch.target is not None
     return {"reconstruction": Hint("element")(batch.output, batch.target)}
 
@@ -95,4 +87,8 @@ def repdistiller() -> FT:
     return FT(ft_weight=200.0, kd_weight=0.0, ce_weight=1.0)
 
 
-PRESETS = {"default": rich(FT), "paper": rich(paper), "repdistiller": rich(repdistiller)}
+PRESETS = {
+    "default": preset_on_rich_views(FT),
+    "paper": preset_on_rich_views(paper),
+    "repdistiller": preset_on_rich_views(repdistiller),
+}

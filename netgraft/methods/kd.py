@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netgraft.errors import RequestError
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import SoftTargets
-from netgraft.methods.about import About
-from netgraft.methods.lesson import Lesson, LessonMethod, answers, checked, rich
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch
+from netgraft.methods.baseline import Baseline, Objective, logits_of_both, preset_on_rich_views
+from netgraft.methods.hyperparameters import checked, hyperparameter
+from netgraft.methods.method import About
+from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class KD(LessonMethod):
+class KD(Baseline):
     """Match the teacher's softened outputs; on the labeled track, the labels a little as well."""
 
     about: ClassVar = About("offline", "logits", "1", "classes", "Hinton et al., arXiv 1503.02531", 2015)
@@ -35,19 +35,19 @@ class KD(LessonMethod):
         with checked():
             SoftTargets(self.temperature)
 
-    def lesson(self, pairing: Pairing) -> Lesson:
+    def lesson(self, pairing: Pairing) -> Objective:
         """Soft targets, and labels where there are any."""
-        return Lesson(self._objective)
+        return Objective(self._objective)
 
-    def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         terms = {}
         if self.kd_weight:
             weight = 1.0 if batch.labels is None else self.kd_weight
-            terms["kd"] = weight * SoftTargets(self.temperature)(*answers(batch))
+            terms["kd"] = weight * SoftTargets(self.temperature)(*logits_of_both(batch))
         # the teacher's arg-max adds nothing to its soft targets, but stands in where there are none
         if self.ce_weight and (batch.labels is not None or not self.kd_weight):
             terms["classes"] = self.ce_weight * F.cross_entropy(batch.output.float(), batch.classes)
         return terms
 
 
-PRESETS = {"default": rich(KD), "paper": rich(KD)}
+PRESETS = {"default": preset_on_rich_views(KD), "paper": preset_on_rich_views(KD)}

@@ -8,16 +8,15 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from netgraft.batches import steps_per_epoch
+from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.errors import RequestError
-from netgraft.grafting import Scion, assemble, graft, join, make_scions
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
+from netgraft.grafting.scions import Scion, assemble, graft, join, make_scions
 from netgraft.losses import LogitMSE, NormalizedLogits, SoftTargets
-from netgraft.methods.about import About
-from netgraft.methods.lesson import answers, checked
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Budget, Fit, Phase, Plan, Preset
-from netgraft.views import VIEW_POLICIES
+from netgraft.methods.baseline import logits_of_both
+from netgraft.methods.hyperparameters import checked, hyperparameter
+from netgraft.methods.method import About, Budget, Preset
+from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class NetGraft:
             return [range(count - length, count) for length in lengths]
         return [range(length) for length in lengths]
 
-    def _phase(self, pairing: Pairing, verb: str, scions: Sequence[Scion], run: range, fit: Fit) -> Phase:
+    def _phase(self, pairing: Pairing, verb: str, scions: Sequence[Scion], run: range, fit: TrainingSchedule) -> Phase:
         """Train a run of scions between the teacher's blocks in front of it and behind it."""
         scion = join(scions[run.start : run.stop])
         at = range(pairing.inherited + run.start, pairing.inherited + run.stop)
@@ -117,8 +116,8 @@ class NetGraft:
             adapters=tuple(scion.adapters()) if self._trains_adapters else (),
         )
 
-    def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
-        student, teacher = answers(batch)
+    def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+        student, teacher = logits_of_both(batch)
         if self.objective == "mse":
             return {"logits": LogitMSE()(student, teacher)}
         if self.objective == "kl":
@@ -126,16 +125,16 @@ class NetGraft:
         # times the batch size: the article's sum over the batch, whatever the number of processes
         return {"logits": self.batch_size * NormalizedLogits(reduction="mean")(student, teacher)}
 
-    def _block_fit(self, number: int, factor: float) -> Fit:
+    def _block_fit(self, number: int, factor: float) -> TrainingSchedule:
         steps = self.block_steps[min(number, len(self.block_steps) - 1)]
         lr = self.block_lr[min(number, len(self.block_lr) - 1)]
         return self._fit(steps, lr * factor, self.adapter_lr * factor)
 
-    def _join_fit(self, factor: float) -> Fit:
+    def _join_fit(self, factor: float) -> TrainingSchedule:
         return self._fit(self.join_steps, self.join_lr * factor, self.join_lr * factor)
 
-    def _fit(self, steps: int, lr: float, adapter_lr: float) -> Fit:
-        return Fit(
+    def _fit(self, steps: int, lr: float, adapter_lr: float) -> TrainingSchedule:
+        return TrainingSchedule(
             steps=steps,
             batch_size=self.batch_size,
             lr=lr,

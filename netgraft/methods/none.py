@@ -8,12 +8,12 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.errors import RequestError
-from netgraft.hyperparameters import hyperparameter
-from netgraft.methods.about import About
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Budget, Fit, Phase, Plan, Preset
-from netgraft.views import VIEW_POLICIES
+from netgraft.grafting.pairing import Pairing
+from netgraft.methods.hyperparameters import hyperparameter
+from netgraft.methods.method import About, Budget, Preset
+from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Untrained:
             model=nn.Sequential(*student),
             trainable=nn.ModuleList(student[pairing.inherited :]),
             objective=_nothing,
-            fit=Fit(steps=self.steps, batch_size=self.batch_size, lr=0.0, optimizer="sgd"),
+            fit=TrainingSchedule(steps=self.steps, batch_size=self.batch_size, lr=0.0, optimizer="sgd"),
         )
         return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*student))
 
 
-def _nothing(batch: Batch) -> Mapping[str, Tensor]:
+def _nothing(batch: StepOutputs) -> Mapping[str, Tensor]:
     return {"nothing": 0.0 * batch.output.float().sum()}
 
 

@@ -8,14 +8,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import NeuronSelectivity
 from netgraft.losses.neuron_selectivity import KERNELS
-from netgraft.methods.about import About
+from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.features import compared_size, ends, student_feature, teacher_feature
+from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, compared_size, ends, rich, student_feature, teacher_feature
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch
+from netgraft.methods.method import About
+from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class NST(KD):
     nst_weight: float = hyperparameter(50.0, "weight of the discrepancy (beta)")
     nst_kernel: str = hyperparameter("polynomial", "of the discrepancy", choices=KERNELS)
 
-    def lesson(self, pairing: Pairing) -> Lesson:
+    def lesson(self, pairing: Pairing) -> Objective:
         """KD and discrepancies at the last block end whose maps have more than one position."""
         numbers = ends(pairing)
         # patterns of a single position are all alike
         mapped = [number for number in numbers if max(compared_size(pairing, number)) > 1]
         chosen = (mapped or list(numbers))[-1]
-        return Lesson(self._both, (student_feature(pairing, chosen),), (teacher_feature(pairing, chosen),))
+        return Objective(self._both, (student_feature(pairing, chosen),), (teacher_feature(pairing, chosen),))
 
-    def _both(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _both(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         discrepancy = NeuronSelectivity(self.nst_kernel)(batch.features[0], batch.teacher_features[0])
         return {**self._objective(batch), "selectivity": self.nst_weight * discrepancy}
 
@@ -45,4 +46,8 @@ def repdistiller() -> NST:
     return NST(nst_weight=50.0, kd_weight=0.0, ce_weight=1.0)
 
 
-PRESETS = {"default": rich(NST), "paper": rich(NST), "repdistiller": rich(repdistiller)}
+PRESETS = {
+    "default": preset_on_rich_views(NST),
+    "paper": preset_on_rich_views(NST),
+    "repdistiller": preset_on_rich_views(repdistiller),
+}

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netgraft.errors import RequestError
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import SoftTargets
-from netgraft.methods.about import About
-from netgraft.methods.lesson import StudentTraining, behind, checked, ends, rich, to_maps
+from netgraft.methods.baseline import StudentTraining, preset_on_rich_views
+from netgraft.methods.features import behind, ends, to_maps
+from netgraft.methods.hyperparameters import checked, hyperparameter
+from netgraft.methods.method import About
 from netgraft.methods.peers import LastAnswer, Peers, reborn
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch, Phase, Plan
+from netgraft.plan import Phase, Plan, StepOutputs
 
 
 class Gate(nn.Sequential):
@@ -94,7 +95,7 @@ class ONE(StudentTraining):
         together = nn.Sequential(*phase.model, LastAnswer())
         return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*blocks), together)
 
-    def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         *branches, ensemble = batch.output.float().unbind(1)
         soft, nothing = SoftTargets(self.temperature), ensemble.new_zeros(())
         return {
@@ -104,4 +105,4 @@ class ONE(StudentTraining):
         }
 
 
-PRESETS = {"default": rich(ONE), "paper": rich(ONE)}
+PRESETS = {"default": preset_on_rich_views(ONE), "paper": preset_on_rich_views(ONE)}

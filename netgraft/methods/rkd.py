@@ -8,14 +8,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from netgraft.connectors import Embedding
-from netgraft.hyperparameters import hyperparameter
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import RelationalAngle, RelationalDistance
-from netgraft.methods.about import About
+from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.connectors import Embedding
+from netgraft.methods.features import ends, student_feature, teacher_feature
+from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.methods.kd import KD
-from netgraft.methods.lesson import Lesson, ends, rich, student_feature, teacher_feature
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch
+from netgraft.methods.method import About
+from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
@@ -27,16 +28,16 @@ class RKD(KD):
     distance_weight: float = hyperparameter(25.0, "weight of the distances")
     angle_weight: float = hyperparameter(50.0, "weight of the angles")
 
-    def lesson(self, pairing: Pairing) -> Lesson:
+    def lesson(self, pairing: Pairing) -> Objective:
         """KD and relations at the last block end."""
         number = ends(pairing)[-1]
-        return Lesson(
+        return Objective(
             self._both,
             (student_feature(pairing, number, Embedding()),),
             (teacher_feature(pairing, number, Embedding()),),
         )
 
-    def _both(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _both(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         [mine], [theirs] = batch.features, batch.teacher_features
         return {
             **self._objective(batch),
@@ -50,4 +51,8 @@ def repdistiller() -> RKD:
     return RKD(kd_weight=0.0, ce_weight=1.0)
 
 
-PRESETS = {"default": rich(RKD), "paper": rich(RKD), "repdistiller": rich(repdistiller)}
+PRESETS = {
+    "default": preset_on_rich_views(RKD),
+    "paper": preset_on_rich_views(RKD),
+    "repdistiller": preset_on_rich_views(repdistiller),
+}

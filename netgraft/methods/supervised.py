@@ -9,24 +9,24 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from netgraft.methods.about import About
-from netgraft.methods.lesson import Lesson, LessonMethod, rich
-from netgraft.pairing import Pairing
-from netgraft.phases import Batch
+from netgraft.grafting.pairing import Pairing
+from netgraft.methods.baseline import Baseline, Objective, preset_on_rich_views
+from netgraft.methods.method import About
+from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class Supervised(LessonMethod):
+class Supervised(Baseline):
     """Cross-entropy on the labels, or on the teacher's arg-max where there are none."""
 
     about: ClassVar = About("reference", "labels", "1", "classes", "-", 0, teacher=False)
 
-    def lesson(self, pairing: Pairing) -> Lesson:
+    def lesson(self, pairing: Pairing) -> Objective:
         """Classes alone."""
-        return Lesson(self._objective)
+        return Objective(self._objective)
 
-    def _objective(self, batch: Batch) -> Mapping[str, Tensor]:
+    def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         return {"supervised": F.cross_entropy(batch.output.float(), batch.classes)}
 
 
-PRESETS = {"default": rich(Supervised)}
+PRESETS = {"default": preset_on_rich_views(Supervised)}

@@ -1,0 +1,91 @@
+"""Renew the tables and pictures of the pages from the committed result files.
+
+python -m benchmarks.render_docs
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+END = "<!-- end of results -->"
+
+TABLE = ("netgraft.cli.main", "table")
+
+RESULTS = "benchmarks/results"
+
+
+PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "README.md": {"results": (*TABLE, f"{RESULTS}/netgraft-cifar10")},
+    "docs/baselines.md": {
+        "results: digits": (*TABLE, f"{RESULTS}/baselines-digits"),
+        "results: cifar10 gaps": (*TABLE, f"{RESULTS}/baselines-cifar10"),
+        "results: cifar10 agreement": (*TABLE, f"{RESULTS}/baselines-cifar10", "--metric", "agreement"),
+        "results: cifar10 differences": (*TABLE, f"{RESULTS}/baselines-cifar10", "--against", "netgraft"),
+        "results: cifar10 differences of agreement": (
+            *TABLE,
+            f"{RESULTS}/baselines-cifar10",
+            "--against",
+            "netgraft",
+            "--metric",
+            "agreement",
+        ),
+    },
+    "docs/results.md": {
+        "results: plain": (*TABLE, f"{RESULTS}/netgraft-cifar10-plain"),
+        "results: selection": ("benchmarks.studies.test_set_selection", "table"),
+        "results: ablation": (*TABLE, f"{RESULTS}/ablation"),
+        "results: shallower": (*TABLE, f"{RESULTS}/shallower-digits"),
+        "results: tinyimagenet": (*TABLE, f"{RESULTS}/tinyimagenet100"),
+        "results: ideas": ("benchmarks.studies.grafting_variants", "table"),
+        "results: families": (*TABLE, f"{RESULTS}/families-cifar10"),
+    },
+    "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
+    "docs/speed.md": {"results": ("benchmarks.speed.table", f"{RESULTS}/speed")},
+}
+
+"""Page -> marker -> the module and its arguments that print what stands between the marker and END."""
+
+
+PICTURES: Mapping[str, str] = {
+    f"docs/pictures/{name}.svg": f"{RESULTS}/{name}"
+    for name in ("netgraft-cifar10", "ablation", "baselines-digits", "baselines-cifar10", "tinyimagenet100")
+}
+
+"""Picture -> the folder of results that it shows."""
+
+
+def printed(command: Sequence[str]) -> str:
+    """Return what a command of :data:`PAGES` prints."""
+    made = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=True)
+    return made.stdout.rstrip()
+
+
+def shown(text: str, marker: str) -> str:
+    """Return what stands in a page behind a marker. Raises ValueError where there is none, or no end."""
+    start = text.index(f"<!-- {marker} -->\n") + len(f"<!-- {marker} -->\n")
+    return text[start : text.index(f"\n{END}", start)]
+
+
+def main() -> None:
+    """Rewrite every page whose tables are not what their commands print, and draw every picture."""
+    for page, tables in PAGES.items():
+        path = ROOT / page
+        before = after = path.read_text(encoding="utf-8")
+        for marker, command in tables.items():
+            opening = f"<!-- {marker} -->\n"
+            after = after.replace(f"{opening}{shown(after, marker)}\n{END}", f"{opening}{printed(command)}\n{END}")
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+            print(f"renewed: {page}")
+    for picture, folder in PICTURES.items():
+        printed((*TABLE, folder, "--plot", picture))
+        print(f"drawn: {picture}")
+
+
+if __name__ == "__main__":
+    main()

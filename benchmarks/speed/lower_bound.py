@@ -1,0 +1,149 @@
+"""Distance to the limit: the runner's phases against the arithmetic that nothing can avoid, as a bare loop.
+
+The bare loop runs the scion forward and backward and the frozen suffix forward and backward to its input, in the same
+precision, on tensors already in memory. It updates no weights, reads no views, logs nothing. Filling the cache is
+compared with a bare forward of the teacher over as many images in memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.speed.timing import median, ratio, seconds, side_by_side, write
+from benchmarks.studies.cifar_task import faster_precision, task
+from netgraft.distillation import Distillation
+from netgraft.modules import freeze
+from netgraft.plan import Phase, StepOutputs
+from netgraft.training.frozen_cache import frozen_prefix
+from netgraft.training.fusion import fused_copies
+from netgraft.training.precision import autocast, compute_dtype
+from netgraft.training.runner import Runner
+
+CHUNK = 256
+
+
+class BareLoop:
+    """The unavoidable arithmetic of a prepared task."""
+
+    def __init__(self, prepared: Distillation, precision: str) -> None:
+        self.plan, self.precision = prepared.plan, precision
+        self.device = prepared.runner.fabric.device
+        self.count = len(prepared.views) // prepared.views.per_image
+        images = prepared.views.batch(range(CHUNK)).to(self.device)
+        self.images = images.to(memory_format=torch.channels_last)
+        models = [m for phase in self.plan.phases for m in (phase.teacher, phase.model) if m is not None]
+        self.modules = nn.ModuleList(models).to(self.device)
+        with freeze(self.modules):
+            trained = nn.ModuleList(phase.trainable for phase in self.plan.phases)
+            self.copies = fused_copies(models, trained, self.images[:2], compute_dtype(precision))
+
+    def phase(self, phase: Phase) -> float:
+        """Seconds of a phase's steps."""
+        with freeze(self.modules):
+            phase.trainable.requires_grad_(True)
+            phase.trainable.train()
+            prefix, rest = frozen_prefix(phase.model, phase.trainable)
+            body = nn.Sequential(*(self.copies.get(block, block) for block in rest))
+            with torch.no_grad(), autocast(self.precision, self.device):
+                inputs = self.images
+                for block in prefix:
+                    inputs = self.copies.get(block, block)(inputs.clone())
+            target = torch.randn(CHUNK, 10, device=self.device)
+            sizes = self._sizes(phase)
+            parts = {size: (inputs[:size].clone(), target[:size]) for size in set(sizes)}
+
+            def steps() -> None:
+                for size in sizes:
+                    self._step(phase, body, *parts[size])
+
+            self._step(phase, body, *parts[sizes[0]])
+            return seconds(steps)
+
+    def _sizes(self, phase: Phase) -> list[int]:
+        fit = phase.fit
+        epoch = [len(part) for part in torch.arange(self.count).split(fit.batch_size)]
+        return (epoch * fit.steps)[: fit.steps]
+
+    def _step(self, phase: Phase, body: nn.Sequential, inputs: Tensor, target: Tensor) -> None:
+        with autocast(self.precision, self.device):
+            output = body(inputs.clone())
+        loss = phase.objective(StepOutputs(output, target, None))["logits"]
+        loss.backward()
+        for parameter in phase.trainable.parameters():
+            parameter.grad = None
+
+    def teacher(self, views: int) -> float:
+        """Seconds of the teacher's forward over some images."""
+        teacher = self.plan.phases[0].teacher
+        assert teacher is not None
+        body = nn.Sequential(*(self.copies.get(block, block) for block in teacher))
+
+        def run() -> None:
+            for start in range(0, views, CHUNK):
+                body(self.images[: min(CHUNK, views - start)].clone())
+
+        with torch.inference_mode(), autocast(self.precision, self.device):
+            body(self.images.clone())
+            return seconds(run)
+
+
+def main() -> None:
+    """Measure and write the result file."""
+    first = task()
+    precision = faster_precision()
+    bare = BareLoop(task(), precision)
+    filling: dict[str, list[float]] = {"netgraft": [], "bare": []}
+    views = len({int(i) for i in _read(first)})
+
+    def ours() -> float:
+        prepared = task(runner=Runner(precision=precision))
+        trained = prepared.runner.run(prepared.plan, prepared.views)
+        filling["netgraft"].append(trained.frozen_seconds)
+        return trained.seconds - trained.frozen_seconds
+
+    def theirs() -> float:
+        filling["bare"].append(bare.teacher(views))
+        return sum(bare.phase(phase) for phase in bare.plan.phases)
+
+    steps = side_by_side({"netgraft": ours, "bare": theirs})
+    write(
+        "limit",
+        {
+            "task": "cifar10-jpeg, VGG16 to half, 10 shots, preset reference, 840 steps",
+            "precision": precision,
+            "views": views,
+            "seconds": {"steps": steps, "filling": filling},
+            "medians": {
+                **{f"steps, {name}": median(values) for name, values in steps.items()},
+                **{f"filling, {name}": median(values) for name, values in filling.items()},
+            },
+            "ratios": {"steps": ratio(steps, "netgraft", "bare"), "filling": ratio(filling, "netgraft", "bare")},
+            "targets": {"steps": 1.15},
+        },
+    )
+
+
+def _read(prepared: Distillation) -> list[int]:
+    """The views that the plan reads."""
+    from netgraft.training.sampling import batch_indices
+
+    views = prepared.views
+    return [
+        int(index)
+        for number, phase in enumerate(prepared.plan.phases)
+        for step in range(phase.fit.steps)
+        for index in batch_indices(
+            prepared.runner.seed,
+            number,
+            step,
+            images=len(views) // views.per_image,
+            per_image=views.per_image,
+            batch_size=phase.fit.batch_size,
+            whole_epochs=phase.fit.whole_epochs,
+        )
+    ]
+
+
+if __name__ == "__main__":
+    main()

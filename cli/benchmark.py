@@ -1,0 +1,104 @@
+"""The command that computes a grid: benchmark."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from netgraft.errors import InterruptedRunError, RequestError, RunError
+
+from .options import PATH, device_option, flag
+
+if TYPE_CHECKING:
+    from netgraft.experiments.scheduler import Grid
+    from netgraft.experiments.specification import Cell
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--out", type=PATH, help="Folder of the result files; results/ with the file's name by default.")
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Cells side by side.")
+@click.option("--only", multiple=True, metavar="TEXT", help="Only cells with TEXT in their names; may be repeated.")
+@click.option("--dry-run", is_flag=True, help="Print the cells and an estimate of the time.")
+@device_option
+@flag("--quiet", "Say nothing but errors.")
+def benchmark(
+    file: Path,
+    out: Path | None,
+    workers: int,
+    only: tuple[str, ...],
+    dry_run: bool,
+    accelerator: str | None,
+    quiet: bool | None,
+) -> None:
+    """Compute the cells of FILE, a TOML file, that are not finished yet.
+
+    Each cell is one run of netgraft distill with a result file of its own. A killed grid goes on where it stopped; a
+    cell that fails doesn't stop the others.
+    """
+    from netgraft.experiments.results import ResultStore
+    from netgraft.experiments.scheduler import Grid
+    from netgraft.experiments.specification import Experiment
+
+    experiment = Experiment.load(file)
+    results = ResultStore(out or Path("results") / file.stem)
+    grid = Grid(results, workers, () if accelerator is None else ("--device", accelerator))
+    cells = [cell for cell in experiment.cells if not only or any(text in cell.name for text in only)]
+    if not cells:
+        names = ", ".join(cell.name for cell in experiment.cells[:5])
+        raise click.UsageError(f"no cell's name has {' or '.join(only)} in it; the first are {names}")
+    if dry_run:
+        _preview(grid, cells, experiment.title)
+        return
+    pending = grid.pending(cells)
+    results.claim(file)
+    _compute(grid, cells, pending, title=experiment.title, quiet=bool(quiet))
+
+
+def _preview(grid: Grid, cells: Sequence[Cell], title: str) -> None:
+    from netgraft.experiments.estimate import Estimate
+
+    from .grid_display import duration
+    from .output import emit, emit_table
+
+    found = [(cell, grid.results.find(cell)) for cell in cells]
+    estimate = Estimate([(cell, result) for cell, result in found if result is not None])
+    rows, total, unknown = [], 0.0, ""
+    for cell, result in found:
+        state = "finished"
+        if result is None:
+            try:
+                seconds = estimate.seconds(cell)
+                total, state = total + seconds, duration(seconds)
+            except RequestError as error:
+                unknown, state = str(error), "unknown"
+        rows.append([cell.name, shlex.join(cell.arguments()), state])
+    emit_table(["cell", "netgraft ...", "time"], rows, title=title)
+    pending = sum(result is None for _, result in found)
+    emit(f"{len(cells)} cells, {pending} to compute: about {duration(total / grid.workers)} on this machine")
+    if unknown:
+        emit(f"not all could be estimated: {unknown}")
+
+
+def _compute(grid: Grid, cells: Sequence[Cell], pending: Sequence[Cell], *, title: str, quiet: bool) -> None:
+    from .grid_display import open_view
+    from .output import emit
+    from .signals import interruptible
+
+    done = len(cells) - len(pending)
+    with open_view(title, len(cells), done, sys.stderr, quiet=quiet) as tally, interruptible() as interruption:
+        grid.run(pending, tally, interruption.requested)
+    if tally.failures:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in tally.failures.items())
+        raise RunError(
+            f"{len(tally.failures)} of {len(cells)} cells failed; the same command tries them again\n{reasons}"
+        )
+    if tally.done < len(cells):
+        raise InterruptedRunError(f"{tally.done} of {len(cells)} cells are finished; the same command goes on")
+    if not quiet:
+        emit(f"{len(cells)} cells in {grid.results.folder}; netgraft table {grid.results.folder} shows them")

@@ -1,0 +1,57 @@
+"""The command ``netgraft evaluate``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from .options import (
+    PATH,
+    data_options,
+    device_option,
+    flag,
+    given,
+    image_size_option,
+)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", required=True, help="Name or path of labelled images; their test partition, if there is one.")
+@click.option("--weights", "--teacher-weights", "weights", type=PATH, help="safetensors file or checkpoint for MODEL.")
+@image_size_option
+@data_options
+@device_option
+@flag("--quiet", "Say nothing but the result.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def evaluate(
+    model: str,
+    data: str,
+    weights: Path | None,
+    image_size: int | None,
+    data_root: Path | None,
+    download: bool | None,
+    accelerator: str | None,
+    quiet: bool | None,
+    as_json: bool,
+) -> None:
+    """Measure the accuracy of MODEL: a student folder, a timm name, hf-hub:... or local-dir:..."""
+    from netgraft.jobs.evaluate import evaluate as measure
+
+    from .output import count, emit, emit_json
+    from .progress_display import open_reporter
+
+    options = given(
+        weights=weights, image_size=image_size, data_root=data_root, download=download, accelerator=accelerator
+    )
+    with open_reporter(sys.stderr, quiet=bool(quiet), json_lines=as_json) as reporter:
+        result = measure(model, data, reporter=reporter, **options)
+    if as_json:
+        emit_json(result)
+    else:
+        emit(
+            f"{model}: top-1 {result['top1']:.2f} % on {count(result['images'])} images of {result['data']}, "
+            f"{count(result['parameters'])} parameters, {count(result['macs'])} MACs"
+        )

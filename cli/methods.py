@@ -1,0 +1,54 @@
+"""The command ``netgraft methods``."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from netgraft.methods.method import About
+
+
+@click.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List the methods, or show the hyper-parameters and presets of one."""
+    from netgraft.methods.registry import METHODS, find
+
+    from .output import emit, emit_table
+
+    if name is None:
+        rows = []
+        for known, entry in METHODS.items():
+            about = _about(entry.kind)
+            year = str(about.year or "-")
+            rows.append([known, about.category, about.matches, about.phases, about.labels, about.article, year])
+        emit_table(["method", "category", "matches", "phases", "labels", "article", "year"], rows)
+        emit("labels: classes are real ones with --labeled, else the teacher's answers; methods can be joined: kd+at")
+        return
+    entry = find(name)
+    about = _about(entry.kind)
+    emit(f"{name}: {_first_line(entry.kind)}\narticle: {about.article}")
+    emit(f"category: {about.category}; matches: {about.matches}; phases: {about.phases}; labels: {about.labels}")
+    if not about.teacher:
+        emit("the teacher doesn't teach; its answers stand for labels where there are none")
+    emit("presets:\n" + "\n".join(f"  {preset}: {_first_line(make)}" for preset, make in entry.presets.items()))
+    _show_hyperparameters(entry.kind)
+
+
+def _show_hyperparameters(method: type) -> None:
+    from .options import hyperparameters
+    from .output import emit_table
+
+    rows = [[option.flag, option.kind, option.shown_default, option.meaning] for option in hyperparameters(method)]
+    emit_table(["option", "type", "default", "meaning"], rows)
+
+
+def _first_line(documented: object) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0]
+
+
+def _about(method: type) -> About:
+    return method.about  # type: ignore[attr-defined]

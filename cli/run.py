@@ -1,0 +1,74 @@
+"""What the commands that run models on images share: signals, progress, and the words at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from netgraft.progress import ProgressReporter
+
+from .options import (
+    given,
+)
+
+
+class Job(Protocol):
+    """A job of :mod:`netgraft.jobs.distill`."""
+
+    def run(self, reporter: ProgressReporter | None = None, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+        """Do it and return the result."""
+        ...
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks: with several devices, each further process runs the same command again."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
+
+
+def make_runner(options: dict[str, Any]) -> Any:
+    """Take the device options out of ``options`` and make a runner of them."""
+    from netgraft.training.runner import Runner
+
+    names = ("accelerator", "devices", "precision", "checkpoint_seconds", "cache_gib")
+    return Runner(**given(**{name: options.pop(name) for name in names}))
+
+
+def run_job(job: Job, *, quiet: bool | None, as_json: bool | None, show: Callable[[dict[str, Any]], None]) -> None:
+    """Carry out a job in front of a person or a program: progress, signals, and the result at the end."""
+    from .output import emit_json
+    from .progress_display import open_reporter
+    from .signals import heeding_signals
+
+    _hush_libraries()
+    silent = bool(quiet) or not is_first_process()
+    with (
+        open_reporter(sys.stderr, quiet=silent, json_lines=bool(as_json)) as speaker,
+        heeding_signals(speaker) as (reporter, interruption),
+    ):
+        result = job.run(reporter, interruption.requested)
+        _leave_processes()
+    if as_json and is_first_process():
+        emit_json(result)
+    elif not silent:
+        show(result)
+
+
+def _leave_processes() -> None:
+    """End the threads of a run on several devices: interpreters that end with them running abort now and then."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _hush_libraries() -> None:
+    """Keep the chatter of libraries out of output that programs read."""
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning_fabric")
+    # a 1x1 convolution's gradient has two equally good layouts
+    warnings.filterwarnings("ignore", message="Grad strides do not match")

@@ -1,1 +1,0 @@
-"""Data shipped with the package: the weights of the digits teacher."""

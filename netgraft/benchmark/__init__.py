@@ -1,1 +1,0 @@
-"""Grids of distillation runs: what is computed, how it is run, and how it is shown."""

@@ -1,0 +1,1 @@
+"""Names and paths -> images, few-shot subsets, seeded views."""

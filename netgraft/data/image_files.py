@@ -1,0 +1,262 @@
+"""Image files in folders and tar archives: listing, partitions, classes, reading, decoding.
+
+Nothing is ever extracted to disk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from netgraft.errors import RequestError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+TRAIN = "train"
+
+EVALUATION = ("test", "val", "validation")
+
+KEPT_IN_MEMORY = 256 * 2**20  # bytes of a compressed archive, up to which its files are kept
+
+
+class ImageFiles(Protocol):
+    """Encoded images under relative names, in a fixed order."""
+
+    location: Path
+    names: tuple[str, ...]
+
+    def read(self, positions: Sequence[int]) -> list[bytes]:
+        """Return the content of the files at ``positions``."""
+
+
+def decode(content: bytes, name: str) -> Image.Image:
+    """Decode an image in its own mode.
+
+    Raises:
+        RequestError: The content is no whole image; says which file.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    # Pillow's plugins raise all of these on broken files
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError) as error:
+        reason = str(error) if not isinstance(error, Image.UnidentifiedImageError) else "no known image format"
+        raise RequestError(f"expected an image in {name}, got: {reason}; repair or remove the file") from None
+    return image
+
+
+class FolderFiles:
+    """The image files in a folder and its subfolders.
+
+    Raises:
+        RequestError: The folder can't be read or holds no image.
+    """
+
+    def __init__(self, location: Path) -> None:
+        def refuse(error: OSError) -> None:
+            raise RequestError(f"expected a readable folder, got: {error}") from None
+
+        found: list[str] = []
+        for folder, subfolders, files in os.walk(location, onerror=refuse, followlinks=True):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            inside = Path(folder).relative_to(location)
+            found.extend((inside / name).as_posix() for name in files if _is_image(name))
+        if not found:
+            raise RequestError(_no_image(location))
+        self.location = location
+        self.names = tuple(sorted(found, key=_by_folder))
+
+    def read(self, positions: Sequence[int]) -> list[bytes]:
+        """Return the content of the files at ``positions``."""
+        contents = []
+        for position in positions:
+            path = self.location / self.names[position]
+            try:
+                contents.append(path.read_bytes())
+            except OSError as error:
+                raise RequestError(f"expected a readable image at {path}, got: {error}") from None
+        return contents
+
+
+class TarFiles:
+    """The image files in a tar archive, plain or compressed by gzip.
+
+    A plain archive is read by offset. Of a small compressed one the files are kept in memory; a large one is read
+    from front to back, again from the front only for a file before the last one read.
+
+    Raises:
+        RequestError: The archive can't be read or holds no image.
+    """
+
+    def __init__(self, location: Path, *, kept_in_memory: int = KEPT_IN_MEMORY) -> None:
+        self.location = location
+        try:
+            with location.open("rb") as file:
+                self._compressed = file.read(2) == b"\x1f\x8b"
+            keep = self._compressed and location.stat().st_size < kept_in_memory
+            entries = _unpacked(location) if keep else _listed(location, compressed=self._compressed)
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            raise RequestError(f"expected a whole tar archive at {location}, got: {error}") from None
+        if not entries:
+            raise RequestError(_no_image(location))
+        entries.sort(key=lambda entry: _by_folder(entry[0]))
+        self.names = tuple(name for name, *_ in entries)
+        self._places = [place for _, place, _, _ in entries]
+        self._sizes = [size for _, _, size, _ in entries]
+        self._contents = [content for *_, content in entries] if keep else None
+        self._tape: Iterator[bytes] | None = None
+        self._played = 0
+        self._process = 0
+
+    def read(self, positions: Sequence[int]) -> list[bytes]:
+        """Return the content of the files at ``positions``."""
+        if self._contents is not None:
+            return [self._contents[position] for position in positions]
+        try:
+            if self._compressed:
+                return self._read_tape(positions)
+            contents = []
+            with self.location.open("rb") as file:
+                for position in positions:
+                    file.seek(self._places[position])
+                    contents.append(file.read(self._sizes[position]))
+        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+            raise RequestError(f"expected a whole tar archive at {self.location}, got: {error}") from None
+        return contents
+
+    def _read_tape(self, positions: Sequence[int]) -> list[bytes]:
+        wanted = {self._places[position] for position in positions}
+        found: dict[int, bytes] = {}
+        # a forked process shares the file's offset with its parent, so it opens its own
+        if self._tape is None or self._process != os.getpid() or min(wanted, default=0) < self._played:
+            self._tape, self._played, self._process = self._play(), 0, os.getpid()
+        while len(found) < len(wanted):
+            content = next(self._tape, None)
+            if content is None:
+                raise EOFError("fewer files than when it was opened")
+            if self._played in wanted:
+                found[self._played] = content
+            self._played += 1
+        return [found[self._places[position]] for position in positions]
+
+    def _play(self) -> Iterator[bytes]:
+        with tarfile.open(self.location, "r|gz") as archive:
+            for _, member in _image_members(archive):
+                yield _content(archive, member)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tape": None}
+
+
+def is_tar(path: Path) -> bool:
+    """Whether the name of ``path`` is a tar archive's."""
+    return path.name.lower().endswith(TAR_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Files of one partition.
+
+    Attributes:
+        positions: In the `ImageFiles`.
+        folders: Class folder of each file; None where the files lie in no class folder.
+    """
+
+    positions: tuple[int, ...]
+    folders: tuple[str, ...] | None
+
+
+def arrange(names: Sequence[str], location: Path) -> tuple[Partition, Partition | None]:
+    """Find the training and the evaluation partition in relative file names.
+
+    Understood are ``train/`` with or without ``test/``, ``val/`` or ``validation/`` (the first of them that has
+    class folders) beside it; class folders; and files in no folder. Folders that hold everything are skipped.
+
+    Raises:
+        RequestError: Images lie beside class folders.
+    """
+    paths = {position: name.split("/") for position, name in enumerate(names)}
+    while True:
+        tops = {path[0] for path in paths.values() if len(path) > 1}
+        evaluation = [top for top in EVALUATION if top in tops]
+        if TRAIN in tops and (evaluation or tops == {TRAIN}):
+            break
+        if len(tops) > 1 or any(len(path) < 3 for path in paths.values()):
+            return _partition(paths, location), None
+        paths = {position: path[1:] for position, path in paths.items()}
+    inside = {
+        top: _partition({p: path[1:] for p, path in paths.items() if len(path) > 1 and path[0] == top}, location / top)
+        for top in (TRAIN, *evaluation)
+    }
+    labelled = [inside[top] for top in evaluation if inside[top].folders is not None]
+    return inside[TRAIN], labelled[0] if labelled else None
+
+
+def _partition(paths: dict[int, list[str]], location: Path) -> Partition:
+    flat = [path for path in paths.values() if len(path) == 1]
+    if flat and len(flat) < len(paths):
+        raise RequestError(
+            f"expected either images or class folders in {location}, got both (such as {flat[0][0]}); move the "
+            "images into their class folders or the folders away"
+        )
+    folders = None if flat else tuple(path[0] for path in paths.values())
+    return Partition(tuple(paths), folders)
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _by_folder(name: str) -> list[str]:
+    return name.split("/")
+
+
+def _no_image(location: Path) -> str:
+    kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+    return f"expected images ({kinds}) in {location}, got none; name another place"
+
+
+def _image_members(archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    for member in archive:
+        parts = [part for part in member.name.split("/") if part not in {"", "."}]
+        if member.isreg() and parts and _is_image(parts[-1]) and not any(p.startswith(".") for p in parts):
+            yield "/".join(parts), member
+
+
+def _unpacked(location: Path) -> list[tuple[str, int, int, bytes]]:
+    """Name, number, size and content of each image; cut from the whole, which takes half as long as asking for each."""
+    whole = gzip.decompress(location.read_bytes())
+    entries = []
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        for number, (name, member) in enumerate(_image_members(archive)):
+            content = whole[member.offset_data : member.offset_data + member.size]
+            if len(content) < member.size:
+                raise EOFError(f"the end within {name}")
+            entries.append((name, number, member.size, content))
+    return entries
+
+
+def _listed(location: Path, *, compressed: bool) -> list[tuple[str, int, int, bytes]]:
+    """Name, place and size of each image: its offset, or its number on a tape, which has no offsets."""
+    with tarfile.open(location, "r|gz" if compressed else "r:") as archive:
+        return [
+            (name, number if compressed else member.offset_data, member.size, b"")
+            for number, (name, member) in enumerate(_image_members(archive))
+        ]
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None  # it is a regular file
+    return file.read()

@@ -1,0 +1,167 @@
+"""Images in a fixed order, with or without classes, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+from PIL import Image
+
+from netgraft.data.image_files import (
+    ImageFiles,
+    decode,
+)
+from netgraft.errors import RequestError
+
+
+class ImageStore(Protocol):
+    """Where the images of a set come from."""
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        """Return the decoded images at ``positions``."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images in a fixed order.
+
+    Attributes:
+        name: Of the data set and the partition.
+        size: Number of images.
+        store: Where they come from.
+        labels: Class (0 to K - 1) of each image; None where there are none.
+        classes: Number of classes; None where there are no labels.
+        names: File name of each image; None where they come from no files.
+        class_names: In the order of the labels; None where unknown.
+    """
+
+    name: str
+    size: int
+    store: ImageStore = field(repr=False, compare=False)
+    labels: tuple[int, ...] | None = field(default=None, repr=False)
+    classes: int | None = None
+    names: tuple[str, ...] | None = field(default=None, repr=False)
+    class_names: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def load(self, index: int) -> Image.Image:
+        """Return an image, decoded, in its own mode.
+
+        Raises:
+            IndexError: There is no such image.
+            RequestError: The image is broken; says which file.
+        """
+        return self.load_many([index])[0]
+
+    def load_many(self, indices: Sequence[int]) -> list[Image.Image]:
+        """Return several images; one pass through an archive that can only be read from front to back.
+
+        Raises:
+            IndexError: There is no such image.
+            RequestError: An image is broken; says which file.
+        """
+        for index in indices:
+            if not 0 <= index < self.size:
+                raise IndexError(f"{self.name} has images 0 to {self.size - 1}, not {index}")
+        return self.store.images(indices)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A training set, from which the few images are drawn, and a test set.
+
+    Attributes:
+        name: Of the data set, as results print it.
+        train: What a subset is drawn from.
+        test: What is evaluated on; None where there is none.
+        hflip: Whether a mirrored image means the same; not so for digits.
+        note: What a reader of results must know about the data.
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet | None
+    hflip: bool = True
+    note: str = ""
+
+    def train_labels(self, so: str) -> Sequence[int]:
+        """Return the class of each training image.
+
+        Args:
+            so: What it means that there are none, and what to do.
+
+        Raises:
+            RequestError: There are none.
+        """
+        if self.train.labels is None:
+            raise RequestError(f"{self.name} has no class folders, {so}")
+        return self.train.labels
+
+    def test_or_all(self) -> ImageSet:
+        """Return the test set, or all images where they lie in no partitions."""
+        return self.train if self.test is None else self.test
+
+
+@dataclass(frozen=True)
+class _ArrayStore:
+    pixels: NDArray[Any]
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        return [Image.fromarray(self.pixels[position]) for position in positions]
+
+
+@dataclass(frozen=True)
+class _FileStore:
+    files: ImageFiles
+    positions: tuple[int, ...]
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        inside = [self.positions[position] for position in positions]
+        names = (str(self.files.location / self.files.names[position]) for position in inside)
+        return [decode(content, name) for content, name in zip(self.files.read(inside), names, strict=True)]
+
+
+@dataclass(frozen=True)
+class _ReaderStore:
+    """Read through timm's reader: its data set would put another image in the place of a broken one."""
+
+    reader: Any
+    name: str
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        images = []
+        for position in positions:
+            with self.reader[position][0] as stream:
+                images.append(decode(stream.read(), f"{self.name}, image {position}"))
+        return images
+
+
+@dataclass(frozen=True)
+class _TorchvisionStore:
+    dataset: Any
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        return [self.dataset[position][0] for position in positions]
+
+
+def image_mode(channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
+    """Return the PIL mode of images for a model with so many input channels.
+
+    Raises:
+        RequestError: Neither one channel nor three, or ``mean`` or ``std`` is of other channels.
+    """
+    if channels not in {1, 3}:
+        raise RequestError(
+            f"expected a model for grey (1 channel) or colour (3 channels) images, got {channels} channels; "
+            "choose another model"
+        )
+    if len(mean) != channels or len(std) != channels:
+        raise RequestError(
+            f"expected as many means and standard deviations as channels, {channels}, got {len(mean)} and "
+            f"{len(std)}; correct the model's data config"
+        )
+    return "L" if channels == 1 else "RGB"

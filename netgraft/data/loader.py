@@ -1,0 +1,57 @@
+"""Batches of images as timm's own evaluation prepares them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from netgraft.data.image_set import ImageSet, image_mode
+
+
+class EvalDataset(Dataset[tuple[Tensor, int]]):
+    """Images as timm's own evaluation prepares them: (C, H, W) float32, normalised, and the label or -1.
+
+    Args:
+        images: Of any mode; converted to what the model takes.
+        data_config: The model's own, as `timm.data.resolve_data_config` gives it.
+
+    Raises:
+        RequestError: As `image_mode`.
+    """
+
+    def __init__(self, images: ImageSet, data_config: Mapping[str, Any]) -> None:
+        from timm.data import create_transform
+
+        self._images = images
+        self._mode = image_mode(data_config["input_size"][0], data_config["mean"], data_config["std"])
+        self._transform = create_transform(**data_config, is_training=False)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """Return several at once: the loader asks for a batch this way."""
+        labels = self._images.labels
+        return [
+            (self._transform(image.convert(self._mode)), -1 if labels is None else labels[index])
+            for index, image in zip(indices, self._images.load_many(indices), strict=True)
+        ]
+
+
+def eval_loader(
+    images: ImageSet, data_config: Mapping[str, Any], batch_size: int = 256, workers: int = 0
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Return a loader of batches (B, C, H, W), float32, and labels (B,), -1 where there is none, in order.
+
+    Raises:
+        RequestError: As `EvalDataset`.
+    """
+    dataset: Dataset[Any] = EvalDataset(images, data_config)
+    return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())

@@ -1,0 +1,220 @@
+"""Names and paths of data sets -> images with labels, and the loader that evaluation reads them with."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from netgraft.data.image_files import (
+    FolderFiles,
+    ImageFiles,
+    Partition,
+    TarFiles,
+    arrange,
+    is_tar,
+)
+from netgraft.data.image_set import (
+    DataSource,
+    ImageSet,
+    _ArrayStore,
+    _FileStore,
+    _ReaderStore,
+    _TorchvisionStore,
+)
+from netgraft.errors import RequestError
+
+DATA_FOLDER = "NETGRAFT_DATA"  # environment variable
+
+DIGITS_TRAIN = 1197
+
+
+def data_root() -> Path:
+    """Return the folder that `NETGRAFT_DATA` names, ``~/.cache/netgraft`` by default."""
+    return Path(os.environ.get(DATA_FOLDER) or "~/.cache/netgraft").expanduser()
+
+
+def open_data(spec: str, *, root: Path | None = None, download: bool = False) -> DataSource:
+    """Open a data set by its name or path.
+
+    Args:
+        spec: ``digits``, ``cifar10``, ``cifar100``, ``cifar10-jpeg``, ``tinyimagenet100``, ``imagenet``;
+            ``timm:NAME`` for one that `timm.data.create_dataset` opens by the name ``torch/...`` or ``hfds/...``;
+            or the path of a folder or a tar archive that holds ``train/`` beside ``test/``, ``val/`` or
+            ``validation/``, or class folders, or images without classes.
+        root: Where the data sets lie; `data_root` by default.
+        download: Whether ``cifar10``, ``cifar100`` and torchvision's sets may be fetched.
+
+    Classes are numbered in alphabetical order.
+
+    Raises:
+        RequestError: There is no such data set, or it is empty or unreadable.
+    """
+    root = data_root() if root is None else root
+    if spec in _NAMED:
+        return _NAMED[spec](spec, root, download)
+    if spec.startswith("timm:"):
+        return _open_timm(spec.removeprefix("timm:"), root, download)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _open_files(path.resolve().name, FolderFiles(path))
+    if path.is_file() and is_tar(path):
+        return _open_files(path.name.partition(".")[0], TarFiles(path))
+    if path.exists():
+        raise RequestError(f"expected a folder or a .tar, .tar.gz or .tgz archive of images, got {spec}")
+    close = difflib.get_close_matches(spec, _NAMED, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise RequestError(
+        f"expected a folder, a tar archive, timm:NAME or one of {', '.join(_NAMED)}, got {spec!r}, which does not "
+        f"exist; {hint}check the name or path"
+    )
+
+
+def _open_digits(name: str, root: Path, download: bool) -> DataSource:
+    """Open the 1,797 scanned digits, 8x8 pixels in 17 levels, that scikit-learn bundles.
+
+    The first 1,197 train, the last 600 test: UCI lists the scans by writer, so other hands wrote the test set.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = (bunch.images * (255 / 16)).round().astype("uint8")
+    labels = tuple(bunch.target.tolist())
+    cut = DIGITS_TRAIN
+    return DataSource(
+        name,
+        _from_arrays(f"{name}/train", pixels[:cut], labels[:cut], tuple("0123456789")),
+        _from_arrays(f"{name}/test", pixels[cut:], labels[cut:], tuple("0123456789")),
+        hflip=False,
+        note="8x8 scans; the first 1,197 train, the last 600, by other writers, test",
+    )
+
+
+def _open_cifar(name: str, root: Path, download: bool) -> DataSource:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    try:
+        train, test = (kind(str(root), train=part, download=download) for part in (True, False))
+    except (OSError, RuntimeError) as error:
+        action = f"downloading it failed: {error}" if download else "add --download to fetch it"
+        raise RequestError(f"expected {name} in {root}, got no intact copy; {action}") from None
+    names = tuple(train.classes)
+    return DataSource(
+        name,
+        _from_arrays(f"{name}/train", train.data, tuple(train.targets), names),
+        _from_arrays(f"{name}/test", test.data, tuple(test.targets), names),
+    )
+
+
+def _open_archives(name: str, root: Path, download: bool) -> DataSource:
+    evaluation, note = _ARCHIVES[name]
+    sets: list[ImageSet] = []
+    for part in ("train", evaluation):
+        path = root / f"{name}-{part}.tar.gz"
+        if not path.is_file():
+            raise RequestError(f"expected {path.name} in {root}, got no such file; set {DATA_FOLDER} to its folder")
+        files = TarFiles(path)
+        partition, _ = arrange(files.names, path)
+        sets.append(_from_files(f"{name}/{part}", files, partition, sets[0].class_names if sets else None))
+    return DataSource(name, sets[0], sets[1], note=note)
+
+
+def _open_imagenet(name: str, root: Path, download: bool) -> DataSource:
+    sets: list[ImageSet] = []
+    for part in ("train", "val"):
+        folder = root / name / part
+        if not folder.is_dir():
+            raise RequestError(f"expected the folder {folder}, got none; set {DATA_FOLDER} to the folder with {name}/")
+        files = FolderFiles(folder)
+        partition, _ = arrange(files.names, folder)
+        sets.append(_from_files(f"{name}/{part}", files, partition, sets[0].class_names if sets else None))
+    return DataSource(name, sets[0], sets[1])
+
+
+def _open_files(name: str, files: ImageFiles) -> DataSource:
+    train, evaluation = arrange(files.names, files.location)
+    train_set = _from_files(name if evaluation is None else f"{name}/train", files, train, None)
+    if evaluation is None:
+        return DataSource(name, train_set, None)
+    return DataSource(name, train_set, _from_files(f"{name}/test", files, evaluation, train_set.class_names))
+
+
+def _open_timm(name: str, root: Path, download: bool) -> DataSource:
+    kind, _, which = name.partition("/")
+    if kind not in {"torch", "hfds"} or which in {"folder", "image_folder"}:
+        raise RequestError(
+            f"expected timm:torch/NAME or timm:hfds/NAME, got timm:{name}, which is no data set with numbered images "
+            "and partitions; give a folder by its path"
+        )
+    try:
+        train = _from_timm(name, "train", root, download)
+        test = None
+        for split in ("validation", "test"):
+            # Hugging Face raises a ValueError for a split that a data set doesn't have
+            with suppress(ValueError):
+                test = _from_timm(name, split, root, download)
+                break
+    # whatever the data set's own library raises
+    except Exception as error:
+        raise RequestError(f"expected a data set that timm opens, got timm:{name}: {error or type(error)}") from None
+    # a mirrored digit or letter is another sign
+    return DataSource(name, train, test, hflip=which not in {"mnist", "qmnist", "kmnist"})
+
+
+def _from_timm(name: str, split: str, root: Path, download: bool) -> ImageSet:
+    from timm.data import create_dataset
+
+    dataset = create_dataset(name, root=str(root), split=split, download=download)
+    reader = getattr(dataset, "reader", None)
+    if reader is None:
+        targets = getattr(dataset, "targets", None)
+        labels = [dataset[i][1] for i in range(len(dataset))] if targets is None else targets
+    elif hasattr(reader, "iter_targets"):
+        labels = list(reader.iter_targets())
+    else:
+        labels = [reader[index][1] for index in range(len(reader))]
+    numbers = tuple(int(label) for label in labels)
+    store = _TorchvisionStore(dataset) if reader is None else _ReaderStore(reader, name)
+    return ImageSet(f"{name}/{split}", len(numbers), store, numbers, max(numbers) + 1)
+
+
+def _from_arrays(name: str, pixels: NDArray[Any], labels: tuple[int, ...], names: tuple[str, ...]) -> ImageSet:
+    return ImageSet(name, len(labels), _ArrayStore(pixels), labels, len(names), None, names)
+
+
+def _from_files(name: str, files: ImageFiles, part: Partition, class_names: tuple[str, ...] | None) -> ImageSet:
+    """Number the class folders, by the ``class_names`` of the training partition where it has some."""
+    names = tuple(files.names[position] for position in part.positions)
+    store = _FileStore(files, part.positions)
+    if part.folders is None:
+        return ImageSet(name, len(names), store, names=names)
+    class_names = class_names or tuple(sorted(set(part.folders)))
+    number = {folder: index for index, folder in enumerate(class_names)}
+    unknown = sorted(set(part.folders) - set(number))
+    if unknown:
+        raise RequestError(
+            f"expected the class folders of the training set in {name}, got {unknown[0]!r} too; rename or remove it"
+        )
+    labels = tuple(number[folder] for folder in part.folders)
+    return ImageSet(name, len(names), store, labels, len(class_names), names, class_names)
+
+
+_ARCHIVES = {
+    "cifar10-jpeg": ("test", "CIFAR-10 encoded as JPEG, quality 75; not comparable with the lossless original"),
+    "tinyimagenet100": ("val", "100 classes of Tiny ImageNet"),
+}
+
+_NAMED: dict[str, Callable[[str, Path, bool], DataSource]] = {
+    "digits": _open_digits,
+    "cifar10": _open_cifar,
+    "cifar100": _open_cifar,
+    "cifar10-jpeg": _open_archives,
+    "tinyimagenet100": _open_archives,
+    "imagenet": _open_imagenet,
+}

@@ -1,0 +1,87 @@
+"""How views are made of images, as data that prints itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from netgraft.errors import RequestError
+
+
+@dataclass(frozen=True)
+class ViewPolicy:
+    """How the views are made.
+
+    Attributes:
+        name: Of the policy.
+        crop_scale: Range of a random resized crop's area, as a part of the image; None for no such crop.
+        pad: Zeros around the input-size image, in pixels, before a random crop of the input size; 0 for no such
+            crop.
+        hflip: Probability of a mirrored image.
+        colour: Brightness, contrast and saturation are each scaled by a factor from 1 - colour to 1 + colour.
+        mixup: Probability that a view is a mixup of two images, with a weight that is uniform from 0 to 1
+            (Beta(1, 1)).
+        cutmix: Probability that a view is a cutmix of two images (Yun et al., ICCV 2019).
+        pool: How many views in all; never fewer than one an image.
+
+    Raises:
+        ValueError: A value outside its range, or both kinds of crop.
+    """
+
+    name: str
+    crop_scale: tuple[float, float] | None = None
+    pad: int = 0
+    hflip: float = 0.0
+    colour: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    pool: int = 16384
+
+    def __post_init__(self) -> None:
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale must be a range within (0, 1], got {self.crop_scale}")
+        if self.crop_scale is not None and self.pad:
+            raise ValueError("a view is cropped by crop_scale or by pad, not by both")
+        if self.pad < 0 or self.pool < 0:
+            raise ValueError(f"pad and pool can't be negative, got {self.pad} and {self.pool}")
+        if not 0 <= self.colour <= 1:
+            raise ValueError(f"colour must lie within [0, 1], got {self.colour}")
+        if not 0 <= self.hflip <= 1:
+            raise ValueError(f"hflip must be a probability, got {self.hflip}")
+        if min(self.mixup, self.cutmix) < 0 or self.mixup + self.cutmix > 1:
+            raise ValueError(f"mixup and cutmix must share one probability, got {self.mixup} and {self.cutmix}")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a view may be made of two images."""
+        return self.mixup + self.cutmix > 0
+
+    def __str__(self) -> str:
+        parts = []
+        if self.crop_scale is not None:
+            parts.append(f"random resized crops of {self.crop_scale[0]:.0%} to {self.crop_scale[1]:.0%}")
+        if self.pad:
+            parts.append(f"random crops after {self.pad} pixels of zeros")
+        if self.hflip:
+            parts.append(f"mirrored {self.hflip:.0%}")
+        if self.colour:
+            parts.append(f"colour {self.colour:g}")
+        if self.mixup:
+            parts.append(f"mixup {self.mixup:.0%}")
+        if self.cutmix:
+            parts.append(f"cutmix {self.cutmix:.0%}")
+        what = ", ".join(parts) or "images as they are"
+        return f"{self.name}: {what}; {self.pool:,} views" if self.pool else f"{self.name}: {what}; one view an image"
+
+
+VIEW_POLICIES: dict[str, ViewPolicy] = {
+    "rich": ViewPolicy("rich", crop_scale=(0.25, 1.0), hflip=0.5, colour=0.4, mixup=0.25, cutmix=0.25),
+    "crop": ViewPolicy("crop", pad=4, hflip=0.5),
+    "plain": ViewPolicy("plain", pool=0),
+}
+
+
+def find_policy(name: str) -> ViewPolicy:
+    """Return a named policy. Raises RequestError where there is none of that name."""
+    if name not in VIEW_POLICIES:
+        raise RequestError(f"there is no view policy {name!r}; choose from {', '.join(VIEW_POLICIES)}")
+    return VIEW_POLICIES[name]

@@ -1,0 +1,271 @@
+"""The whole way from a teacher and a few images to a student, in one call."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+from PIL import Image
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from netgraft.data.view_policy import ViewPolicy
+from netgraft.data.views import Views
+from netgraft.errors import RequestError, RunError
+from netgraft.grafting.folding import Folding, fold_with_report
+from netgraft.grafting.pairing import Pairing
+from netgraft.grafting.preparation import cut_and_pair
+from netgraft.methods.method import Budget, Method
+from netgraft.methods.netgraft import PRESETS
+from netgraft.models.creation import class_count
+from netgraft.models.students import save_student
+from netgraft.modules import parameters, state_digest
+from netgraft.plan import Plan
+from netgraft.progress import ProgressReporter
+from netgraft.seeding import derived_seed
+from netgraft.splitting.chain import state_of
+from netgraft.training.runner import Runner, Trained
+
+
+@dataclass(frozen=True, eq=False)
+class DistillationResult:
+    """A student and how it came about.
+
+    Attributes:
+        student: Ready to use, in eval mode: the very model that was handed over where every adapter folded, otherwise
+            a sequence of its blocks and the adapters that stayed.
+        model: The student model that was handed over.
+        plain: Whether ``student`` is ``model``, so that timm can open it by itself.
+        pairing: Blocks, inheritance and initialisation.
+        plan: What was trained.
+        folding: What was folded and what stayed.
+        trained: Steps and seconds.
+        data_config: Preprocessing, the teacher's own.
+        teacher_digest: Of the teacher's weights, the same before and after.
+    """
+
+    student: nn.Module
+    model: nn.Module
+    plain: bool
+    pairing: Pairing
+    plan: Plan
+    folding: Folding
+    trained: Trained
+    data_config: dict[str, Any]
+    teacher_digest: str
+
+    def save(self, folder: str | Path) -> None:
+        """Write a student folder: timm's own format where every adapter folded; see :mod:`netgraft.models.students`.
+
+        Raises:
+            RunError: The folder can't be written.
+        """
+        save_student(
+            Path(folder),
+            self.student,
+            self.model,
+            cuts=self.pairing.student.names[:-1],
+            data_config=self.data_config,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a result file says of the student and of its training; all of it can be written as JSON."""
+        return {
+            "inherited_blocks": self.pairing.inherited,
+            "left_out": list(self.pairing.left_out),
+            "conversions": self.pairing.conversions,
+            "folded_into": list(self.folding.folded),
+            "kept_adapters": {str(place): reason for place, reason in self.folding.kept.items()},
+            "kept_adapter_parameters": sum(parameters(self.folding.student[place]) for place in self.folding.kept),
+            "opens_with_timm": self.plain,
+            "steps": self.trained.steps,
+            "train_seconds": round(self.trained.seconds, 2),
+            "frozen_seconds": round(self.trained.frozen_seconds, 2),
+            "computed_in": self.trained.precision,
+            "teacher_digest": self.teacher_digest,
+            "student_digest": state_digest(self.student),
+        }
+
+
+class Options(TypedDict, total=False):
+    """What :func:`prepare` and :func:`distill` take by name.
+
+    method: Hyper-parameters; NetGraft's default preset if left out.
+    views: How views are made of the images; the default preset's own if left out.
+    init: ``auto``, ``random`` or ``slice``; see :func:`cut_and_pair`.
+    inherit: ``auto`` or ``none``; see :func:`cut_and_pair`.
+    blocks: How many blocks to merge the pairs to; see :func:`cut_and_pair`.
+    runner: Device, precision and seed.
+    data_config: Preprocessing in timm's words; the teacher's own if left out.
+    labels: Class of each image, only for methods of the labeled track.
+    """
+
+    method: Method
+    views: ViewPolicy
+    init: str
+    inherit: str
+    blocks: int | None
+    runner: Runner
+    data_config: dict[str, Any]
+    labels: Sequence[int]
+
+
+Distilled = DistillationResult
+"""The name that this class had at first, for programs written then."""
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation:
+    """Everything decided and nothing trained yet: print ``plan`` and ``pairing``, then :meth:`run`.
+
+    ``fingerprint`` is the SHA-256 of everything that decides the result, pixels included.
+    """
+
+    teacher: nn.Module
+    model: nn.Module
+    pairing: Pairing
+    plan: Plan
+    views: Views
+    runner: Runner
+    data_config: dict[str, Any]
+    teacher_digest: str
+    fingerprint: str
+
+    def run(
+        self,
+        *,
+        folder: Path | None = None,
+        resume: bool = False,
+        reporter: ProgressReporter | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> DistillationResult:
+        """Train, fold, and prove that folding changed nothing.
+
+        Runs once: the model that was handed over ends with the folded weights, so ``plan.student``, which shares its
+        layers and still has the adapters, is spent.
+
+        Args:
+            folder: Where the checkpoint and ``metrics.jsonl`` go.
+            resume: Go on from the folder's checkpoint.
+            reporter: Told what happens.
+            stop: Asked before each step whether to save and leave.
+
+        Raises:
+            RequestError: The folder's checkpoint is another run's.
+            RunError: A loss became NaN, or the disk is full.
+            InterruptedRunError: ``stop`` said yes.
+        """
+        trained = self.runner.run(
+            self.plan,
+            self.views,
+            folder=folder,
+            fingerprint=self.fingerprint,
+            resume=resume,
+            reporter=reporter,
+            stop=stop,
+        )
+        if state_digest(self.teacher) != self.teacher_digest:
+            raise RunError("the teacher's weights have changed during the run; please report this")
+        folding = fold_with_report(self.plan.student.eval())
+        _prove_folding(self.plan.student, folding, self.data_config["input_size"])
+        student: nn.Module = folding.student.eval()
+        if not folding.kept:
+            self.model.load_state_dict(state_of(folding.student))
+            student = self.model.eval()
+        return DistillationResult(
+            student=student,
+            model=self.model,
+            plain=not folding.kept,
+            pairing=self.pairing,
+            plan=self.plan,
+            folding=folding,
+            trained=trained,
+            data_config=self.data_config,
+            teacher_digest=self.teacher_digest,
+        )
+
+
+@torch.no_grad()
+def _prove_folding(student: nn.Sequential, folding: Folding, input_size: Sequence[int]) -> None:
+    """Compare before and after in float64, where nothing but a mistake can make a difference."""
+    probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0)).double()
+    before, after = (copy.deepcopy(model).cpu().double().eval()(probe) for model in (student, folding.student))
+    scale = before.abs().max().clamp_min(1e-30)
+    if not torch.allclose(before / scale, after / scale, atol=1e-4, rtol=0):
+        raise RunError("folding the adapters changed the student; please report the two models")
+
+
+def prepare(
+    teacher: nn.Module, student: nn.Module, images: Sequence[Image.Image], **options: Unpack[Options]
+) -> Distillation:
+    """Cut, pair, initialise and plan; trains nothing.
+
+    Args:
+        teacher: A trained timm classifier; unchanged.
+        student: A timm model with as many classes; trained in place.
+        images: PIL images, without labels.
+        options: See :class:`Options`.
+
+    Raises:
+        RequestError: The models can't be cut or paired, or the student can't start as asked.
+    """
+    if not images:
+        raise RequestError("there are no images to distill from; give at least one")
+    runner = options.get("runner") or Runner()
+    data_config = dict(options.get("data_config") or resolve_model_data_config(teacher))
+    digest = state_digest(teacher)
+    # adapters start at random too
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed("adapters", runner.seed))
+        pairing = cut_and_pair(
+            teacher,
+            student,
+            input_size=data_config["input_size"],
+            init=options.get("init", "auto"),
+            use=options.get("inherit", "auto"),
+            blocks=options.get("blocks"),
+        )
+        default = PRESETS["default"](Budget(len(images), class_count(teacher)))
+        plan = (options.get("method") or default.method).plan(pairing)
+    policy = options.get("views") or default.views
+    views = Views.configured(images, policy, data_config, seed=runner.seed, labels=options.get("labels"))
+    fingerprint = _fingerprint(pairing, plan, views, runner, digest)
+    return Distillation(teacher, student, pairing, plan, views, runner, data_config, digest, fingerprint)
+
+
+def _fingerprint(pairing: Pairing, plan: Plan, views: Views, runner: Runner, teacher_digest: str) -> str:
+    decides = {
+        "plan": str(plan),
+        "pairing": str(pairing),
+        "init": pairing.init,
+        "student": state_digest(plan.student),
+        "teacher": teacher_digest,
+        "views": views.digest(),
+        "seed": runner.seed,
+        "precision": runner.precision,
+        "devices": runner.devices,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    images: Sequence[Image.Image],
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    reporter: ProgressReporter | None = None,
+    **options: Unpack[Options],
+) -> DistillationResult:
+    """Turn ``student`` into a smaller stand-in for ``teacher``, from a few unlabeled images.
+
+    The same as ``prepare(...).run(...)``; see :func:`prepare` and :meth:`Distillation.run`.
+    """
+    return prepare(teacher, student, images, **options).run(folder=folder, resume=resume, reporter=reporter)

@@ -1,0 +1,1 @@
+"""One definition of each figure that a result reports."""

@@ -1,0 +1,158 @@
+"""The one definition of each figure that a result reports."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from netgraft.errors import RequestError, RunError
+from netgraft.modules import eval_mode, macs_along
+
+WARM_UP = 3  # forwards in front of a timing: memory pools, kernel choice, lazy initialisation
+
+
+def predict(
+    model: nn.Module,
+    loader: Iterable[tuple[Tensor, Tensor]],
+    *,
+    device: torch.device | str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Answer every image of a loader in eval mode; each module's mode is as before afterwards.
+
+    The loader yields images `(B, C, H, W)` and labels `(B,)`, -1 where there is no label. Images are cast to
+    the model's floating-point type. `device` None is where the model lies; with any other the model moves
+    there and stays. `progress` hears the number of images of each finished batch.
+
+    Returns logits `(N, K)`, float32, and labels `(N,)`, both on the CPU and in the loader's order. Raises
+    RequestError if the loader is empty.
+    """
+    if device is not None:
+        model.to(device)
+    where, dtype = _placement(model)
+    logits, labels = [], []
+    with eval_mode(model), torch.inference_mode():
+        for images, targets in loader:
+            x = images.to(where, dtype, non_blocking=True)
+            if x.ndim == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
+            logits.append(model(x).float().cpu())
+            labels.append(targets.cpu())
+            if progress is not None:
+                progress(len(images))
+    if not logits:
+        raise RequestError("Expected at least one image to evaluate, got none; check the data set.")
+    # Joined outside inference mode, so that the results may be used in training.
+    return torch.cat(logits), torch.cat(labels)
+
+
+def top1(logits: Tensor, labels: Tensor) -> float:
+    """Percentage of logits `(N, K)` whose largest entry is at the label `(N,)`.
+
+    Raises RequestError for other shapes or labels outside 0..K-1 (-1: no label), RunError for NaN logits.
+    """
+    guesses = _classes(logits)
+    if labels.shape != guesses.shape:
+        raise RequestError(
+            f"Expected one label for each of {len(guesses)} answers, got the shape {tuple(labels.shape)}; "
+            "pass the labels that predict returned with the logits."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise RequestError(
+            f"Expected labels from 0 to {logits.shape[1] - 1}, one for each output of the model, "
+            f"got {low} to {high}; use labelled data with the model's classes."
+        )
+    return _percent_equal(guesses, labels)
+
+
+def agreement(logits_a: Tensor, logits_b: Tensor) -> float:
+    """Percentage of images for which two models, logits `(N, K)` each, name the same class.
+
+    Raises RequestError if the shapes differ, RunError for NaN logits.
+    """
+    if logits_a.shape != logits_b.shape:
+        raise RequestError(
+            f"Expected the logits of two models on the same images and classes, got shapes "
+            f"{tuple(logits_a.shape)} and {tuple(logits_b.shape)}; predict both with one loader."
+        )
+    return _percent_equal(_classes(logits_a), _classes(logits_b))
+
+
+def macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
+    """Count the multiply-accumulates for one image `(C, H, W)`.
+
+    Half the operations that `torch.utils.flop_counter` counts: convolutions, linear layers and other matrix
+    products, attention. Biases, norms, activations, pooling and sums of paths are free. A layer that runs
+    twice counts twice. The model's mode and state stay as they are.
+    """
+    where, dtype = _placement(model)
+    with eval_mode(model):
+        [total] = macs_along([model], torch.zeros(1, *input_size, device=where, dtype=dtype))
+    return total
+
+
+def latency(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    batch: int,
+    *,
+    device: torch.device | str | None = None,
+    repeats: int = 20,
+) -> float:
+    """Median milliseconds of a forward of `batch` images `(C, H, W)`, in eval and inference mode.
+
+    Three unmeasured forwards come first; an accelerator is synchronised before and after each measured one.
+    `device` is as in `predict`. Raises RequestError if `batch` or `repeats` is below 1.
+    """
+    if batch < 1 or repeats < 1:
+        message = f"Expected batch and repeats of at least 1, got {batch} and {repeats}; raise them."
+        raise RequestError(message)
+    if device is not None:
+        model.to(device)
+    where, dtype = _placement(model)
+    x = torch.zeros(batch, *input_size, device=where, dtype=dtype)
+    seconds = []
+    with eval_mode(model), torch.inference_mode():
+        for _ in range(WARM_UP):
+            model(x)
+        for _ in range(repeats):
+            _synchronize(where)
+            start = time.perf_counter()
+            model(x)
+            _synchronize(where)
+            seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
+
+
+def _classes(logits: Tensor) -> Tensor:
+    if logits.ndim != 2 or not len(logits):
+        raise RequestError(
+            f"Expected logits of shape (images, classes) with at least one image, got {tuple(logits.shape)}; "
+            "pass what predict returned."
+        )
+    # argmax would name the place of the NaN, and the figure would look like an answer.
+    if logits.isnan().any():
+        raise RunError("The model's logits hold NaN, so no accuracy exists; look at the training loss.")
+    return logits.argmax(dim=1)
+
+
+def _percent_equal(a: Tensor, b: Tensor) -> float:
+    return 100 * int((a == b).sum()) / len(a)
+
+
+def _placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and type of the first floating-point parameter; CPU and float32 for a model without any."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            return parameter.device, parameter.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

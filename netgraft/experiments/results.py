@@ -1,0 +1,203 @@
+"""Result files of cells: one JSON a cell, written whole, never computed twice, and read back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netgraft.errors import RequestError
+from netgraft.experiments.specification import Cell, Experiment
+from netgraft.files import write_text
+
+NUMBER: tuple[type, ...] = (int, float)
+
+MEASURED: tuple[type, ...] = (int, float, type(None))  # None without labelled test images
+
+
+NEEDED: Mapping[str, tuple[type, ...]] = {
+    "row": (str,),
+    "pair": (str,),
+    "data": (str,),
+    "teacher": (str,),
+    "student": (str,),
+    "method": (str,),
+    "teacher_digest": (str,),
+    "teacher_top1": MEASURED,
+    "student_top1": MEASURED,
+    "gap": MEASURED,
+    "agreement": MEASURED,
+    "shots": (int, type(None)),
+    "images": (int,),
+    "subset_seed": (int, type(None)),
+    "seed": (int,),
+    "init": (str,),
+    "views": (str,),
+    "labels": (str,),
+    "computed_in": (str,),
+    "selection": (str,),
+    "steps": (int,),
+    "seconds": NUMBER,
+    "parameters": (int,),
+    "versions": (dict,),
+    "device": (str,),
+    "machine": (str,),
+    "threads": (int,),
+}
+
+"""What tables are made of, and of which types it is."""
+
+
+@dataclass(frozen=True)
+class ResultFolder:
+    """The results of one folder.
+
+    Attributes:
+        label: Name of the folder; its path where several have the same name.
+        results: Contents of the files.
+        experiment: Whose results they are; None where the folder has no copy of it.
+    """
+
+    label: str
+    results: tuple[Mapping[str, Any], ...]
+    experiment: Experiment | None = None
+
+
+def load(folders: Sequence[Path]) -> list[ResultFolder]:
+    """Read every result below the folders, apart from what isn't finished.
+
+    A file belongs to the nearest folder above it that holds a copy of an experiment, or else to the folder given.
+
+    Raises:
+        RequestError: A folder is missing or holds no results; a file is damaged or is no result.
+    """
+    homes: dict[Path, list[Path]] = {}
+    seen: set[Path] = set()
+    for folder in folders:
+        if not folder.is_dir():
+            raise RequestError(f"there is no folder {folder}; give one with the results of an experiment")
+        paths = list(_files(folder))
+        if not paths:
+            raise RequestError(
+                f"{folder} holds no results (*.json); give one in which an experiment has finished at least one run"
+            )
+        for path in paths:
+            # one folder may be named twice, or lie in another
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                homes.setdefault(_home(path, folder), []).append(path)
+    names = [home.resolve().name for home in homes]
+    return [
+        ResultFolder(
+            home.resolve().name if names.count(home.resolve().name) == 1 else str(home),
+            tuple(_read(path) for path in paths),
+            Experiment.load(home / EXPERIMENT) if (home / EXPERIMENT).exists() else None,
+        )
+        for home, paths in homes.items()
+    ]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*.json")):
+        if WORK not in path.relative_to(folder).parts[:-1]:
+            yield path
+
+
+def _home(path: Path, folder: Path) -> Path:
+    above = [parent for parent in path.parents if parent == folder or folder in parent.parents]
+    return next((parent for parent in above if (parent / EXPERIMENT).exists()), folder)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{path} is damaged ({error}); remove it to compute it again") from error
+    if not isinstance(content, dict):
+        raise RequestError(f"{path} holds no result but {type(content).__name__}; move it away, or give another folder")
+    wrong = [name for name, types in NEEDED.items() if name not in content or not isinstance(content[name], types)]
+    if wrong:
+        named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise RequestError(
+            f"{path} is damaged or no result: it has no valid {named}; a damaged result can be removed and computed "
+            "again, for anything else give another folder"
+        )
+    return content
+
+
+EXPERIMENT = "experiment.toml"
+
+WORK = "work"
+
+"""Folder of what is not finished: runs, reasons of failures, answers of teachers."""
+
+
+@dataclass(frozen=True)
+class ResultStore:
+    """A folder of result files."""
+
+    folder: Path
+
+    def claim(self, source: Path) -> None:
+        """Keep a copy of the experiment beside its results.
+
+        Raises:
+            RequestError: The folder can't be made.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if source.resolve() != (self.folder / EXPERIMENT).resolve():
+                shutil.copyfile(source, self.folder / EXPERIMENT)
+        except OSError as error:
+            raise RequestError(f"can't write into {self.folder}: {error.strerror}; choose another --out") from error
+
+    def experiment(self) -> Experiment:
+        """Read the copy. Raises like :meth:`Experiment.load`."""
+        return Experiment.load(self.folder / EXPERIMENT)
+
+    def path(self, cell: Cell) -> Path:
+        """Where a cell's result lies."""
+        return self.folder / f"{cell.name}.json"
+
+    @property
+    def scratch(self) -> Path:
+        """Where lies what nobody needs once all cells are finished."""
+        return self.folder / WORK
+
+    def work(self, cell: Cell) -> Path:
+        """Where a cell's run lies while it isn't finished."""
+        return self.scratch / cell.name
+
+    def find(self, cell: Cell) -> dict[str, Any] | None:
+        """Return the cell's result; None while there is none.
+
+        Raises:
+            RequestError: The file is damaged, or was computed with other options.
+        """
+        path = self.path(cell)
+        if not path.exists():
+            return None
+        try:
+            result = dict(json.loads(path.read_text(encoding="utf-8")))
+            asked = dict(result["asked"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RequestError(f"{path} is damaged ({error!r}); remove it to compute it again") from error
+        if asked != cell.asked():
+            differing = sorted(k for k in {*asked, *cell.asked()} if asked.get(k) != cell.asked().get(k))
+            raise RequestError(
+                f"{path} was computed with another {', '.join(differing)}; remove it, or choose another --out"
+            )
+        return result
+
+    def store(self, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a finished cell and clear its run away."""
+        # where it was computed says nothing to a reader
+        facts = {name: value for name, value in result.items() if name != "run_folder"}
+        content = {"cell": cell.name, "row": cell.row, "pair": cell.pair, "asked": cell.asked(), **facts}
+        self.path(cell).parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.path(cell), json.dumps(content, indent=1) + "\n")
+        shutil.rmtree(self.work(cell), ignore_errors=True)
+        return content

@@ -1,0 +1,143 @@
+"""Adapters between a teacher's and a student's blocks: projections of the channels, in any layout, and conversions.
+
+A projection is a bias-free mix of channels at each place: a 1x1 convolution on maps with channels first, a linear
+layer where channels come last. Where teacher and student differ in more than their widths, it stands between two
+layout conversions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from netgraft.grafting.layout_conversion import LayoutConversion, described, form_of
+from netgraft.splitting.chain import Cut
+from netgraft.splitting.layouts import Layout
+
+
+class Projector(nn.Conv2d):
+    """A bias-free 1x1 convolution (B, in, H, W) -> (B, out, H, W), the identity at first where widths are equal.
+
+    It lets flow matrices of different widths be compared, which the article on them does not do.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        check_widths(in_channels, out_channels)
+        super().__init__(in_channels, out_channels, kernel_size=1, bias=False)
+        if in_channels == out_channels:
+            nn.init.dirac_(self.weight)
+
+
+def check_widths(*widths: int) -> None:
+    """Refuse what is no number of channels.
+
+    Raises:
+        ValueError: A width is no integer of at least 1.
+    """
+    if any(not isinstance(width, int) or width < 1 for width in widths):
+        raise ValueError(f"numbers of channels must be integers of at least 1, not {', '.join(map(repr, widths))}")
+
+
+class Adapter(Projector):
+    """A projector that stays with the student until it is folded away.
+
+    Without a bias it maps zero padding to zero padding, which is what lets it fold exactly into a padded
+    convolution.
+    """
+
+    @classmethod
+    def selecting(cls, channels: Tensor, width: int) -> Adapter:
+        """Keep ``channels`` (indices) of ``width`` channels."""
+        adapter = cls(width, len(channels))
+        with torch.no_grad():
+            adapter.weight.zero_()
+            adapter.weight[torch.arange(len(channels)), channels] = 1.0
+        return adapter
+
+    @classmethod
+    def placing(cls, channels: Tensor, width: int) -> Adapter:
+        """Put each channel at its index in ``channels`` among ``width`` channels, zero elsewhere."""
+        adapter = cls(len(channels), width)
+        with torch.no_grad():
+            adapter.weight.zero_()
+            adapter.weight[channels, torch.arange(len(channels))] = 1.0
+        return adapter
+
+
+class LinearAdapter(nn.Linear):
+    """A bias-free linear layer (..., in) -> (..., out) on the channels, the identity at first if widths are equal.
+
+    Args:
+        in_channels: Width of what comes in.
+        out_channels: Width of what goes out.
+        layout: ``NHWC`` or ``tokens``: says which of the dimensions are places.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, layout: str) -> None:
+        if layout not in {"NHWC", "tokens"}:
+            raise ValueError(f"channels come last in NHWC and tokens, not in {layout}")
+        super().__init__(in_channels, out_channels, bias=False)
+        self.layout = layout
+        if in_channels == out_channels:
+            nn.init.eye_(self.weight)
+
+
+Projection = Adapter | LinearAdapter
+
+
+class ConvertingAdapter(nn.Sequential):
+    """A projection between two layout conversions, on the smaller one of the two maps, where it costs least.
+
+    Conversions treat every channel alike, so the function is the same on either map; only a prefix token that is made
+    of an averaged map weighs its places a little differently where areas overlap.
+
+    Args:
+        source: Form of what comes in.
+        projection: In the layout of one of the two.
+        target: Form of what goes out.
+        own: The one of the two in whose layout the projection works.
+    """
+
+    def __init__(self, source: Layout, projection: Projection, target: Layout, *, own: Layout) -> None:
+        smallest = min(source, target, key=lambda form: form.size[0] * form.size[1])
+        middle = Layout(own.kind, smallest.size, own.prefix_tokens)
+        super().__init__(
+            *([] if middle == source else [LayoutConversion(source, middle)]),
+            projection,
+            *([] if middle == target else [LayoutConversion(middle, target)]),
+        )
+        self.source = source
+        self.target = target
+
+    @property
+    def projection(self) -> Projection:
+        """The mix of channels alone."""
+        return next(layer for layer in self if isinstance(layer, Adapter | LinearAdapter))
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the mix of channels."""
+        return self.projection.weight
+
+    @property
+    def conversion(self) -> str:
+        """What it does besides, in words."""
+        return f"it converts {described(self.source)} to {described(self.target)}"
+
+
+AnyAdapter = Projection | ConvertingAdapter
+
+
+def projection(layout: str, in_channels: int, out_channels: int) -> Projection:
+    """Make the mix of channels of a layout."""
+    if layout == "NCHW":
+        return Adapter(in_channels, out_channels)
+    return LinearAdapter(in_channels, out_channels, layout)
+
+
+def between(source: Cut, target: Cut, mix: Projection, *, own: Cut) -> AnyAdapter:
+    """Return an adapter from one cut to the other, with ``mix`` in the layout of ``own``, one of the two."""
+    forms = form_of(source), form_of(target)
+    if forms[0] == forms[1]:
+        return mix
+    return ConvertingAdapter(forms[0], mix, forms[1], own=form_of(own))

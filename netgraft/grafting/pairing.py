@@ -1,0 +1,263 @@
+"""Two chains of blocks -> the same number of blocks, cut where a map crosses in both, or a clear refusal.
+
+Where maps shrink on the way, their sizes say which cuts correspond. Where one chain works on a single size from front
+to end, the share of the work that is done says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import accumulate, takewhile
+from math import prod
+
+from torch import Tensor, nn
+
+from netgraft.errors import RequestError
+from netgraft.grafting.layout_conversion import described, form_of, holds_map
+from netgraft.modules import structure
+from netgraft.splitting.balance import balanced_partition
+from netgraft.splitting.chain import BlockChain, Cut
+
+
+@dataclass(frozen=True, eq=False)
+class Pairing:
+    """A teacher and a student cut at the same places, and how the student starts.
+
+    Attributes:
+        teacher: Chain of L blocks.
+        student: Chain of L blocks; maps cross its cuts as they do the teacher's, in widths and forms of its own.
+        inherited: How many blocks at the front of the student are the teacher's own, and stay frozen.
+        init: How the other blocks start: ``random`` (as they were built) or ``slice``.
+        selections: For each cut, which of the teacher's channels the student starts with, as indices
+            (student width,); empty unless ``init`` is ``slice``.
+        left_out: The teacher's residual blocks that a student of slices does without.
+    """
+
+    teacher: BlockChain
+    student: BlockChain
+    inherited: int = 0
+    init: str = "random"
+    selections: tuple[Tensor, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.teacher)
+
+    @property
+    def starts_close(self) -> bool:
+        """Whether the student starts with slices of all the teacher's layers, so that it has little to learn."""
+        return self.init == "slice" and not self.left_out
+
+    @property
+    def widths(self) -> list[tuple[int, int]]:
+        """The teacher's and the student's channels at each cut."""
+        return [
+            (mine.channels, theirs.channels) for mine, theirs in zip(self.teacher.cuts, self.student.cuts, strict=True)
+        ]
+
+    @property
+    def conversions(self) -> list[str]:
+        """For each cut the forms that its adapters convert between; empty where teacher and student have the same."""
+        pairs = zip(self.teacher.cuts, self.student.cuts, strict=True)
+        forms = [(form_of(mine), form_of(theirs)) for mine, theirs in pairs]
+        return ["" if mine == theirs else f"{described(mine)} / {described(theirs)}" for mine, theirs in forms]
+
+    def __str__(self) -> str:
+        lines = []
+        conversions = self.conversions
+        for number, (mine, theirs) in enumerate(zip(self.teacher.names, self.student.names, strict=True)):
+            shapes = ""
+            if number < len(self) - 1:
+                shapes = f"  {self.teacher.cuts[number]} / {self.student.cuts[number]}"
+                shapes += f"  adapters convert {conversions[number]}" if conversions[number] else ""
+            mark = "  inherited" if number < self.inherited else ""
+            lines.append(f"block {number + 1}: {mine} / {theirs}{shapes}{mark}")
+        lines += [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
+        return "\n".join(lines)
+
+
+_CLOSE = 1.3
+
+"""How many times a size may be another that is taken for the same stage's, rounded in another way; stages halve it."""
+
+
+def _corresponding(teacher: BlockChain, student: BlockChain) -> list[tuple[int, int]]:
+    """Choose the cuts that correspond, by their numbers: of equal size, or close; where sizes can't tell, by depth."""
+    usable = [cut for chain in (teacher, student) for cut in chain.cuts if holds_map(cut)]
+    # between convolutional networks sizes have the last word
+    convolutional = all(cut.layout == "NCHW" for cut in usable)
+    of_one_size = len({cut.size for cut in usable}) == 1
+    if not convolutional and not of_one_size and (_is_isotropic(teacher) or _is_isotropic(student)):
+        return _of_equal_depth(teacher, student)
+    return matching_cuts(teacher.cuts, student.cuts) or matching_cuts(teacher.cuts, student.cuts, within=_CLOSE)
+
+
+def _is_isotropic(chain: BlockChain) -> bool:
+    sizes = [cut.size for cut in chain.cuts if holds_map(cut)]
+    return len(sizes) > 1 and len(set(sizes)) == 1
+
+
+def _of_equal_depth(teacher: BlockChain, student: BlockChain) -> list[tuple[int, int]]:
+    """As many pairs of cuts, in order, as there can be, with the least sum of differences in depth."""
+    mine, theirs = _depths(teacher), _depths(student)
+
+    @cache
+    def best(i: int, j: int, count: int) -> tuple[float, tuple[tuple[int, int], ...]]:
+        """Choose ``count`` pairs among the first ``i`` and ``j`` cuts."""
+        if not count:
+            return 0.0, ()
+        if min(i, j) < count:
+            return float("inf"), ()
+        cost, pairs = best(i - 1, j - 1, count - 1)
+        (number, depth), (counterpart, its_depth) = mine[i - 1], theirs[j - 1]
+        taken = cost + abs(depth - its_depth), (*pairs, (number, counterpart))
+        return min(taken, best(i - 1, j, count), best(i, j - 1, count))
+
+    return list(best(len(mine), len(theirs), min(len(mine), len(theirs)))[1])
+
+
+def _depths(chain: BlockChain) -> list[tuple[int, float]]:
+    """Numbers of the cuts where a map crosses, and the share of the chain's products that is computed in front of each.
+
+    A weight is taken to be used at every place of the map that its block makes, which leaves attention out. The last
+    block makes none: it pools first, except where it holds layers like all the others.
+    """
+    places = [prod(cut.size) if holds_map(cut) else 1 for cut in chain.cuts]
+    places.append(places[-1] if _is_isotropic(chain) else 1)
+    costs = [_weights(block) * count for block, count in zip(chain, places, strict=True)]
+    done = list(accumulate(costs))
+    return [(number, done[number] / max(done[-1], 1)) for number, cut in enumerate(chain.cuts) if holds_map(cut)]
+
+
+def _weights(block: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in block.parameters() if parameter.dim() > 1)
+
+
+def matching_cuts(teacher: Sequence[Cut], student: Sequence[Cut], *, within: float = 1.0) -> list[tuple[int, int]]:
+    """Pair cuts of the same map size, in whatever layout, in order, as many as can be; numbers of both.
+
+    Where all cuts of both are alike, as in vision transformers, those at the same share of the blocks. Otherwise among
+    equals the last cuts of a size, where a stage ends.
+
+    Args:
+        teacher: The cuts of one chain.
+        student: Of the other.
+        within: How many times a height or width may be the other.
+    """
+
+    def fits(mine: Cut, theirs: Cut) -> bool:
+        if not (holds_map(mine) and holds_map(theirs)):
+            return False
+        return all(max(sides) <= within * min(sides) for sides in zip(mine.size, theirs.size, strict=True))
+
+    if teacher and student and all(fits(teacher[0], cut) for cut in [*teacher, *student]):
+        return _by_number(len(teacher) + 1, len(student) + 1)
+    rows, columns = len(teacher), len(student)
+    # longest[i][j]: of the first i cuts of the teacher and the first j of the student
+    longest = [[0] * (columns + 1) for _ in range(rows + 1)]
+    for i in range(1, rows + 1):
+        for j in range(1, columns + 1):
+            matched = longest[i - 1][j - 1] + 1 if fits(teacher[i - 1], student[j - 1]) else 0
+            longest[i][j] = max(longest[i - 1][j], longest[i][j - 1], matched)
+    pairs = []
+    i, j = rows, columns
+    while longest[i][j]:
+        last = [
+            (a, b)
+            for a in range(1, i + 1)
+            for b in range(1, j + 1)
+            if fits(teacher[a - 1], student[b - 1]) and longest[a - 1][b - 1] + 1 == longest[i][j]
+        ]
+        a, b = max(last, key=sum)
+        pairs.append((a - 1, b - 1))
+        i, j = a - 1, b - 1
+    return pairs[::-1]
+
+
+def _by_number(teacher: int, student: int) -> list[tuple[int, int]]:
+    """Cuts between as many blocks as the shorter of two chains has, spread evenly over the longer."""
+    blocks = min(teacher, student)
+    return [(-(-number * teacher // blocks) - 1, -(-number * student // blocks) - 1) for number in range(1, blocks)]
+
+
+def _table(title: str, chain: BlockChain) -> str:
+    shown = (str(cut) if cut.layout in {"NCHW", "tuple"} else f"{cut} ({_kind(cut)})" for cut in chain.cuts)
+    return f"{title}: " + ", ".join(f"{cut.name} {shape}" for cut, shape in zip(chain.cuts, shown, strict=True))
+
+
+def _kind(cut: Cut) -> str:
+    return described(form_of(cut)) if holds_map(cut) else cut.layout
+
+
+def pair(teacher: BlockChain, student: BlockChain) -> Pairing:
+    """Merge blocks until both chains are cut where the other one is.
+
+    Cuts correspond whose maps have the same size, in whatever layout, or else nearly the same. Where one chain has a
+    single size, and the other has others, cuts at the same depth do, except between two convolutional networks.
+
+    Raises:
+        RequestError: No two cuts correspond; names the cuts of both.
+    """
+    common = _corresponding(teacher, student)
+    if not common:
+        raise RequestError(
+            "the blocks can't be paired: no cut of the teacher has a map of the same size as one of the student\n"
+            f"  {_table('teacher', teacher)}\n  {_table('student', student)}\n"
+            f"{_advice(teacher, student)}"
+        )
+    return Pairing(teacher.merge([mine for mine, _ in common]), student.merge([theirs for _, theirs in common]))
+
+
+def _advice(teacher: BlockChain, student: BlockChain) -> str:
+    for which, chain in (("teacher", teacher), ("student", student)):
+        if not any(map(holds_map, chain.cuts)):
+            return f"no single map crosses any cut of the {which}, so nothing can be grafted; choose another {which}"
+    return "choose a student with the teacher's resolutions"
+
+
+def merge_to(pairing: Pairing, blocks: int, *, costs: Sequence[int]) -> Pairing:
+    """Merge neighbouring pairs until ``blocks`` are left, whose costs are as even as can be.
+
+    Comes before inheritance and slicing, which look at whole blocks.
+
+    Args:
+        pairing: Of at least ``blocks`` pairs.
+        blocks: How many are to be left, at least 2.
+        costs: Of each pair, of any unit.
+
+    Returns:
+        The pairing with the least sum of squared costs; among equals with the first cuts.
+
+    Raises:
+        RequestError: There are not so many pairs, or fewer than two are asked for.
+    """
+    if not 2 <= blocks <= len(pairing):
+        raise RequestError(
+            f"the models pair in {len(pairing)} blocks, which can be merged to between 2 and {len(pairing)}, "
+            f"not to {blocks}; choose another number of blocks"
+        )
+    if pairing.inherited or pairing.selections:
+        raise ValueError("blocks are merged before the student starts from any")
+    kept = balanced_partition(costs, blocks)
+    return replace(pairing, teacher=pairing.teacher.merge(kept), student=pairing.student.merge(kept))
+
+
+def inherit(pairing: Pairing) -> Pairing:
+    """Copy the teacher's weights into the leading blocks of the student that are built, and cut, exactly alike.
+
+    Raises:
+        RequestError: The student is built like the teacher from front to end, so nothing would be left to train.
+    """
+    pairs = zip(pairing.teacher, pairing.student, [*pairing.conversions, ""], strict=True)
+    alike = list(takewhile(lambda one: structure(one[0]) == structure(one[1]) and not one[2], pairs))
+    if len(alike) == len(pairing):
+        raise RequestError(
+            "the student is built exactly like the teacher, so every block would be inherited and nothing trained; "
+            "choose a smaller student or inherit='none'"
+        )
+    for mine, theirs, _ in alike:
+        weights = zip(theirs.state_dict(), mine.state_dict().values(), strict=True)
+        theirs.load_state_dict(dict(weights))
+    return replace(pairing, inherited=len(alike))

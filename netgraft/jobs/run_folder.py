@@ -1,0 +1,116 @@
+"""A run's folder: what it holds, and that nobody's run is ever overwritten silently."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from netgraft.errors import RequestError
+from netgraft.files import write_text
+
+CONFIG = "config.json"
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder of one run: configuration, plan, subset, metrics, checkpoint, student and result."""
+
+    path: Path
+
+    def config(self) -> dict[str, Any] | None:
+        """What the folder's run was asked for; None where no run is.
+
+        Raises:
+            RequestError: The configuration is damaged.
+        """
+        return _read(self.path / CONFIG)
+
+    def result(self) -> dict[str, Any] | None:
+        """What came out; None while unfinished.
+
+        Raises:
+            RequestError: The result is damaged.
+        """
+        return _read(self.path / RESULT)
+
+    def claim(self, config: dict[str, Any], *, resume: bool) -> None:
+        """Take the folder for a run, or go on with the run that it holds.
+
+        Raises:
+            RequestError: It holds a run and ``resume`` is off, or it holds another run, or something else.
+        """
+        present = self.config()
+        if present is None:
+            if self.path.exists() and not _is_free(self.path):
+                raise RequestError(f"{self.path} exists and holds no run of netgraft; choose another --out")
+        elif not resume:
+            raise RequestError(
+                f"{self.path} already holds a run; add --resume to go on with it, or choose another --out"
+            )
+        elif present.get("fingerprint") != config["fingerprint"]:
+            differing = [key for key in config if key != "fingerprint" and present.get(key) != config[key]]
+            what = ", ".join(f"{key} {_brief(present.get(key))} there, {_brief(config[key])} now" for key in differing)
+            raise RequestError(
+                f"{self.path} holds another run ({what or 'its images or weights differ'}); "
+                "give the options of that run, or choose another --out"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"can't make the folder {self.path}: {error.strerror}; choose another --out") from error
+        if present is None:
+            self.write(CONFIG, config)
+
+    def write(self, name: str, content: dict[str, Any]) -> None:
+        """Write JSON atomically."""
+        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 48 else f"{text[:45]}..."
+
+
+def _is_free(path: Path) -> bool:
+    """Whether nothing lies in the folder but the start of a configuration whose writing was cut off."""
+    return path.is_dir() and all(entry.name.startswith(f".{CONFIG}.") for entry in path.iterdir())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RequestError(f"{path} is damaged ({error}); remove the folder or choose another --out") from error
+
+
+def default_folder(name: str, *, resume: bool, fingerprint: str) -> Path:
+    """Choose ``runs/name``, or the first free ``runs/name-2``, ``-3``, ...
+
+    With ``resume``, the last of them that holds the run with this fingerprint, so that the same command finds it.
+    """
+
+    def numbered() -> Iterator[Path]:
+        yield Path("runs") / name
+        number = 2
+        while True:
+            yield Path("runs") / f"{name}-{number}"
+            number += 1
+
+    taken = []
+    for path in numbered():
+        if not path.exists():
+            break
+        taken.append(path)
+    if resume:
+        for candidate in reversed(taken):
+            config = RunFolder(candidate).config()
+            if config is not None and config.get("fingerprint") == fingerprint:
+                return candidate
+    return path

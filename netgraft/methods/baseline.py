@@ -1,0 +1,167 @@
+"""What the baselines have in common: they train the student itself, on an objective of their own."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+from torch import Tensor, nn
+
+from netgraft.data.view_policy import VIEW_POLICIES
+from netgraft.errors import RequestError
+from netgraft.grafting.pairing import Pairing
+from netgraft.methods.hyperparameters import hyperparameter
+from netgraft.methods.method import Budget, Method, Preset
+from netgraft.plan import (
+    Feature,
+    ObjectiveFunction,
+    Phase,
+    Plan,
+    StepOutputs,
+    TrainingSchedule,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What the student is taught, apart from how long and how fast.
+
+    Attributes:
+        objective: Named terms, weighted; each a mean over the batch.
+        features: Of the student, numbered by its blocks.
+        teacher_features: Of the teacher.
+        differentiates_input: Whether the objective needs gradients with respect to what enters the trained blocks.
+        before: Phases that come first: of helpers, or of a part of the student.
+    """
+
+    objective: ObjectiveFunction
+    features: tuple[Feature, ...] = ()
+    teacher_features: tuple[Feature, ...] = ()
+    differentiates_input: bool = False
+    before: tuple[Phase, ...] = ()
+
+
+@dataclass(frozen=True)
+class StudentTraining:
+    """How long and how fast the student is trained; what it is taught is up to the method."""
+
+    steps: int = hyperparameter(3000, "steps of the student's training")
+    batch_size: int = hyperparameter(64, "views a step")
+    lr: float = hyperparameter(1e-3, "peak rate")
+    schedule: str = hyperparameter("cosine", "of the rate in a phase", choices=("constant", "cosine", "one-cycle"))
+    optimizer: str = hyperparameter("adam", "adam, or sgd with Nesterov momentum 0.9", choices=("adam", "sgd"))
+    weight_decay: float = hyperparameter(0.0, "L2 penalty on convolutions and linear layers")
+    sliced_rate: float = hyperparameter(0.1, "factor on all rates where the student starts with slices of all layers")
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.steps < 0 or self.weight_decay < 0:
+            raise RequestError(f"batch_size must be at least 1, steps and weight_decay at least 0, not {self}")
+        if not min(self.lr, self.sliced_rate) > 0:
+            raise RequestError(f"rates must be positive, not {self}")
+        negative = [f.name for f in fields(self) if f.name.endswith("_weight") and getattr(self, f.name) < 0]
+        if negative:
+            raise RequestError(f"{negative[0]} can't be negative, not {self}")
+
+    def fit(self, pairing: Pairing, steps: int) -> TrainingSchedule:
+        """Return length and rate of a phase.
+
+        Raises:
+            RequestError: The number of steps is negative.
+        """
+        if steps < 0:
+            raise RequestError(f"steps of a phase must be at least 0, not {steps}, in {self}")
+        return TrainingSchedule(
+            steps=steps,
+            batch_size=self.batch_size,
+            lr=self.lr * (self.sliced_rate if pairing.starts_close else 1.0),
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+        )
+
+
+@dataclass(frozen=True)
+class Baseline(StudentTraining, ABC):
+    """Train every block of the student that is not inherited, on a lesson; inherited ones stay frozen, as everywhere.
+
+    A method says what the lesson is, and combinations of methods add lessons up.
+    """
+
+    @abstractmethod
+    def lesson(self, pairing: Pairing) -> Objective:
+        """Say what the student is taught."""
+
+    def plan(self, pairing: Pairing) -> Plan:
+        """The lesson's own phases, then the student's training."""
+        lesson = self.lesson(pairing)
+        connectors = [feature.connector for feature in lesson.features if feature.connector is not None]
+        main = self.phase(
+            pairing,
+            "train the student",
+            self.steps,
+            objective=lesson.objective,
+            features=lesson.features,
+            teacher_features=lesson.teacher_features,
+            connectors=connectors,
+            differentiates_input=lesson.differentiates_input,
+        )
+        phases = tuple(phase for phase in (*lesson.before, main) if phase.fit.steps)
+        return Plan(str(self), phases, nn.Sequential(*pairing.student.blocks()))
+
+    def phase(
+        self,
+        pairing: Pairing,
+        name: str,
+        steps: int,
+        *,
+        objective: ObjectiveFunction,
+        until: int | None = None,
+        features: Sequence[Feature] = (),
+        teacher_features: Sequence[Feature] = (),
+        connectors: Sequence[nn.Module] = (),
+        differentiates_input: bool = False,
+    ) -> Phase:
+        """Make a phase that trains the student's blocks, with some connectors.
+
+        Args:
+            pairing: Teacher and student.
+            name: For people.
+            steps: How many.
+            objective: What is compared.
+            until: Number of the last block that student and teacher run; all by default.
+            features: Of the student.
+            teacher_features: Of the teacher.
+            connectors: Trained along with the student and then discarded.
+            differentiates_input: See :class:`netgraft.plan.Phase`.
+        """
+        stop = len(pairing) if until is None else until + 1
+        student, teacher = pairing.student.blocks()[:stop], pairing.teacher.blocks()[:stop]
+        return Phase(
+            name=name,
+            model=nn.Sequential(*student),
+            trainable=nn.ModuleList([*student[pairing.inherited :], *connectors]),
+            objective=objective,
+            fit=self.fit(pairing, steps),
+            teacher=nn.Sequential(*teacher),
+            features=tuple(features),
+            teacher_features=tuple(teacher_features),
+            differentiates_input=differentiates_input,
+        )
+
+
+def preset_on_rich_views(method: Callable[[], Method]) -> Callable[[Budget], Preset]:
+    """Make a preset of a method's defaults, with the same views as NetGraft's default."""
+
+    def preset(budget: Budget) -> Preset:
+        return Preset(method(), VIEW_POLICIES["rich"])
+
+    own = "The options' defaults, which are the article's where it names them."
+    preset.__doc__ = own if isinstance(method, type) else method.__doc__
+    return preset
+
+
+def logits_of_both(batch: StepOutputs) -> tuple[Tensor, Tensor]:
+    """Return the logits of student and teacher."""
+    assert batch.target is not None, "a baseline with a teacher has its answers"
+    return batch.output, batch.target

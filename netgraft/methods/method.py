@@ -1,0 +1,58 @@
+"""What a method must have: hyper-parameters, a plan, presets and facts about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from netgraft.data.view_policy import ViewPolicy
+from netgraft.grafting.pairing import Pairing
+from netgraft.plan import Plan
+
+
+@dataclass(frozen=True)
+class About:
+    """Facts about a method.
+
+    Attributes:
+        category: ``offline`` (from a trained teacher), ``online`` (peers learn together), ``self`` (from itself), or
+            ``reference`` (no distillation).
+        matches: What of the networks is compared: logits, features, attention, sparsity, relations; or ``labels``.
+        phases: Stages, in words.
+        labels: ``none``; ``classes``: real ones on the labeled track, the teacher's arg-max on the unlabeled one.
+        article: Authors, venue and number.
+        year: Of the article; 0 for a reference point.
+        teacher: Whether the teacher teaches; where not, its arg-max stands for labels on the unlabeled track.
+    """
+
+    category: str
+    matches: str
+    phases: str
+    labels: str
+    article: str
+    year: int
+    teacher: bool = True
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a preset may depend on: how many images there are and how many classes the teacher knows."""
+
+    images: int
+    classes: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A method's hyper-parameters under a name, with the views that belong to them."""
+
+    method: Method
+    views: ViewPolicy
+
+
+class Method(Protocol):
+    """Turns a teacher and a student into a plan; a frozen dataclass of hyper-parameters."""
+
+    def plan(self, pairing: Pairing) -> Plan:
+        """Say what will be trained, in which order, on what loss."""
+        ...

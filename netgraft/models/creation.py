@@ -1,0 +1,162 @@
+"""Names and files -> models: any timm name, hub or folder source, or weights read without unpickling.
+
+Names that start with ``torchvision:`` are of untrained models of that package.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+import netgraft.zoo  # noqa: F401  (registers the CIFAR-size models)
+from netgraft.errors import RequestError
+from netgraft.models.weights import load_weights, read_weights
+from netgraft.seeding import derived_seed
+
+_TORCHVISION = "torchvision:"
+
+
+def load_teacher(name: str, *, weights: Path | None = None, image_size: int | None = None) -> nn.Module:
+    """Return a trained classifier in eval mode.
+
+    Args:
+        name: A timm model, ``hf-hub:...`` or ``local-dir:FOLDER``.
+        weights: A safetensors file, or a checkpoint that holds nothing but tensors and plain values; without it
+            timm's own pretrained weights. The model gets as many outputs as its classifier in there.
+        image_size: Height and width of the images that it takes; the model's own if None.
+
+    Raises:
+        RequestError: No such model, no pretrained weights, or weights that don't fit.
+    """
+    sized = {} if image_size is None else _sized(name, (image_size, image_size))
+    if weights is None:
+        if timm.is_model(name) and not _has_pretrained_weights(name):
+            raise RequestError(f"timm has no pretrained weights for {name}; give --teacher-weights FILE")
+        return _create(name, pretrained=True, **sized).eval()
+    state = read_weights(weights)
+    model = _create(name, **_outputs(name, state), **sized)
+    load_weights(model, state, f"{weights} into {name}")
+    return model.eval()
+
+
+def build_student(name: str, *, teacher: nn.Module, seed: int) -> nn.Module:
+    """Return an untrained model with the teacher's inputs and outputs; its weights depend on nothing but ``seed``.
+
+    Raises:
+        RequestError: No such model.
+    """
+    size = pretrained_cfg(teacher).get("input_size")
+    sized = {} if size is None or _is_source(name) else _sized(name, size[1:])
+    classes, channels = class_count(teacher), image_channels(teacher)
+    return _build(name, seed, num_classes=classes, in_chans=channels, **sized).eval()
+
+
+def build_model(name: str, *, seed: int, image_size: int | None = None, **options: Any) -> nn.Module:
+    """Return an untrained timm model, made with ``options``; its weights depend on nothing but ``seed``.
+
+    Args:
+        name: A timm model, or ``torchvision:NAME``.
+        seed: Of the weights.
+        image_size: Height and width of the images that it takes; the model's own if None.
+        options: For timm.
+
+    Raises:
+        RequestError: No such model, or timm refuses the options.
+    """
+    return _build(name, seed, **options, **({} if image_size is None else _sized(name, (image_size, image_size))))
+
+
+def _build(name: str, seed: int, **options: Any) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed("weights", seed))
+        return _create(name, **options)
+
+
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images that ``model`` takes, from its first convolution or else its timm configuration."""
+    # the configuration is the architecture's, whatever in_chans the model was made with
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    return int(pretrained_cfg(model)["input_size"][0]) if first is None else first.in_channels
+
+
+def class_count(model: nn.Module) -> int:
+    """Outputs of a timm classifier."""
+    return int(cast(Any, model).num_classes)
+
+
+def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
+    """A timm model's description of itself; empty for other modules."""
+    return getattr(model, "pretrained_cfg", None) or {}
+
+
+def _sized(name: str, size: Sequence[int]) -> dict[str, Any]:
+    """As options for timm: a model for images of this height and width, of which preprocessing cuts nothing off."""
+    if _is_source(name) or Path(name).is_dir():
+        raise RequestError(f"{name} brings its image size along; leave the image size out")
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    channels = config.input_size[0] if config else 3
+    return {"pretrained_cfg_overlay": {"input_size": (channels, *size), "crop_pct": 1.0}}
+
+
+def _outputs(name: str, state: Mapping[str, Tensor]) -> dict[str, int]:
+    """As an option for timm, how many classes a state dict was trained with; nothing if that can't be told."""
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    classifier = state.get(f"{config.classifier}.weight") if config else None
+    return {} if classifier is None or not classifier.dim() else {"num_classes": classifier.shape[0]}
+
+
+def _has_pretrained_weights(name: str) -> bool:
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and config.has_weights
+
+
+def _is_source(name: str) -> bool:
+    """Whether timm reads both architecture and weights from there."""
+    return name.split(":", 1)[0] in {"hf-hub", "hf_hub", "local-dir"}
+
+
+def _create(name: str, **options: Any) -> nn.Module:
+    if name.startswith(_TORCHVISION):
+        return _create_torchvision(name.removeprefix(_TORCHVISION), options)
+    if not _is_source(name) and not timm.is_model(name.split(".", 1)[0]):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
+        raise RequestError(f"timm has no model {name!r}; {hint}")
+    try:
+        return timm.create_model(name, **options)
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
+        raise RequestError(f"timm could not make {name!r}: {error}") from error
+
+
+def _create_torchvision(name: str, options: dict[str, Any]) -> nn.Module:
+    from torchvision import models  # takes a while to import and is seldom needed
+
+    known = models.list_models(module=models)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "see torchvision.models.list_models()"
+        raise RequestError(f"torchvision has no classifier {name!r}; {hint}")
+    if options.pop("pretrained", False):
+        raise RequestError(f"torchvision:{name} comes without weights; give --teacher-weights FILE")
+    overlay = options.pop("pretrained_cfg_overlay", {})
+    if options.pop("in_chans", 3) != 3:
+        raise RequestError(f"torchvision:{name} takes images of 3 channels; choose a timm model for others")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of initialisations that will change in a later version
+            model = models.get_model(name, weights=None, **options)
+    except (ValueError, TypeError) as error:
+        raise RequestError(f"torchvision could not make {name!r}: {error}") from error
+    # as timm's models say of themselves
+    model.num_classes = options.get("num_classes", 1000)
+    size = 299 if name == "inception_v3" else 224
+    model.pretrained_cfg = {"input_size": (3, size, size), **overlay}
+    return model

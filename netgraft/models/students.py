@@ -1,0 +1,162 @@
+"""Save and load a student folder: timm's own format where every adapter folded, a described one where not."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import netgraft.zoo  # noqa: F401  (folders may name its models)
+from netgraft.errors import RequestError, RunError
+from netgraft.grafting.adapters import LinearAdapter
+from netgraft.models.creation import class_count, load_teacher, pretrained_cfg
+from netgraft.splitting.chain import state_of
+from netgraft.splitting.split import split
+
+_DESCRIPTION = "netgraft.json"
+
+_WEIGHTS = "student.safetensors"
+
+
+def save_student(
+    folder: Path, student: nn.Module, model: nn.Module, *, cuts: tuple[str, ...], data_config: Mapping[str, Any]
+) -> None:
+    """Write a student folder; an unfinished one never stands under the final name.
+
+    Args:
+        folder: Replaced if it exists.
+        student: What is deployed: ``model`` itself, or a sequence of its blocks and of adapters that stayed.
+        model: The timm model that the student was built from.
+        cuts: Where ``model`` was cut; needed to rebuild a sequence.
+        data_config: Preprocessing: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``.
+
+    Raises:
+        RunError: The folder can't be written.
+    """
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    replaced = folder.with_name(folder.name + ".replaced")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        if student is model:
+            _save_plain(unfinished, model, data_config)
+        else:
+            assert isinstance(student, nn.Sequential)
+            _save_sequence(unfinished, student, model, cuts, data_config)
+        if folder.exists():
+            # the old student goes only when the new one stands
+            shutil.rmtree(replaced, ignore_errors=True)
+            folder.replace(replaced)
+        unfinished.replace(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if replaced.exists() and not folder.exists():
+            replaced.replace(folder)
+        raise RunError(f"could not write {folder}: {error}; free some space and go on with --resume") from error
+
+
+def _plain_config(data_config: Mapping[str, Any]) -> dict[str, Any]:
+    wanted = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    config = {name: data_config[name] for name in wanted if name in data_config}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+
+
+def _save_plain(folder: Path, model: nn.Module, data_config: Mapping[str, Any]) -> None:
+    timm.models.save_for_hf(
+        model,
+        str(folder),
+        model_config={"pretrained_cfg": _plain_config(data_config)},
+        model_args=_arguments(model, data_config),
+        safe_serialization=True,
+    )
+
+
+def _arguments(model: nn.Module, data_config: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = {"num_classes": class_count(model), "in_chans": data_config["input_size"][0]}
+    # position embeddings have as many rows as the size of images, which timm takes as an option, makes patches
+    if "img_size" in inspect.signature(type(model).__init__).parameters:
+        size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+        arguments["img_size"] = list(size or data_config["input_size"][1:])
+    return arguments
+
+
+def _save_sequence(
+    folder: Path, student: nn.Sequential, model: nn.Module, cuts: tuple[str, ...], data_config: Mapping[str, Any]
+) -> None:
+    layers = [_described(layer) or "block" for layer in student]
+    description = {
+        "format": 1,
+        "architecture": pretrained_cfg(model)["architecture"],
+        "model_args": _arguments(model, data_config),
+        "cuts": cuts,
+        "layers": layers,
+        "pretrained_cfg": _plain_config(data_config),
+    }
+    save_file({name: value.contiguous() for name, value in _layer_states(student).items()}, folder / _WEIGHTS)
+    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _layer_states(student: nn.Sequential) -> dict[str, Tensor]:
+    """Weights under the layer's number and the name in the model, whichever blocks a layer was merged from."""
+    states = [layer.state_dict() if _described(layer) else state_of(layer) for layer in student]
+    return {f"{number}.{name}": value for number, state in enumerate(states) for name, value in state.items()}
+
+
+def load_student(folder: str | Path) -> nn.Module:
+    """Return the student in eval mode, ready for images (B, C, H, W); ``pretrained_cfg`` holds its preprocessing.
+
+    Raises:
+        RequestError: The folder holds no student, or a damaged one.
+    """
+    folder = Path(folder)
+    if (folder / "config.json").is_file():
+        return load_teacher(f"local-dir:{folder}")
+    if not (folder / _DESCRIPTION).is_file():
+        raise RequestError(f"{folder} holds no student: expected config.json (timm's) or {_DESCRIPTION} in it")
+    try:
+        return _load_sequence(folder)
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise RequestError(
+            f"{folder} holds a damaged student ({type(error).__name__}: {error}); save it again"
+        ) from error
+
+
+def _load_sequence(folder: Path) -> nn.Module:
+    description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+    model = timm.create_model(description["architecture"], **description["model_args"]).eval()
+    size = description["pretrained_cfg"]["input_size"]
+    blocks = iter(split(model, probe=torch.zeros(1, *size), cuts=description["cuts"]))
+    student = nn.Sequential(
+        *(next(blocks) if layer == "block" else _adapter(*layer) for layer in description["layers"])
+    )
+    state = load_file(folder / _WEIGHTS)
+    for number, layer in enumerate(student):
+        layer.load_state_dict({name: state.pop(f"{number}.{name}") for name in layer.state_dict()})
+    if state:
+        raise ValueError(f"unexpected weights, first {next(iter(state))!r}")
+    student.pretrained_cfg = description["pretrained_cfg"]
+    student.num_classes = description["model_args"]["num_classes"]
+    return student.eval()
+
+
+def _described(layer: nn.Module) -> list[int | str] | None:
+    """Widths of an adapter, and its layout unless that is NCHW; None for blocks."""
+    if isinstance(layer, LinearAdapter):
+        return [layer.in_features, layer.out_features, layer.layout]
+    return [layer.in_channels, layer.out_channels] if isinstance(layer, nn.Conv2d) else None
+
+
+def _adapter(channels_in: int, channels_out: int, layout: str = "NCHW") -> nn.Module:
+    if layout == "NCHW":
+        return nn.Conv2d(channels_in, channels_out, 1, bias=False)
+    return LinearAdapter(channels_in, channels_out, layout)

@@ -1,0 +1,77 @@
+"""Weights from files, without executing anything in them, and into models, without guessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import netgraft.zoo  # noqa: F401  (registers the CIFAR-size models)
+from netgraft.errors import RequestError
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict from a safetensors file or from a checkpoint, never executing anything in it.
+
+    Checkpoints may keep the state dict under ``state_dict_ema``, ``state_dict`` or ``model``, and prefix its keys
+    with ``module.``.
+
+    Raises:
+        RequestError: No such file, not readable, or a pickle that holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise RequestError(f"there is no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            content: object = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise RequestError(f"{path} is no readable safetensors file ({error})") from error
+    except Exception as error:  # torch.load raises many kinds
+        raise RequestError(
+            f"{path} holds more than tensors, or is damaged, and was not loaded ({type(error).__name__}); "
+            "export its state dict as safetensors"
+        ) from error
+    for key in ("state_dict_ema", "state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise RequestError(f"{path} holds no state dict: expected names and tensors")
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load all of a state dict into a model, and nothing but it.
+
+    Args:
+        model: Changed in place.
+        state: Under the model's own names.
+        what: For people: which weights, into which model.
+
+    Raises:
+        RequestError: Keys are missing or unexpected, or shapes differ; says which.
+    """
+    own = model.state_dict()
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    differing = [name for name in own if name in state and own[name].shape != state[name].shape]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} missing keys, first {missing[0]!r}")
+    if unexpected:
+        problems.append(f"{len(unexpected)} unexpected keys, first {unexpected[0]!r}")
+    if differing:
+        name = differing[0]
+        problems.append(
+            f"{len(differing)} differing shapes, first {name!r}: expected {tuple(own[name].shape)}, "
+            f"found {tuple(state[name].shape)}"
+        )
+    if problems:
+        raise RequestError(f"can't load {what}: {'; '.join(problems)}; give weights of this very architecture")
+    model.load_state_dict(dict(state))

@@ -1,0 +1,168 @@
+"""What a method asks for and training carries out: a plan of phases, as data that prints itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Batches an epoch when none crosses its end."""
+    return -(-images // batch_size)
+
+
+@dataclass(frozen=True)
+class TrainingSchedule:
+    """How long and how fast a phase trains.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Views a step, over all processes.
+        lr: Peak learning rate.
+        adapter_lr: Peak rate of the phase's adapters; ``lr`` when None.
+        optimizer: ``adam``, or ``sgd`` with Nesterov momentum 0.9.
+        schedule: ``constant``; ``cosine`` to zero; ``one-cycle``: up over the first quarter, down to zero.
+        weight_decay: L2 penalty on weights with more than one dimension.
+        whole_epochs: A batch never crosses the end of an epoch; the last of an epoch is smaller.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    adapter_lr: float | None = None
+    optimizer: str = "adam"
+    schedule: str = "constant"
+    weight_decay: float = 0.0
+    whole_epochs: bool = False
+
+    def factor(self, step: int) -> float:
+        """Return what the peak rates are multiplied by at ``step`` (0-based)."""
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step + 0.5) / self.steps
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * progress))
+        if self.schedule == "one-cycle":
+            rise = 0.25
+            if progress < rise:
+                return 0.5 * (1 - math.cos(math.pi * progress / rise))
+            return 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
+        raise ValueError(f"schedule must be constant, cosine or one-cycle, not {self.schedule!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """What an objective sees of a model besides its output.
+
+    Attributes:
+        block: Number of the block whose output it is.
+        connector: What that output passes through first, a projection to another width for instance. A student's
+            connector that has weights is a part of the phase's trainable part; a teacher's stays frozen.
+    """
+
+    block: int
+    connector: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class StepOutputs:
+    """What an objective sees of one step.
+
+    Attributes:
+        output: Of the phase's model, (B, K).
+        target: Of the phase's teacher on the same views, (B, K); None without a teacher.
+        labels: Class indices (B,); None on the unlabeled track.
+        features: Of the model, those that the phase names, in its order.
+        teacher_features: Likewise, of the teacher.
+        inputs: What the first trained block took in, if the phase differentiates ``output`` by it.
+    """
+
+    output: Tensor
+    target: Tensor | None
+    labels: Tensor | None
+    features: tuple[Tensor, ...] = ()
+    teacher_features: tuple[Tensor, ...] = ()
+    inputs: Tensor | None = None
+
+    @property
+    def classes(self) -> Tensor:
+        """Class of each image, (B,): its label, or the teacher's arg-max on the unlabeled track."""
+        if self.labels is not None:
+            return self.labels
+        assert self.target is not None, "neither labels nor a teacher"
+        return self.target.argmax(1)
+
+
+ObjectiveFunction = Callable[[StepOutputs], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """One stretch of training.
+
+    Attributes:
+        name: For people.
+        model: What runs, a sequence of blocks that ends where the objective ends; in eval mode except for
+            ``trainable``.
+        trainable: The only part that is optimised and in train mode.
+        objective: Named terms that are summed; each is a mean over the batch, so that the sum doesn't depend on
+            how many processes share it.
+        fit: Steps and rates.
+        teacher: Answers the same views; its answer is ``StepOutputs.target``.
+        adapters: Modules inside ``trainable`` that have their own rate, ``fit.adapter_lr``.
+        features: Of the model, which the objective compares as well.
+        teacher_features: Of the teacher.
+        differentiates_input: Whether the objective needs gradients with respect to ``StepOutputs.inputs``.
+    """
+
+    name: str
+    model: nn.Sequential
+    trainable: nn.Module
+    objective: ObjectiveFunction
+    fit: TrainingSchedule
+    teacher: nn.Sequential | None = None
+    adapters: tuple[nn.Module, ...] = ()
+    features: tuple[Feature, ...] = ()
+    teacher_features: tuple[Feature, ...] = ()
+    differentiates_input: bool = False
+
+    def __str__(self) -> str:
+        count = sum(p.numel() for p in self.trainable.parameters())
+        extra = sum(p.numel() for adapter in self.adapters for p in adapter.parameters())
+        fit = self.fit
+        rates = f"lr {fit.lr:g}"
+        if extra and fit.adapter_lr is not None:
+            rates += f", adapters {fit.adapter_lr:g}"
+        what = f"{count:,} parameters" + (f" ({extra:,} in adapters)" if extra else "")
+        return f"{self.name}: {fit.steps} steps of {fit.batch_size}, {fit.optimizer} {rates} {fit.schedule}; {what}"
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a method will do: phases in order, printable before anything runs.
+
+    Attributes:
+        method: The method with its hyper-parameters.
+        phases: In order.
+        student: What is deployed at the end, adapters included: the layers that follow one another.
+        ensemble: Networks trained on the way whose common answer, (B, C, H, W) -> (B, K), is worth reporting; larger
+            than the student, and not deployed.
+    """
+
+    method: str
+    phases: tuple[Phase, ...]
+    student: nn.Sequential
+    ensemble: nn.Module | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all phases."""
+        return sum(phase.fit.steps for phase in self.phases)
+
+    def __str__(self) -> str:
+        lines = [f"{self.method}: {len(self.phases)} phases, {self.steps} steps"]
+        lines += [f"  {number}. {phase}" for number, phase in enumerate(self.phases, 1)]
+        return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Result files -> summaries -> tables and pictures."""

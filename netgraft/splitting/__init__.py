@@ -1,0 +1,1 @@
+"""One model -> a chain of blocks that is proven equal to it."""

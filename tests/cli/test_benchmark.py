@@ -1,0 +1,106 @@
+"""The commands around grids: benchmark and subset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from netgraft.cli.main import run
+
+from netgraft.data.sources import open_data
+from netgraft.data.subsets import FewShotSubset
+
+EXPERIMENT = """
+title = "Small"
+[common]
+data = "digits"
+precision = "32"
+views = "plain"
+shots = [1, 2]
+[[run]]
+method = "none"
+[[run]]
+method = "kd"
+settings = { steps = 2 }
+"""
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("small.toml").write_text(EXPERIMENT)
+
+
+def test_a_dry_run_shows_cells_commands_and_time_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["benchmark", "small.toml", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"{row}-{shots}shot-subset0" in shown for row in ("none", "kd") for shots in (1, 2))
+    assert "distill --data digits --shots 2 --method kd" in " ".join(shown.split())
+    assert "4 cells, 4 to compute: about" in shown
+    assert [path.name for path in Path().iterdir()] == ["small.toml"]
+
+
+def test_a_grid_is_computed_and_not_again(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["benchmark", "small.toml", "--out", "out", "--only", "none-1shot", "--only", "none-2shot"]
+    assert run(command) == 0
+    said = capsys.readouterr()
+    assert "2 cells in out" in said.out
+    assert [line.split(":")[0] for line in said.err.splitlines()] == ["none-1shot-subset0", "none-2shot-subset0"]
+    assert "2 of 2 cells" in said.err
+    first = json.loads(Path("out/none-1shot-subset0.json").read_text())
+    assert (first["shots"], first["images"], first["row"]) == (1, 10, "none")
+    assert Path("out/experiment.toml").read_text() == EXPERIMENT
+    # the second cell read the teacher's answers of the first
+    assert len(list(Path("out/work/answers").iterdir())) == 1
+    assert run(command) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_failed_cells_are_named_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.toml").write_text(EXPERIMENT.replace("steps = 2", "steps = -2").replace("[1, 2]", "1"))
+    assert run(["benchmark", "bad.toml", "--out", "out"]) == 1
+    said = capsys.readouterr().err
+    assert "1 of 2 cells failed; the same command tries them again\n  kd-1shot-subset0: " in said
+    assert "steps" in said.rpartition("kd-1shot-subset0: ")[2]
+    assert Path("out/none-1shot-subset0.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no.toml"], "can't read the experiment no.toml"),
+        (["small.toml", "--only", "fitnets"], "no cell's name has fitnets in it; the first are none-1shot-subset0"),
+        (["small.toml", "--out", "small.toml/x"], "can't write into small.toml/x"),
+    ],
+)
+def test_wrong_requests(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
+    assert run(["benchmark", *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_subset_files_are_what_a_run_draws(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["subset", "--data", "digits", "--shots", "1", "--shots", "3", "--seed", "0", "--seed", "5"]
+    assert run([*command, "--out", "files"]) == 0
+    labels = open_data("digits").train.labels
+    assert labels is not None
+    for shots in (1, 3):
+        for seed in (0, 5):
+            written = FewShotSubset.load(Path(f"files/digits-{shots}shot-seed{seed}.json"))
+            assert written == FewShotSubset.draw(labels, shots=shots, seed=seed, dataset="digits")
+            assert sorted(labels[index] for index in written.indices) == sorted(list(range(10)) * shots)
+    assert capsys.readouterr().out.count("\n") == 4
+    # again: nothing changes; another subset is never overwritten
+    assert run([*command, "--out", "files"]) == 0
+    FewShotSubset.draw(labels, shots=3, seed=9, dataset="digits").save(Path("files/digits-3shot-seed5.json"))
+    assert run([*command, "--out", "files"]) == 2
+    assert "digits-3shot-seed5.json holds another subset" in capsys.readouterr().err
+
+
+def test_images_without_classes_have_no_shots(capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    Path("photos").mkdir()
+    Image.new("L", (8, 8)).save("photos/0.png")
+    assert run(["subset", "--data", "photos", "--shots", "1"]) == 2
+    assert "no class folders" in capsys.readouterr().err

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from netgraft.errors import RequestError, RunError
+from netgraft.evaluation.metrics import agreement, latency, macs, predict, top1
+from netgraft.modules import parameters, state_digest
+
+
+class Recorder(nn.Module):
+    """Passes `(B, 1, 1, K)` on as logits and notes the state it ran in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[int, bool, bool]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append((len(x), self.training, torch.is_inference_mode_enabled()))
+        return x.flatten(1)
+
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ArithmeticError
+
+
+def mixed_model() -> nn.Sequential:
+    """A model of which one norm is frozen, the other in training."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.LazyLinear(5),
+    )
+    model(torch.randn(2, 3, 8, 8))
+    model.train()
+    model[1].eval()
+    return model
+
+
+def modes(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
+def test_predict_keeps_order_labels_and_ragged_last_batch() -> None:
+    images = torch.arange(7 * 3, dtype=torch.float32).reshape(7, 1, 1, 3)
+    labels = torch.tensor([4, 3, 2, -1, 0, -1, 6])
+    heard: list[int] = []
+    loader = [(images[:3], labels[:3]), (images[3:6], labels[3:6]), (images[6:], labels[6:])]
+    logits, answered = predict(Recorder(), loader, progress=heard.append)
+    assert torch.equal(logits, images.flatten(1))
+    assert torch.equal(answered, labels)
+    assert heard == [3, 3, 1]
+
+
+def test_predict_runs_in_eval_and_inference_mode_and_returns_normal_tensors() -> None:
+    recorder = Recorder()
+    logits, _ = predict(recorder, [(torch.randn(2, 1, 1, 3), torch.zeros(2, dtype=torch.long))])
+    assert recorder.calls == [(2, False, True)]
+    assert recorder.training
+    weight = torch.ones(3, requires_grad=True)
+    (logits * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, logits.sum(0))
+
+
+def test_predict_answers_in_float32_and_casts_images_to_the_model() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5)).double()
+    images = torch.randn(4, 3, 2, 2)
+    logits, _ = predict(model, [(images, torch.zeros(4, dtype=torch.long))])
+    linear = model[1]
+    assert isinstance(linear, nn.Linear)
+    expected = images.double().flatten(1) @ linear.weight.T + linear.bias
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, expected.float().detach())
+
+
+def test_predict_moves_the_model_to_a_named_device() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5))
+    with pytest.raises(NotImplementedError, match="meta"):
+        predict(model, [(torch.randn(1, 3, 2, 2), torch.zeros(1))], device="meta")
+    assert next(model.parameters()).device.type == "meta"
+
+
+def test_predict_refuses_an_empty_loader() -> None:
+    with pytest.raises(RequestError, match="at least one image"):
+        predict(Recorder(), [])
+
+
+def test_modes_and_state_are_as_before_after_every_measurement() -> None:
+    model = mixed_model()
+    before, digest, random_state = modes(model), state_digest(model), torch.get_rng_state()
+    assert True in before
+    assert False in before
+    predict(model, [(torch.zeros(2, 3, 8, 8), torch.zeros(2))])
+    macs(model, (3, 8, 8))
+    latency(model, (3, 8, 8), batch=2, repeats=2)
+    assert modes(model) == before
+    assert state_digest(model) == digest
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_modes_are_restored_when_the_model_fails() -> None:
+    model = nn.Sequential(nn.Dropout(), Failing())
+    model[0].eval()
+    before = modes(model)
+    with pytest.raises(ArithmeticError):
+        predict(model, [(torch.zeros(1, 3), torch.zeros(1))])
+    assert modes(model) == before
+
+
+def test_top1_of_hand_made_logits() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, -1.0], [-3.0, -2.0, -1.0], [9.0, 1.0, 2.0]])
+    assert top1(logits, torch.tensor([0, 1, 2, 0])) == 100.0
+    assert top1(logits, torch.tensor([0, 1, 2, 1])) == 75.0
+    assert top1(logits, torch.tensor([1, 2, 0, 1])) == 0.0
+
+
+def test_agreement_of_hand_made_logits() -> None:
+    a = torch.tensor([[3.0, 1.0], [0.0, 5.0], [-1.0, -2.0]])
+    b = torch.tensor([[0.2, 0.1], [7.0, 5.0], [-1.0, -9.0]])
+    assert agreement(a, a * 17) == 100.0
+    assert agreement(a, b) == pytest.approx(200 / 3)
+    assert agreement(a, -a) == 0.0
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, -1]), torch.tensor([0, 3]), torch.tensor([0])])
+def test_top1_refuses_labels_that_do_not_fit(labels: Tensor) -> None:
+    with pytest.raises(RequestError, match="Expected"):
+        top1(torch.eye(2, 3), labels)
+
+
+def test_figures_of_nothing_or_of_nan_are_refused() -> None:
+    with pytest.raises(RequestError, match="at least one image"):
+        top1(torch.empty(0, 3), torch.empty(0, dtype=torch.long))
+    with pytest.raises(RequestError, match="one loader"):
+        agreement(torch.eye(3), torch.eye(2))
+    broken = torch.eye(3)
+    broken[1, 1] = torch.nan
+    with pytest.raises(RunError, match="NaN"):
+        top1(broken, torch.arange(3))
+    with pytest.raises(RunError, match="NaN"):
+        agreement(torch.eye(3), broken)
+
+
+def test_parameters_counts_a_shared_weight_once_and_frozen_ones_too() -> None:
+    shared = nn.Linear(3, 3, bias=False)
+    frozen = nn.Linear(3, 2)
+    frozen.requires_grad_(requires_grad=False)
+    assert parameters(nn.Sequential(shared, shared, frozen, nn.BatchNorm1d(2))) == 9 + 8 + 4
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (nn.Conv2d(3, 16, 3, padding=1), 16 * 3 * 9 * 10 * 12),
+        (nn.Conv2d(3, 16, 3, stride=2, bias=False), 16 * 3 * 9 * 4 * 5),
+        (nn.Conv2d(3, 6, 3, padding=1, groups=3), 6 * 1 * 9 * 10 * 12),
+        (nn.Sequential(nn.Flatten(), nn.Linear(360, 7)), 360 * 7),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)), 0),
+    ],
+)
+def test_macs_of_single_layers(layer: nn.Module, expected: int) -> None:
+    assert macs(layer, (3, 10, 12)) == expected
+
+
+def test_macs_counts_a_layer_at_each_use() -> None:
+    conv = nn.Conv2d(3, 3, 1)
+    assert macs(nn.Sequential(conv, conv), (3, 4, 4)) == 2 * 9 * 16
+
+
+def test_macs_of_vgg16_on_cifar() -> None:
+    layers: list[nn.Module] = []
+    expected, width, size = 10 * 512, 3, 32
+    for convs, channels in ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)):
+        for _ in range(convs):
+            layers += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()]
+            expected += width * channels * 9 * size**2
+            width = channels
+        layers.append(nn.MaxPool2d(2))
+        size //= 2
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
+    assert expected == 313_201_664
+    assert macs(model, (3, 32, 32)) == expected
+
+
+def test_latency_is_the_median_of_the_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A clock that gives forwards of 2, 900 and 4 ms.
+    ticks = iter([0.0, 0.002, 1.0, 1.9, 2.0, 2.004])
+    monkeypatch.setattr("netgraft.evaluation.metrics.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    recorder = Recorder()
+    assert latency(recorder, (1, 1, 3), batch=5, repeats=3) == pytest.approx(4.0)
+    assert len(recorder.calls) > 3
+    assert set(recorder.calls) == {(5, False, True)}
+
+
+@pytest.mark.parametrize(("batch", "repeats"), [(0, 3), (1, 0)])
+def test_latency_refuses_nothing_to_measure(batch: int, repeats: int) -> None:
+    with pytest.raises(RequestError, match="at least 1"):
+        latency(Recorder(), (1, 1, 3), batch=batch, repeats=repeats)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_same_figures_as_the_cpu() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+    images, labels = torch.randn(6, 3, 8, 8), torch.zeros(6, dtype=torch.long)
+    digest, count = state_digest(model), macs(model, (3, 8, 8))
+    expected, _ = predict(model, [(images, labels)])
+    logits, answered = predict(model, [(images, labels)], device="cuda")
+    assert (logits.device.type, answered.device.type) == ("cpu", "cpu")
+    torch.testing.assert_close(logits, expected, rtol=1e-2, atol=1e-2)  # TF32 convolutions
+    assert state_digest(model) == digest
+    assert macs(model, (3, 8, 8)) == count
+    assert latency(model, (3, 8, 8), batch=4, device="cuda") > 0
+
+
+class Holder(nn.Module):
+    """Registers tensors as buffers, in the order given."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+
+def test_digest_changes_with_one_bit_of_any_tensor() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).to(torch.bfloat16)
+    digests = {state_digest(model)}
+    names = [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
+    for name in names:
+        changed = copy.deepcopy(model)
+        tensor = dict([*changed.named_parameters(), *changed.named_buffers()])[name]
+        tensor.data.reshape(-1).view(torch.uint8)[0] ^= 1
+        digests.add(state_digest(changed))
+    assert len(digests) == 1 + len(names) == 8
+
+
+def test_digest_tells_zero_from_minus_zero() -> None:
+    assert state_digest(Holder(a=torch.tensor(0.0))) != state_digest(Holder(a=torch.tensor(-0.0)))
+
+
+def test_digest_is_independent_of_order_layout_and_mode() -> None:
+    a, b = torch.randn(2, 3, 4, 5), torch.arange(3)
+    digest = state_digest(Holder(a=a, b=b))
+    assert state_digest(Holder(b=b, a=a)) == digest
+    assert state_digest(Holder(a=a.contiguous(memory_format=torch.channels_last), b=b)) == digest
+    assert state_digest(Holder(a=a.transpose(0, 1).contiguous().transpose(0, 1), b=b).eval()) == digest
+
+
+def test_digest_tells_names_types_shapes_and_borders_of_equal_bytes_apart() -> None:
+    bits = torch.arange(8, dtype=torch.int16)
+    holders = [
+        Holder(a=bits),
+        Holder(b=bits),
+        Holder(a=bits.reshape(2, 4)),
+        Holder(a=bits.reshape(4, 2)),
+        Holder(a=bits.view(torch.float16)),
+        Holder(a=bits.view(torch.bfloat16)),
+        Holder(a=bits.view(torch.int32)),
+        Holder(a=bits[:4], b=bits[4:]),
+        Holder(a=bits[:2], b=bits[2:]),
+        Holder(a=bits, b=bits[:0]),
+    ]
+    assert len({state_digest(holder) for holder in holders}) == len(holders)
+
+
+def test_digest_sees_shared_parameters_under_each_name() -> None:
+    shared = nn.Linear(2, 2)
+    tied, twins = nn.Sequential(shared, shared), nn.Sequential(shared, copy.deepcopy(shared))
+    assert state_digest(tied) == state_digest(twins)
+
+
+class Attending(nn.Module):
+    """A linear layer on an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 5)
+
+    def forward(self, token: Tensor, picture: Tensor) -> Tensor:
+        return self.layer(token) + picture.mean()
+
+
+class WithToken(nn.Module):
+    """Hands a parameter to a layer, as class attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.ones(1, 3))
+        self.attending = Attending()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.attending(self.token.expand(2, -1), images)
+
+
+def test_macs_where_a_parameter_is_an_argument() -> None:
+    model = WithToken()
+    assert macs(model, (3, 4, 4)) == 2 * 3 * 5
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -1,0 +1,212 @@
+"""Grids: every cell once, whatever happens to the processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from netgraft.errors import RequestError
+from netgraft.experiments.locks import take
+from netgraft.experiments.results import ResultStore
+from netgraft.experiments.scheduler import Grid
+from netgraft.experiments.specification import Cell, Experiment
+
+EXPERIMENT = """
+title = "Small"
+[common]
+data = "digits"
+shots = 1
+precision = "32"
+views = "plain"
+[[run]]
+method = "kd"
+settings = { steps = 3 }
+[[run]]
+name = "broken"
+method = "kd"
+settings = { steps = 3 }
+teacher_weights = "no-such-file.safetensors"
+teacher = "digits_vgg7_bn"
+[[run]]
+method = "none"
+"""
+
+
+KD_ALONE = EXPERIMENT.partition("[[run]]\nname")[0]
+
+
+LONG = """
+[[run]]
+name = "long"
+data = "digits"
+shots = 1
+method = "kd"
+precision = "32"
+settings = { steps = 600 }
+"""
+
+
+class Notes:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str]] = []
+        self.reasons: dict[str, str] = {}
+        self.results: dict[str, Mapping[str, Any]] = {}
+        self.steps = 0
+
+    def started(self, cell: Cell) -> None:
+        self.events.append(("started", cell.name))
+
+    def progressed(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        self.steps = max(self.steps, event.get("step", 0))
+
+    def finished(self, cell: Cell, result: Mapping[str, Any]) -> None:
+        self.events.append(("finished", cell.name))
+        self.results[cell.name] = result
+
+    def failed(self, cell: Cell, reason: str) -> None:
+        self.events.append(("failed", cell.name))
+        self.reasons[cell.name] = reason
+
+    def left(self, cell: Cell, reason: str) -> None:
+        self.events.append(("left", cell.name))
+        self.reasons[cell.name] = reason
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    # other work on the machine delays several threads that wait for one another many times over
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
+def never() -> bool:
+    return False
+
+
+def opened(folder: Path, text: str) -> tuple[Grid, tuple[Cell, ...], Path]:
+    folder.mkdir(exist_ok=True)
+    source = folder / "asked.toml"
+    source.write_text(text)
+    results = ResultStore(folder / "results")
+    results.claim(source)
+    return Grid(results), results.experiment().cells, source
+
+
+def test_cells_are_computed_once_and_a_failure_stops_no_other(tmp_path: Path) -> None:
+    grid, cells, _ = opened(tmp_path, EXPERIMENT)
+    assert grid.pending(cells) == list(cells)
+    notes = Notes()
+    grid.run(cells, notes, never)
+    kd, broken, none = (cell.name for cell in cells)
+    assert notes.events == [
+        *(("started", kd), ("finished", kd)),
+        *(("started", broken), ("failed", broken)),
+        *(("started", none), ("finished", none)),
+    ]
+    assert "no-such-file.safetensors" in notes.reasons[broken]
+    assert "exit code 2" in notes.reasons[broken]
+    written = json.loads((grid.results.folder / f"{kd}.json").read_text())
+    assert written == notes.results[kd]
+    assert (written["steps"], written["row"], written["asked"]) == (3, "kd", cells[0].asked())
+    assert {"versions", "machine", "teacher_digest", "subset", "plan", "seconds", "gap", "agreement"} <= set(written)
+    assert "run_folder" not in written
+    # only the one that failed is tried again, and what it has left is no result
+    assert [cell.name for cell in grid.pending(cells)] == [broken]
+    # what nobody needs any more is gone, but for the teacher's answers
+    assert not grid.results.work(cells[0]).exists()
+
+
+def test_several_workers_compute_what_one_does(tmp_path: Path) -> None:
+    kd = KD_ALONE.replace("shots = 1", "shots = [1, 2]")
+    digests = []
+    for workers in (1, 2):
+        grid, cells, _ = opened(tmp_path / str(workers), kd)
+        notes = Notes()
+        Grid(grid.results, workers).run(cells, notes, never)
+        assert not notes.reasons
+        digests.append({name: result["student_digest"] for name, result in notes.results.items()})
+    assert len(digests[0]) == 2
+    assert digests[0] == digests[1]
+
+
+def test_workers_share_the_threads_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    grid, cells, _ = opened(tmp_path, KD_ALONE)
+    notes = Notes()
+    Grid(grid.results, workers=2).run(cells, notes, never)
+    assert [result["threads"] for result in notes.results.values()] == [2]
+
+
+def test_a_grid_that_is_stopped_goes_on_with_the_cell(tmp_path: Path) -> None:
+    grid, cells, _ = opened(tmp_path, LONG)
+    notes = Notes()
+    grid.run(cells, notes, lambda: notes.steps > 5)
+    assert notes.events == [("started", "long-1shot-subset0"), ("left", "long-1shot-subset0")]
+    assert "goes on" in notes.reasons["long-1shot-subset0"]
+    assert (grid.results.work(cells[0]) / "checkpoint.pt").exists()
+    again = Notes()
+    grid.run(grid.pending(cells), again, never)
+    assert again.events == [("started", "long-1shot-subset0"), ("finished", "long-1shot-subset0")]
+    assert again.results["long-1shot-subset0"]["steps"] == 600
+
+
+def test_a_cell_that_outlives_its_killed_grid_is_left_alone_until_it_ends(tmp_path: Path) -> None:
+    grid, cells, source = opened(tmp_path, LONG)
+    folder = str(grid.results.folder)
+    command = [sys.executable, "-m", "netgraft.cli.main", "benchmark", str(source), "--out", folder, "--workers", "8"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    log = grid.results.work(cells[0]) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    notes = Notes()
+    grid.run(cells, notes, never)
+    assert notes.events == [("left", "long-1shot-subset0")]
+    assert "another command" in notes.reasons["long-1shot-subset0"]
+    lock = grid.results.scratch / "long-1shot-subset0.lock"
+    while (descriptor := take(lock)) is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert descriptor is not None
+    os.close(descriptor)
+    after = Notes()
+    grid.run(grid.pending(cells), after, never)
+    # the orphan came to its end; nothing of it is computed again
+    assert after.events[-1] == ("finished", "long-1shot-subset0")
+    assert after.steps == 0
+
+
+def test_a_result_of_other_options_is_refused(tmp_path: Path) -> None:
+    grid, cells, _ = opened(tmp_path, EXPERIMENT)
+    grid.results.store(cells[0], {"gap": 0.0})
+    assert grid.results.find(cells[0]) is not None
+    _, other, _ = opened(tmp_path, EXPERIMENT.replace("steps = 3", "steps = 4"))
+    with pytest.raises(RequestError, match=r"kd-1shot-subset0\.json was computed with another settings"):
+        grid.pending(other)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"gap": 1}', '{"asked": 3}'])
+def test_a_damaged_result_is_refused(tmp_path: Path, content: str) -> None:
+    grid, cells, _ = opened(tmp_path, EXPERIMENT)
+    grid.results.path(cells[0]).write_text(content)
+    with pytest.raises(RequestError, match=r"kd-1shot-subset0\.json is damaged .*remove it"):
+        grid.pending(cells)
+
+
+def test_a_file_that_both_are_is_kept(tmp_path: Path) -> None:
+    grid, _, _ = opened(tmp_path, EXPERIMENT)
+    copy = grid.results.folder / "experiment.toml"
+    grid.results.claim(copy)
+    assert Experiment.load(copy).title == "Small"

@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from timm.layers import Conv2dSame, StdConv2d
+from timm.models.densenet import DenseBlock
+from timm.models.resnet import BasicBlock, Bottleneck, downsample_avg, downsample_conv
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from netgraft.grafting.foldability import why_not_foldable
+from netgraft.grafting.folding import fold, fold_with_report
+from netgraft.grafting.pairing import inherit, pair
+from netgraft.grafting.scions import Adapter, assemble, make_scions
+from netgraft.splitting.chain import state_of
+from netgraft.splitting.split import split
+from tests.support.random_models import build, images, randomise, snapshot
+
+Array = NDArray[np.float64]
+
+
+def mix(adapter: nn.Module, x: Array) -> Array:
+    """What a 1x1 convolution is: a matrix at each place."""
+    assert isinstance(adapter.weight, Tensor)
+    return np.einsum("oi,bihw->bohw", adapter.weight.detach().numpy()[:, :, 0, 0], x)
+
+
+def convolve(conv: nn.Conv2d, x: Array, padding: int) -> Array:
+    """Convolve with zero padding, one kernel position after another."""
+    weight = conv.weight.detach().numpy()
+    stride, dilation, (_, _, rows, columns) = conv.stride[0], conv.dilation[0], weight.shape
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    height, width = ((x.shape[n] - dilation * (k - 1) - 1) // stride + 1 for n, k in ((2, rows), (3, columns)))
+    result = np.zeros((x.shape[0], weight.shape[0], height, width))
+    for i, j in itertools.product(range(rows), range(columns)):
+        top, left = i * dilation, j * dilation
+        seen = x[:, :, top : top + stride * (height - 1) + 1 : stride, left : left + stride * (width - 1) + 1 : stride]
+        result += np.einsum("oi,bihw->bohw", weight[:, :, i, j], seen)
+    return result if conv.bias is None else result + conv.bias.detach().numpy()[:, None, None]
+
+
+def double(*layers: nn.Module) -> Any:
+    """Chain layers with random weights in float64; Any, because modules can't be indexed for a type checker."""
+    return nn.Sequential(*(randomise(layer) for layer in layers)).double().eval()
+
+
+def maps(size: int, channels: int = 5) -> Tensor:
+    return images(2, channels, size, size).double()
+
+
+def check_folded(student: nn.Sequential, x: Tensor, *names: str) -> Any:
+    """Fold, compare with the layers one after another, and see that no adapter is left; return what is."""
+    before = snapshot(student)
+    folding = fold_with_report(student)
+    torch.testing.assert_close(folding.student(x), student(x), rtol=0, atol=1e-10)
+    assert set(folding.folded) == set(names)
+    assert folding.kept == {}
+    adapters = [layer for layer in student if isinstance(layer, Adapter)]
+    assert len(folding.student) == len(student) - len(adapters)
+    assert snapshot(student) == before
+    return folding.student
+
+
+def check_kept(student: nn.Sequential, x: Tensor, reason: str, at: int = 0) -> None:
+    """See that the adapter stays a visible layer with its reason, and the function what it was."""
+    before = snapshot(student)
+    folding = fold_with_report(student)
+    torch.testing.assert_close(folding.student(x), student(x), rtol=0, atol=1e-10)
+    assert folding.folded == ()
+    assert list(folding.kept) == [at]
+    assert re.search(reason, folding.kept[at]), folding.kept[at]
+    assert isinstance(folding.student[at], nn.Conv2d)
+    assert snapshot(student) == before
+
+
+CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Conv2d], int]] = {
+    "3x3": (lambda: nn.Conv2d(4, 6, 3, padding=1), 1),
+    "3x3 bias-free": (lambda: nn.Conv2d(4, 6, 3, padding=1, bias=False), 1),
+    "stride 2": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1), 1),
+    "dilation 2": (lambda: nn.Conv2d(4, 6, 3, padding=2, dilation=2), 2),
+    "1x1": (lambda: nn.Conv2d(4, 6, 1), 0),
+    "1x1 stride 2": (lambda: nn.Conv2d(4, 6, 1, stride=2), 0),
+    "7x7": (lambda: nn.Conv2d(4, 6, 7, padding=3), 3),
+}
+
+
+@pytest.mark.parametrize("size", [2, 3, 32])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_convolution_after_an_adapter_is_one_convolution_borders_included(kind: str, size: int) -> None:
+    make, padding = CONVOLUTIONS[kind]
+    student = double(Adapter(5, 4), nn.Sequential(make(), nn.BatchNorm2d(6)))
+    x = maps(size)
+    adapter, (conv, norm) = student
+    expected = convolve(conv, mix(adapter, x.numpy()), padding)
+    folded = check_folded(student, x, "0")
+    block = folded[0]
+    np.testing.assert_allclose(block[0](x).detach().numpy(), expected, rtol=0, atol=1e-10)
+    assert (block[0].in_channels, block[0].out_channels) == (5, 6)
+    assert repr(block[0]) == repr(conv).replace("Conv2d(4,", "Conv2d(5,")
+    assert torch.equal(block[1].running_var, norm.running_var)
+
+
+def test_several_adapters_in_a_row_are_one_matrix() -> None:
+    student = double(Adapter(5, 3), Adapter(3, 7), Adapter(7, 4), nn.Sequential(nn.Conv2d(4, 6, 3, padding=1)))
+    x = maps(6)
+    expected = x.numpy()
+    for adapter in list(student)[:3]:
+        expected = mix(adapter, expected)
+    expected = convolve(student[3][0], expected, 1)
+    folded = check_folded(student, x, "0")
+    np.testing.assert_allclose(folded(x).detach().numpy(), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [2, 3, 32])
+@pytest.mark.parametrize(
+    ("block", "names"),
+    [
+        (lambda: BasicBlock(4, 6, stride=2, downsample=downsample_conv(4, 6, 1, 2)), ("conv1", "downsample.0")),
+        (lambda: BasicBlock(4, 6, stride=2, downsample=downsample_avg(4, 6, 1, 2)), ("conv1", "downsample.1")),
+        (lambda: Bottleneck(4, 2, stride=2, downsample=downsample_conv(4, 8, 1, 2)), ("conv1", "downsample.0")),
+    ],
+    ids=["resnet", "resnet-d", "bottleneck"],
+)
+def test_both_paths_of_a_residual_block_take_the_adapter(
+    block: Callable[[], nn.Module], names: tuple[str, ...], size: int
+) -> None:
+    check_folded(double(Adapter(5, 4), nn.Sequential(block())), maps(size), *(f"0.{name}" for name in names))
+
+
+class Head(nn.Module):
+    """Pool and classify in one of the ways that models have."""
+
+    def __init__(self, way: str, features: int = 4) -> None:
+        super().__init__()
+        self.way = way
+        self.pool = nn.AdaptiveAvgPool2d(1 if features == 4 else 2)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(features, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "mean":
+            return self.fc(x.mean((2, 3)))
+        if self.way == "mean from behind":
+            return self.fc(x.mean([-1, -2]))
+        if self.way == "mean, keepdim":
+            return self.fc(x.mean((2, 3), keepdim=True).flatten(1))
+        if self.way == "function":
+            return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 1), 1))
+        return self.fc(self.flatten(self.pool(x)))
+
+
+@pytest.mark.parametrize("way", ["mean", "mean from behind", "mean, keepdim", "function", "modules"])
+@pytest.mark.parametrize("size", [1, 5])
+def test_linear_layer_behind_global_pooling_takes_the_adapter(way: str, size: int) -> None:
+    student = double(Adapter(5, 4), Head(way))
+    x = maps(size)
+    adapter, head = student
+    pooled = mix(adapter, x.numpy()).mean((2, 3))
+    expected = pooled @ head.fc.weight.detach().numpy().T + head.fc.bias.detach().numpy()
+    folded = check_folded(student, x, "fc")
+    np.testing.assert_allclose(folded(x).detach().numpy(), expected, rtol=0, atol=1e-10)
+    assert folded[0].fc.in_features == 5
+
+
+def test_linear_layer_behind_a_flattened_map_takes_the_adapter() -> None:
+    student = double(Adapter(5, 4), Head("modules", features=4 * 2 * 2))
+    folded = check_folded(student, maps(2), "fc")
+    assert tuple(folded[0].fc.weight.shape) == (3, 5 * 2 * 2)
+
+
+@pytest.mark.parametrize("size", [5, 6, 32])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2)])
+def test_same_padding_of_tensorflow(size: int, kernel: int, stride: int) -> None:
+    student = double(Adapter(5, 4), nn.Sequential(Conv2dSame(4, 6, kernel, stride=stride, padding=0)))
+    check_folded(student, maps(size), "0")
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
+def test_other_paddings_work_on_each_channel_too(mode: Any) -> None:
+    conv = nn.Conv2d(4, 6, 3, padding=1, padding_mode=mode)
+    check_folded(double(Adapter(5, 4), nn.Sequential(conv)), maps(4), "0")
+
+
+def test_bare_layers_take_adapters_too() -> None:
+    folded = check_folded(double(Adapter(5, 4), nn.Conv2d(4, 6, 3, padding=1)), maps(4), "Conv2d")
+    assert folded[0].in_channels == 5
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.conv(x))
+
+
+class Shortcut(nn.Module):
+    """A convolution beside which the input goes on in some other way."""
+
+    def __init__(self, way: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * self.way(x)
+
+
+class AcrossChannels(nn.Module):
+    """The mean over the channels and not over the places, in front of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x.mean(1, keepdim=True))
+
+
+KEPT: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "max pool": (lambda: nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(4, 4, 3)), r"0 \(MaxPool2d\) comes first"),
+    "batch norm": (lambda: nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)), r"0 \(BatchNorm2d\) comes first"),
+    "dense block": (lambda: DenseBlock(1, 4, 2, 3), r"norm1 \(BatchNormAct2d\) comes first|cat comes first"),
+    "activation": (lambda: nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3)), r"0 \(ReLU\) comes first"),
+    "identity shortcut": (lambda: nn.Sequential(BasicBlock(4, 4)), "a residual path carries the input on"),
+    "depthwise": (lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=4)), r"0 \(Conv2d\) comes first"),
+    "weight standardisation": (lambda: nn.Sequential(StdConv2d(4, 4, 3)), r"0 \(StdConv2d\) comes first"),
+    "weight normalisation": (
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))),
+        r"0 \(ParametrizedConv2d\) comes first",
+    ),
+    "spectral normalisation": (
+        lambda: nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)).eval()),
+        r"0 \(Conv2d\) comes first",
+    ),
+    "used twice": (Twice, "conv is used more than once"),
+    "gate": (lambda: Shortcut(torch.sigmoid), "sigmoid comes first"),
+    "mean over channels": (AcrossChannels, "mean comes first"),
+    "linear on the last axis": (lambda: nn.Sequential(nn.Linear(8, 2)), r"0 \(Linear\) comes first"),
+    "flattened places": (lambda: nn.Sequential(nn.Flatten(2), nn.Linear(64, 2)), r"0 \(Flatten\) comes first"),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm`")
+def test_what_does_not_fold_exactly_stays(kind: str) -> None:
+    make, reason = KEPT[kind]
+    torch.manual_seed(0)
+    check_kept(double(Adapter(5, 4), make()), maps(8), reason)
+
+
+def test_an_adapter_at_the_end_stays() -> None:
+    check_kept(
+        double(nn.Sequential(nn.Conv2d(5, 4, 3)), Adapter(4, 3), Adapter(3, 2)), maps(4), "nothing follows", at=1
+    )
+
+
+def test_adapters_that_stay_are_one_layer_and_others_fold() -> None:
+    pooled = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(4, 5, 3, padding=1))
+    student = double(Adapter(5, 3), Adapter(3, 4), pooled, Adapter(5, 4), nn.Sequential(nn.Conv2d(4, 2, 1)))
+    folding = fold_with_report(student)
+    x = maps(6)
+    torch.testing.assert_close(folding.student(x), student(x), rtol=0, atol=1e-10)
+    assert len(folding.student) == 3
+    assert list(folding.kept) == [0]
+    assert folding.folded == ("0",)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(5, 4, 1, stride=2, bias=False),
+        nn.Conv2d(5, 4, 1, padding=1, bias=False),
+        nn.Conv2d(5, 5, 1, groups=5, bias=False),
+        nn.Conv2d(5, 4, 1),
+    ],
+    ids=["strided", "padded", "depthwise", "with a bias"],
+)
+def test_other_1x1_convolutions_are_no_adapters(layer: nn.Conv2d) -> None:
+    student = double(layer, nn.Sequential(nn.Conv2d(layer.out_channels, 6, 3, padding=1)))
+    folding = fold_with_report(student)
+    x = maps(6)
+    assert torch.equal(folding.student(x), student(x))
+    assert len(folding.student) == 2
+    assert folding.folded == ()
+
+
+def test_a_block_that_stands_in_two_places_takes_nothing() -> None:
+    shared = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1))
+    check_kept(double(shared, Adapter(4, 4), shared), maps(6, channels=4), "0 is used more than once", at=1)
+
+
+def test_folded_weights_are_laid_out_plainly() -> None:
+    student = double(Adapter(5, 4), nn.Sequential(nn.Conv2d(4, 6, 1)))
+    folded: Any = fold(student)
+    weight = folded[0][0].weight
+    assert weight.stride() == torch.empty(6, 5, 1, 1).stride()
+
+
+def test_modes_gradient_switches_and_other_modules_pass_through() -> None:
+    student = double(Adapter(5, 4), nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))).train()
+    student[1][1].eval()
+    student[1][0].weight.requires_grad_(False)
+    folded: Any = fold(student)
+    assert [folded.training, folded[0].training, folded[0][1].training] == [True, True, False]
+    assert not folded[0][0].weight.requires_grad
+    model = Twice()
+    assert fold(model) is model
+
+
+def test_folded_half_vgg_is_the_plain_architecture() -> None:
+    x = images(2, 3, 32, 32)
+    teacher, student = build("cifar_vgg16"), build("cifar_vgg16_half", seed=1)
+    pairing = inherit(pair(split(teacher, probe=x), split(student, probe=x)))
+    assembled = assemble(pairing, make_scions(pairing)).double().eval()
+    folded = check_folded(assembled, x.double(), "features.24", "head.fc")
+    plain = build("cifar_vgg16_half").state_dict()
+    state = state_of(folded)
+    assert {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in plain.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "foldable"),
+    [
+        # by the articles: what stands first behind each stage, the head last
+        ("resnet18", [False, True, True, True, True]),
+        ("resnet18d", [False, True, True, True, True]),
+        ("resnet50", [True, True, True, True, True]),
+        ("mobilenetv2_100", [True, True, True, True, True]),
+        ("densenet121", [False, False, False, False, True]),
+        ("cifar_vgg16_bn", [True, True, True, True, True]),
+        ("regnetx_002", [True, True, True, True, True]),
+    ],
+)
+def test_where_adapters_fold_in_real_models(name: str, foldable: list[bool]) -> None:
+    size = 32
+    x = images(1, 3, size, size)
+    chain = split(build(name, num_classes=3), probe=x)
+    found = {cut.name: why_not_foldable(block) for cut, block in zip(chain.cuts, chain.blocks()[1:], strict=True)}
+    assert [reason is None for reason in found.values()] == foldable, found
+    for cut, block in zip(chain.cuts, chain.blocks()[1:], strict=True):
+        if found[cut.name] is None:
+            student = nn.Sequential(Adapter(3, cut.channels), block).double().eval()
+            state = images(1, 3, *cut.size).double()
+            torch.testing.assert_close(fold_with_report(student).student(state), student(state), rtol=1e-10, atol=1e-10)

@@ -1,0 +1,154 @@
+"""Run folders: nobody's run is overwritten, and the same command finds its own again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from netgraft.errors import RequestError
+from netgraft.jobs.run_folder import RunFolder, default_folder
+
+CONFIG: dict[str, Any] = {"fingerprint": "aaa", "data": "digits", "seed": 0}
+
+OTHER: dict[str, Any] = {"fingerprint": "bbb", "data": "digits", "seed": 1}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("exists", [False, True])
+def test_new_or_empty_folder_is_taken(tmp_path: Path, resume: bool, exists: bool) -> None:
+    path = tmp_path / "deep" / "run"
+    if exists:
+        path.mkdir(parents=True)
+    folder = RunFolder(path)
+    assert folder.config() is None
+    folder.claim(CONFIG, resume=resume)
+    assert json.loads((path / "config.json").read_text()) == CONFIG
+    assert folder.config() == CONFIG
+    assert folder.result() is None
+    assert [entry.name for entry in path.iterdir()] == ["config.json"]
+
+
+def test_a_run_is_not_overwritten_without_resume(tmp_path: Path) -> None:
+    RunFolder(tmp_path).claim(CONFIG, resume=False)
+    before = contents(tmp_path)
+    for config in (CONFIG, OTHER):
+        with pytest.raises(RequestError, match="already holds a run; add --resume"):
+            RunFolder(tmp_path).claim(config, resume=False)
+    assert contents(tmp_path) == before
+
+
+def test_the_same_run_goes_on(tmp_path: Path) -> None:
+    RunFolder(tmp_path).claim(CONFIG, resume=False)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    before = contents(tmp_path)
+    RunFolder(tmp_path).claim(CONFIG, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_another_run_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    RunFolder(tmp_path).claim(CONFIG, resume=False)
+    before = contents(tmp_path)
+    with pytest.raises(RequestError, match="holds another run \\(seed 0 there, 1 now\\)"):
+        RunFolder(tmp_path).claim(OTHER, resume=True)
+    with pytest.raises(RequestError, match="its images or weights differ"):
+        RunFolder(tmp_path).claim({**CONFIG, "fingerprint": "ccc"}, resume=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_somebody_elses_folder_is_refused(tmp_path: Path, resume: bool) -> None:
+    (tmp_path / "photo.jpg").write_text("x")
+    with pytest.raises(RequestError, match="holds no run of netgraft"):
+        RunFolder(tmp_path).claim(CONFIG, resume=resume)
+    assert contents(tmp_path) == {"photo.jpg": "x"}
+
+
+def test_another_programs_configuration_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    with pytest.raises(RequestError, match="holds another run"):
+        RunFolder(tmp_path).claim(CONFIG, resume=True)
+    with pytest.raises(RequestError, match="already holds a run"):
+        RunFolder(tmp_path).claim(CONFIG, resume=False)
+
+
+@pytest.mark.parametrize("text", ["", '{"fingerprint": "aa', "[1, 2]", "7", '"text"', "\x00"])
+def test_damaged_configuration_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    for resume in (False, True):
+        with pytest.raises(RequestError, match=r"config\.json is damaged"):
+            RunFolder(tmp_path).claim(CONFIG, resume=resume)
+    assert (tmp_path / "config.json").read_text() == text
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_kill_while_the_configuration_was_written_leaves_the_folder_free(tmp_path: Path, resume: bool) -> None:
+    (tmp_path / ".config.json.123.tmp").write_text('{"finger')
+    RunFolder(tmp_path).claim(CONFIG, resume=resume)
+    assert RunFolder(tmp_path).config() == CONFIG
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("x")
+    with pytest.raises(RequestError, match="holds no run of netgraft"):
+        RunFolder(path).claim(CONFIG, resume=False)
+    with pytest.raises(RequestError, match="can't make the folder"):
+        RunFolder(path / "below").claim(CONFIG, resume=False)
+    assert path.read_text() == "x"
+
+
+def test_result_comes_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(CONFIG, resume=False)
+    folder.write("result.json", {"gap": -0.5, "kept": [1, 2]})
+    assert folder.result() == {"gap": -0.5, "kept": [1, 2]}
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(RequestError, match=r"result\.json is damaged"):
+        folder.result()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def choose(fingerprint: str, *, resume: bool = False) -> str:
+    return str(default_folder("job", resume=resume, fingerprint=fingerprint))
+
+
+def test_default_folders_are_numbered(here: Path) -> None:
+    for number in range(1, 5):
+        expected = "runs/job" if number == 1 else f"runs/job-{number}"
+        assert choose("aaa") == expected
+        assert not Path(expected).exists()
+        RunFolder(Path(expected)).claim(CONFIG, resume=False)
+    Path("runs/job-2/config.json").unlink()
+    Path("runs/job-2").rmdir()
+    assert choose("aaa") == "runs/job-2"
+
+
+def test_resume_finds_the_last_folder_of_this_run(here: Path) -> None:
+    assert choose("aaa", resume=True) == "runs/job"
+    for name, config in [("job", CONFIG), ("job-2", OTHER), ("job-3", CONFIG), ("job-4", OTHER)]:
+        RunFolder(Path("runs") / name).claim(config, resume=False)
+    assert choose("aaa", resume=True) == "runs/job-3"
+    assert choose("bbb", resume=True) == "runs/job-4"
+    assert choose("ccc", resume=True) == "runs/job-5"
+    assert choose("aaa") == "runs/job-5"
+
+
+def test_resume_passes_over_what_is_no_run(here: Path) -> None:
+    RunFolder(Path("runs/job")).claim(CONFIG, resume=False)
+    Path("runs/job-2").mkdir()
+    Path("runs/job-3").write_text("a file")
+    Path("runs/job-4").mkdir()
+    Path("runs/job-4/config.json").write_text("{}")
+    assert choose("aaa", resume=True) == "runs/job"

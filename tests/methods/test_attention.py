@@ -1,0 +1,122 @@
+"""Attention transfer by activations and by gradients, against plain loops and brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from netgraft.data.view_policy import ViewPolicy
+from netgraft.methods.at_gradient import InputGradient
+from netgraft.methods.registry import AT
+from netgraft.modules import state_digest
+from netgraft.plan import StepOutputs
+from tests.support.method_pairs import (
+    Losses,
+    leaf,
+    method,
+    pairing,
+    random,
+    ready,
+    values,
+    watched,
+)
+
+B, K = 3, 10
+
+PLAIN = ViewPolicy("plain", pool=0)
+
+
+def test_attention_of_every_block_end_counts() -> None:
+    chosen = method("at", at_weight=3.0, at_form="code")
+    assert isinstance(chosen, AT)
+    lesson = chosen.lesson(pairing("none"))
+    assert [f.block for f in lesson.features] == [f.block for f in lesson.teacher_features] == [0, 1, 2]
+    shapes = [(B, 4, 4, 4), (B, 6, 2, 2)]
+    mine = [random(*shape, seed=1) for shape in shapes]
+    theirs = [random(*shape, seed=2) for shape in shapes]
+    expected = 0.0
+    for pair in zip(mine, theirs, strict=True):
+        maps = []
+        for features in pair:
+            strength = np.array([sum(channel**2 for channel in sample).ravel() for sample in features.numpy()])
+            maps.append(np.array([row / np.sqrt(np.sum(row**2)) for row in strength]))
+        expected += 3.0 * np.mean((maps[0] - maps[1]) ** 2)
+    logits = random(B, K)
+    terms = values(lesson.objective(StepOutputs(logits, logits, None, tuple(mine), tuple(theirs))))
+    assert terms["attention"] == pytest.approx(expected)
+
+
+def brute_force(blocks: nn.Module, inputs: Tensor) -> Tensor:
+    """Gradient of one sample's cross-entropy with the arg-max, by central differences in float64."""
+    blocks, flat, step = blocks.double().eval(), inputs.double().flatten(), 1e-6
+    moved = torch.eye(len(flat), dtype=torch.float64) * step
+    shape = (-1, *inputs.shape[1:])
+    with torch.no_grad():
+        target = blocks(inputs.double()).argmax(1)
+        losses = [-blocks((flat + sign * moved).view(shape)).log_softmax(1)[:, target[0]] for sign in (1, -1)]
+    return ((losses[0] - losses[1]) / (2 * step)).view(inputs.shape)
+
+
+@pytest.mark.parametrize("use", ["auto", "none"])
+def test_the_teachers_gradient_is_the_brute_force_one_where_training_begins(use: str) -> None:
+    seen: list[StepOutputs] = []
+    chosen = method("at-gradient", steps=1, batch_size=1)
+    prepared = ready("digits", chosen, count=1, views=PLAIN, inherit=use)
+    watched(prepared, lambda number, batch: seen.append(batch)).run()
+    first = 1 if use == "auto" else 0
+    # another teacher of the same bytes, since the comparison needs it in float64
+    teacher = pairing(use).teacher.eval().blocks()
+    with torch.no_grad():
+        inputs = nn.Sequential(*teacher[:first])(prepared.views.batch([0]))
+    assert inputs.shape[1:] == ((32, 4, 4) if first else (1, 8, 8))
+    [gradient] = seen[0].teacher_features
+    expected = brute_force(nn.Sequential(*teacher[first:]), inputs)
+    assert seen[0].inputs is not None
+    torch.testing.assert_close(seen[0].inputs.detach(), inputs, atol=1e-4, rtol=1e-4)
+    scale = float(expected.abs().max())
+    assert scale > 0
+    torch.testing.assert_close(gradient.double() / scale, expected / scale, atol=2e-3, rtol=0)
+
+
+def test_the_teachers_gradient_of_a_doubtful_image_is_the_brute_force_one() -> None:
+    blocks = nn.Sequential(*pairing().teacher.eval().blocks()[1:])
+    inputs = random(1, 32, 4, 4).float().abs()
+    gradient = InputGradient(blocks)(inputs)
+    assert not gradient.requires_grad
+    expected = brute_force(blocks, inputs)
+    assert float(expected.norm()) > 1e-3
+    torch.testing.assert_close(gradient.double(), expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
+
+
+def test_the_gradients_distance_has_a_gradient_for_the_weights() -> None:
+    objective = method("at-gradient", kd_weight=0.0, ce_weight=0.0).lesson(pairing()).objective
+    images, theirs, logits = random(B, 2, 2, 1), random(B, 2, 2, 1, seed=1), random(B, K, seed=2)
+    weight = leaf(4, K, seed=3)
+
+    def loss(weight: Tensor) -> Tensor:
+        inputs = images.clone().requires_grad_()
+        output = inputs.flatten(1).tanh() @ weight
+        [value] = objective(StepOutputs(output, logits, None, (), (theirs,), inputs)).values()
+        return value
+
+    loss(weight).backward()
+    assert weight.grad is not None
+    step = 1e-3  # logits are taken to float32
+    for row, column in [(0, 0), (1, 5), (3, 9)]:
+        moved = torch.zeros(4, K, dtype=torch.float64)
+        moved[row, column] = step
+        slope = float(loss(weight.detach() + moved).detach() - loss(weight.detach() - moved).detach()) / (2 * step)
+        assert float(weight.grad[row, column]) == pytest.approx(slope, abs=2e-4)
+        assert abs(slope) > 1e-2
+
+
+def test_gradients_alone_train_every_block() -> None:
+    prepared = ready("digits", method("at-gradient", kd_weight=0.0, ce_weight=0.0, steps=1, batch_size=4))
+    before = [state_digest(block) for block in prepared.pairing.student.blocks()]
+    losses = Losses()
+    prepared.run(reporter=losses)
+    assert list(losses.phases[0][0]) == ["gradient"]
+    after = [state_digest(block) for block in prepared.pairing.student.blocks()]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, False, False]

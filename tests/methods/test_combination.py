@@ -1,0 +1,203 @@
+"""Methods joined by +: the sum of the parts, each term once."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from netgraft.errors import RequestError
+from netgraft.methods.baseline import Baseline, Objective
+from netgraft.methods.hyperparameters import meanings
+from netgraft.methods.method import Budget
+from netgraft.methods.registry import METHODS, choose, find
+from netgraft.plan import StepOutputs
+from tests.support.method_pairs import (
+    Losses,
+    method,
+    pairing,
+    random,
+    ready,
+    values,
+)
+
+B, K = 4, 10
+
+
+def features(lesson: Objective, seed: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Random features as the digits' networks would give them: of the student and of the teacher."""
+    start = pairing()
+    found = []
+    for chain, wanted in ((start.student, lesson.features), (start.teacher, lesson.teacher_features)):
+        ours = []
+        for number, feature in enumerate(wanted):
+            maps = random(B, *chain.cuts[feature.block].shape, seed=seed + number).float()
+            with torch.no_grad():
+                ours.append(maps if feature.connector is None else feature.connector.eval()(maps))
+        found.append(tuple(ours))
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([1, 0, 9, 3])])
+@pytest.mark.parametrize("names", [("kd", "at"), ("rkd", "nst", "at"), ("at", "byot"), ("ft", "rkd"), ("byot", "kd")])
+def test_terms_are_those_of_the_parts_each_counted_once(names: tuple[str, ...], labels: Tensor | None) -> None:
+    start, output, target = pairing(), random(B, K), random(B, K, seed=1)
+    seen: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = []
+    expected: dict[str, float] = {}
+    for number, name in enumerate(names):
+        # of one temperature, which all of these have; a combination has one alone
+        lesson = method(name, temperature=2).lesson(start)
+        mine, theirs = features(lesson, seed=10 * number + 2)
+        seen.append((mine, theirs))
+        terms = values(lesson.objective(StepOutputs(output, target, labels, mine, theirs)))
+        expected = {**terms, **expected}
+    mine = tuple(feature for part, _ in seen for feature in part)
+    theirs = tuple(feature for _, part in seen for feature in part)
+    together = method("+".join(names), temperature=2).lesson(start)
+    assert len(together.features) == len(mine)
+    assert len(together.teacher_features) == len(theirs)
+    terms = values(together.objective(StepOutputs(output, target, labels, mine, theirs)))
+    assert terms == {key: pytest.approx(value) for key, value in expected.items()}
+
+
+def test_blocks_and_connectors_are_those_of_the_parts_in_order() -> None:
+    lesson = method("rkd+at+fitnets", hint_weight=1.0).lesson(pairing())
+    assert [feature.block for feature in lesson.features] == [2, 1, 2, 1]
+    assert [feature.block for feature in lesson.teacher_features] == [2, 1, 2, 1]
+    assert lesson.features[-1].connector is lesson.before[0].features[0].connector
+    assert not lesson.differentiates_input
+    assert method("kd+at-gradient").lesson(pairing()).differentiates_input
+
+
+@pytest.mark.parametrize(
+    ("name", "phases"),
+    [
+        ("fitnets+ab", ["hint behind block 2", "activation boundaries", "train the student"]),
+        ("ab+fitnets", ["activation boundaries", "hint behind block 2", "train the student"]),
+        ("ft+kd+fsp", ["train the paraphraser", "flows", "train the student"]),
+        ("kd+at", ["train the student"]),
+    ],
+)
+def test_the_phases_before_are_those_of_all_parts_in_order(name: str, phases: list[str]) -> None:
+    assert [phase.name for phase in method(name).plan(pairing()).phases] == phases
+
+
+def test_a_combination_trains_all_of_its_connectors() -> None:
+    prepared = ready("digits", method("fitnets+ft+byot", hint_steps=1, paraphraser_steps=1, steps=2, batch_size=4))
+    last = prepared.plan.phases[-1]
+    connectors = nn.ModuleList(feature.connector for feature in last.features if feature.connector is not None)
+    assert len([*connectors.parameters()]) > 5
+    assert {*connectors.parameters()} <= {*last.trainable.parameters()}
+    losses = Losses()
+    prepared.run(reporter=losses)
+    expected = {"kd", "factors", "classes", "classes 1", "soft 1", "features 1"}
+    assert losses.phases[-1][-1].keys() == expected
+
+
+def test_a_combination_has_the_hyper_parameters_of_all_parts() -> None:
+    kind = find("fitnets+at+rkd").kind
+    expected = {f.name for name in ("fitnets", "at", "rkd") for f in fields(METHODS[name].kind)}
+    assert set(meanings(kind)) == expected
+    chosen = method("kd+at", at_weight=5, at_form="paper", temperature=2, steps=7)
+    assert (chosen.at_weight, chosen.at_form, chosen.temperature, chosen.steps) == (5.0, "paper", 2.0, 7)
+    assert "at_weight=5.0" in str(chosen.plan(pairing()))
+    # shared ones have the first part's default
+    assert method("byot+kd").temperature == method("byot").temperature == 3.0
+    assert method("kd+byot").temperature == method("kd").temperature == 4.0
+    with pytest.raises(RequestError, match="no hyper-parameter 'nst_weight'"):
+        method("kd+at", nst_weight=1)
+    with pytest.raises(RequestError, match="at_form must be one of paper, code"):
+        method("kd+at", at_form="other")
+
+
+def test_settings_reach_the_part_that_they_belong_to() -> None:
+    start, output, target = pairing(), random(B, K), random(B, K, seed=1)
+    plain, heavy = (method("kd+at", at_weight=weight).lesson(start) for weight in (10, 30))
+    mine, theirs = features(plain, seed=2)
+    batch = StepOutputs(output, target, None, mine, theirs)
+    once, thrice = (values(lesson.objective(batch)) for lesson in (plain, heavy))
+    assert thrice == {"kd": pytest.approx(once["kd"]), "attention": pytest.approx(3 * once["attention"])}
+
+
+def test_a_wrong_setting_of_a_part_is_refused() -> None:
+    for name, settings, complaint in (
+        ("kd+at", {"at_power": 0.5}, "power must be a finite number of at least 1"),
+        ("ft+at", {"ft_rate": 0}, "rate must be a finite number above 0"),
+        ("at+kd", {"kd_weight": -1}, "kd_weight can't be negative"),
+    ):
+        with pytest.raises(RequestError, match=complaint):
+            method(name, **settings).plan(pairing())
+
+
+@pytest.mark.parametrize("other", ["netgraft", "ban", "dml", "one", "none"])
+def test_methods_without_terms_for_the_student_are_refused(other: str) -> None:
+    for name in (f"kd+{other}", f"{other}+kd"):
+        with pytest.raises(RequestError, match=f"{other} can't be combined"):
+            find(name)
+
+
+@pytest.mark.parametrize("name", ["kd+kd", "at+kd+at"])
+def test_a_method_named_twice_is_refused(name: str) -> None:
+    with pytest.raises(RequestError, match="names a method twice"):
+        find(name)
+
+
+def test_supervised_adds_a_whole_cross_entropy_to_the_part_of_kd() -> None:
+    output, target, labels = random(B, K), random(B, K, seed=1), torch.tensor([1, 0, 9, 3])
+    terms = values(method("kd+supervised").lesson(pairing()).objective(StepOutputs(output, target, labels)))
+    exact = torch.nn.functional.cross_entropy(output, labels).item()
+    assert terms["supervised"] == pytest.approx(exact)
+    assert terms["classes"] == pytest.approx(0.1 * exact)
+
+
+@pytest.mark.parametrize("name", ["kd+att", "att+kd", "kd+", "+", "kd at"])
+def test_unknown_parts_are_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(RequestError, match=r"there is no method .*; choose from netgraft, kd, fitnets"):
+        find(name)
+
+
+def test_a_combination_has_the_default_preset_alone() -> None:
+    assert [*find("kd+at").presets] == ["default"]
+    with pytest.raises(RequestError, match=r"kd\+at has no preset 'paper'; choose from default"):
+        choose("kd+at", "paper", Budget(4, 10))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "complaint"),
+    [
+        ("at", {"at_power": 0.5}, "power must be a finite number of at least 1, not 0.5"),
+        ("ab", {"ab_margin": 0}, "margin must be a finite number above 0"),
+        ("ft", {"ft_rate": 0}, "rate must be a finite number above 0"),
+        ("kd", {"temperature": 0}, "temperature must be positive"),
+        ("kd", {"temperature": "inf"}, "temperature must be a finite number above 0, not inf"),
+        ("ban", {"temperature": 0}, "temperature must be a finite number above 0"),
+        ("one", {"temperature": -1}, "temperature must be a finite number above 0"),
+        ("byot", {"temperature": "nan"}, "temperature must be a finite number above 0"),
+        ("fitnets", {"hint_steps": -3}, "steps of a phase must be at least 0, not -3"),
+        ("kd", {"steps": -1}, "steps and weight_decay at least 0"),
+        ("kd", {"lr": 0}, "rates must be positive"),
+        ("at", {"at_weight": -1}, "at_weight can't be negative"),
+        ("dml", {"mutual_weight": -0.5}, "mutual_weight can't be negative"),
+        ("ban", {"ce_weight": -1}, "ce_weight can't be negative"),
+        ("none", {"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_runs(
+    name: str, settings: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(RequestError, match=complaint):
+        method(name, **settings).plan(pairing())
+
+
+def test_without_a_term_there_is_nothing_to_learn() -> None:
+    prepared = ready("digits", method("kd", kd_weight=0, ce_weight=0, steps=1, batch_size=4))
+    with pytest.raises(RequestError, match="every term of the loss has weight 0"):
+        prepared.run()
+
+
+def test_a_method_that_teaches_nothing_can_not_be_made() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Baseline()  # type: ignore[abstract]
+    assert issubclass(find("kd+at").kind, Baseline)

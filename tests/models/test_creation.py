@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from netgraft.errors import RequestError
+from netgraft.models.creation import (
+    build_model,
+    build_student,
+    class_count,
+    image_channels,
+    load_teacher,
+    pretrained_cfg,
+)
+from netgraft.models.weights import read_weights
+from tests.support.random_models import build, images, snapshot
+
+X = images(2, 3, 32, 32)
+
+
+def state(seed: int = 0, **options: Any) -> tuple[dict[str, Tensor], nn.Module]:
+    model = build("cifar_resnet8", seed, **options)
+    return dict(model.state_dict()), model
+
+
+def test_unknown_model_shows_close_names() -> None:
+    with pytest.raises(RequestError, match=r"timm has no model 'resnet19'; did you mean .*resnet18"):
+        load_teacher("resnet19")
+    with pytest.raises(RequestError, match=r"timm has no model 'cifar_vgg61_bn'; did you mean cifar_vgg16_bn"):
+        build_model("cifar_vgg61_bn", seed=0)
+    with pytest.raises(RequestError, match=r"timm has no model 'zzzzqqqq'; see timm\.list_models\(\)"):
+        build_model("zzzzqqqq", seed=0)
+
+
+def test_model_without_pretrained_weights_needs_a_file() -> None:
+    with pytest.raises(RequestError, match="timm has no pretrained weights for cifar_vgg16_bn; give --teacher-weights"):
+        load_teacher("cifar_vgg16_bn")
+
+
+def test_options_that_timm_does_not_know_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"timm could not make 'cifar_resnet8': .*no_such_option"):
+        build_model("cifar_resnet8", seed=0, no_such_option=1)
+
+
+def test_pretrained_weights_are_loaded_by_name() -> None:
+    teacher = load_teacher("digits_vgg7_bn")
+    expected = timm.create_model("digits_vgg7_bn", pretrained=True).eval()
+    x = images(2, 1, 8, 8)
+    assert torch.equal(teacher(x), expected(x))
+    assert not any(module.training for module in teacher.modules())
+
+
+@pytest.mark.parametrize(
+    ("wrap", "suffix"),
+    [
+        ("plain", ".safetensors"),
+        ("prefix", ".safetensors"),
+        ("plain", ".pth"),
+        ("prefix", ".pth"),
+        ("state_dict", ".pth"),
+        ("model", ".pth"),
+        ("state_dict_ema", ".pth"),
+        ("wrapped prefix", ".pth"),
+    ],
+)
+def test_weights_files_are_read(wrap: str, suffix: str, tmp_path: Path) -> None:
+    weights, model = state()
+    path = tmp_path / f"teacher{suffix}"
+    content: dict[str, Any] = {("module." if "prefix" in wrap else "") + name: value for name, value in weights.items()}
+    if wrap in {"state_dict", "model", "state_dict_ema", "wrapped prefix"}:
+        content = {wrap.replace("wrapped prefix", "state_dict"): content, "epoch": 3, "arch": "cifar_resnet8"}
+    if wrap == "state_dict_ema":
+        content["state_dict"] = state(seed=9)[0]
+    if suffix == ".pth":
+        torch.save(content, path)
+    else:
+        save_file(content, path)
+    teacher = load_teacher("cifar_resnet8", weights=path)
+    assert snapshot(teacher) == snapshot(model)
+    assert torch.equal(teacher(X), model(X))
+
+
+def test_number_of_classes_follows_the_weights(tmp_path: Path) -> None:
+    weights, model = state(num_classes=4)
+    save_file(weights, tmp_path / "w.safetensors")
+    teacher = load_teacher("cifar_resnet8", weights=tmp_path / "w.safetensors")
+    assert torch.equal(teacher(X), model(X))
+    assert class_count(teacher) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("cifar_resnet8", (3, 48, 48)), ("test_vit", (3, 96, 96)), ("digits_vgg7_bn", (1, 20, 20))]
+)
+def test_a_model_is_made_for_images_of_the_size_asked_for(name: str, size: tuple[int, int, int]) -> None:
+    model = build_model(name, seed=0, image_size=size[1], num_classes=7).eval()
+    config = resolve_model_data_config(model)
+    # all of an image is seen: those that are of this size already have no border to spare
+    assert (config["input_size"], config["crop_pct"]) == (size, 1.0)
+    assert model(images(2, *size)).shape == (2, 7)
+
+
+def test_the_image_size_leaves_a_convolutional_network_s_weights_alone() -> None:
+    assert snapshot(build_model("cifar_resnet8", seed=3, image_size=64)) == snapshot(
+        build_model("cifar_resnet8", seed=3)
+    )
+    teacher, resized = load_teacher("digits_vgg7_bn"), load_teacher("digits_vgg7_bn", image_size=16)
+    assert snapshot(resized) == snapshot(teacher)
+    assert resolve_model_data_config(resized)["input_size"] == (1, 16, 16)
+
+
+def test_a_student_takes_images_of_its_teacher_s_size() -> None:
+    teacher = build_model("cifar_resnet8", seed=0, image_size=64, num_classes=4)
+    for name in ("test_vit", "levit_128s", "cifar_resnet20"):
+        student = build_student(name, teacher=teacher, seed=0)
+        assert student(images(2, 3, 64, 64)).shape == (2, 4)
+
+
+def test_what_has_a_configuration_of_its_own_can_not_be_resized(tmp_path: Path) -> None:
+    for name in (f"local-dir:{tmp_path}", str(tmp_path)):
+        with pytest.raises(RequestError, match="brings its image size along; leave the image size out"):
+            load_teacher(name, image_size=64)
+    with pytest.raises(RequestError, match="could not make 'nest_tiny': `patch_size` must divide `img_size` evenly"):
+        build_model("nest_tiny", seed=0, image_size=50)
+
+
+def test_weights_that_do_not_fit_name_the_first_keys(tmp_path: Path) -> None:
+    weights, _ = state()
+    del weights["bn1.bias"], weights["layer1.0.conv1.weight"]
+    weights["stranger"], weights["conv1.weight"] = torch.zeros(1), torch.zeros(16, 3, 5, 5)
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(RequestError) as refusal:
+        load_teacher("cifar_resnet8", weights=tmp_path / "w.safetensors")
+    message = str(refusal.value)
+    assert "2 missing keys, first 'bn1.bias'" in message
+    assert "1 unexpected keys, first 'stranger'" in message
+    assert "1 differing shapes, first 'conv1.weight': expected (16, 3, 3, 3), found (16, 3, 5, 5)" in message
+    assert message.endswith("give weights of this very architecture")
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.proof),)
+
+
+@pytest.mark.parametrize("way", ["file", "folder"])
+def test_pickles_are_refused_and_not_executed(way: str, tmp_path: Path) -> None:
+    proof = tmp_path / "executed"
+    content = {"state_dict": state()[0], "extra": Malicious(proof)}
+    if way == "file":
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(RequestError, match="holds more than tensors, or is damaged, and was not loaded"):
+            load_teacher("cifar_resnet8", weights=tmp_path / "w.pth")
+    else:
+        folder = tmp_path / "model"
+        timm.models.save_for_hf(state()[1], str(folder), safe_serialization=False)
+        torch.save(content, folder / "pytorch_model.bin")
+        with pytest.raises(RequestError, match="timm could not make 'local-dir:"):
+            load_teacher(f"local-dir:{folder}")
+    assert not proof.exists()
+    torch.load(tmp_path / "w.pth" if way == "file" else folder / "pytorch_model.bin", weights_only=False)
+    assert proof.exists(), "the pickle would have been executed by an unguarded reader"
+
+
+def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="there is no weights file"):
+        read_weights(tmp_path / "missing.pth")
+    for name, content in (("w.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{broken"), ("w.pth", b"not a pickle")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RequestError, match=r"is no readable safetensors file|was not loaded"):
+            read_weights(tmp_path / name)
+    for value in ([torch.zeros(1)], {"epoch": 3}, {"state_dict": {"a": 1}}):
+        torch.save(value, tmp_path / "list.pth")
+        with pytest.raises(RequestError, match="holds no state dict: expected names and tensors"):
+            read_weights(tmp_path / "list.pth")
+
+
+def test_weights_of_a_student_depend_on_the_seed_alone() -> None:
+    teacher = build("cifar_resnet8", num_classes=6, in_chans=1)
+    torch.manual_seed(1)
+    first = build_student("cifar_resnet20", teacher=teacher, seed=7)
+    torch.manual_seed(2)
+    torch.rand(5)
+    again = build_student("cifar_resnet20", teacher=teacher, seed=7)
+    other = build_student("cifar_resnet20", teacher=teacher, seed=8)
+    assert snapshot(first) == snapshot(again)
+    assert snapshot(first) != snapshot(other)
+    assert (class_count(first), image_channels(first)) == (6, 1)
+    assert first(images(2, 1, 32, 32)).shape == (2, 6)
+    assert not first.training
+
+
+def test_building_a_student_leaves_the_random_state_alone() -> None:
+    teacher = build("cifar_resnet8")
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    build_student("cifar_resnet20", teacher=teacher, seed=0)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_channels_of_the_images_come_from_the_configuration_or_the_first_convolution() -> None:
+    assert image_channels(build("cifar_resnet8", in_chans=5)) == 5
+    assert image_channels(build("digits_vgg7_bn")) == 1
+    plain = nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3))
+    assert image_channels(plain) == 4
+    assert pretrained_cfg(plain) == {}
+    mixer: Any = nn.Linear(3, 2)
+    mixer.pretrained_cfg = {"input_size": (2, 8, 8)}
+    assert image_channels(mixer) == 2
+    assert pretrained_cfg(build("cifar_resnet8"))["architecture"] == "cifar_resnet8"

@@ -1,0 +1,248 @@
+"""The whole way in one call: what comes back, what is left alone, what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from netgraft import NetGraft, Runner, distill, load_teacher, prepare
+from netgraft.data.sources import open_data
+from netgraft.data.subsets import FewShotSubset
+from netgraft.data.view_policy import ViewPolicy
+from netgraft.data.views import Views
+from netgraft.distillation import Distillation
+from netgraft.errors import InterruptedRunError, RequestError
+from netgraft.models.creation import build_student
+from netgraft.models.students import load_student, save_student
+from netgraft.modules import state_digest
+
+SHORT = NetGraft(block_steps=(2,), join_steps=2, batch_size=16)
+
+FEW = ViewPolicy("few", pad=1, pool=40)
+
+
+def few_images(shots: int = 1) -> list[Image.Image]:
+    train = open_data("digits").train
+    subset = FewShotSubset.draw(train.labels or (), shots=shots, seed=0, dataset="digits")
+    return train.load_many(subset.indices)
+
+
+def models(seed: int = 0) -> tuple[nn.Module, nn.Module]:
+    teacher = load_teacher("digits_vgg7_bn")
+    return teacher, build_student("digits_vgg7_bn_half", teacher=teacher, seed=seed)
+
+
+def short(teacher: nn.Module, student: nn.Module, **options: Any) -> Distillation:
+    settings: dict[str, Any] = {
+        "method": SHORT,
+        "views": FEW,
+        "runner": Runner(accelerator="cpu", precision="32"),
+        **options,
+    }
+    return prepare(teacher, student, few_images(), **settings)
+
+
+@torch.no_grad()
+def answers(model: nn.Module, config: dict[str, Any]) -> torch.Tensor:
+    """Classes of the held-out digits."""
+    test = open_data("digits").test
+    assert test is not None
+    names = ("mean", "std", "interpolation", "crop_pct")
+    pictures = test.load_many(range(len(test)))
+    held_out = Views(
+        pictures, ViewPolicy("plain", pool=0), size=(1, 8, 8), seed=0, **{name: config[name] for name in names}
+    )
+    return model(held_out.batch(range(len(held_out)))).argmax(1)
+
+
+@pytest.mark.parametrize("init", ["slice", "random"])
+def test_a_short_run_gives_a_student_that_agrees_and_opens(tmp_path: Path, init: str) -> None:
+    teacher, student = models()
+    before = state_digest(teacher)
+    method = NetGraft(block_steps=(60,), join_steps=60, batch_size=32)
+    views = ViewPolicy("shifted", pad=1, pool=600)
+    runner = Runner(accelerator="cpu", precision="32")
+    distilled = distill(teacher, student, few_images(5), method=method, views=views, init=init, runner=runner)
+
+    config = distilled.data_config
+    expected = answers(teacher.eval(), config)
+    agree = (answers(distilled.student, config) == expected).double().mean()
+    assert agree > 0.6  # chance is 0.1
+    assert distilled.pairing.init == init
+    assert distilled.trained.steps == 5 * 60
+    assert state_digest(teacher) == before == distilled.teacher_digest
+    # every adapter folds in this pair: what comes back is the very model, of its own size
+    assert distilled.plain
+    assert distilled.student is student
+    assert not any(module.training for module in student.modules())
+    plain = timm.create_model("digits_vgg7_bn_half")
+    assert {n: v.shape for n, v in student.state_dict().items()} == {n: v.shape for n, v in plain.state_dict().items()}
+
+    cuts = distilled.pairing.student.names[:-1]
+    save_student(tmp_path / "student", distilled.student, distilled.model, cuts=cuts, data_config=config)
+    for opened in (
+        timm.create_model(f"local-dir:{tmp_path / 'student'}", pretrained=True).eval(),
+        load_student(tmp_path / "student"),
+    ):
+        assert torch.equal(answers(opened, config), answers(distilled.student, config))
+
+
+def test_untrained_students_do_not_agree() -> None:
+    # the bound above means something
+    teacher, student = models()
+    config = short(teacher, student, init="random").data_config
+    assert (answers(student.eval(), config) == answers(teacher, config)).double().mean() < 0.4
+
+
+def test_seeds_decide_the_student() -> None:
+    digests = []
+    for callers_seed, seed in [(1, 0), (2, 0), (1, 1)]:
+        torch.manual_seed(callers_seed)
+        prepared = short(*models(), init="random", runner=Runner(accelerator="cpu", precision="32", seed=seed))
+        state = torch.get_rng_state()
+        distilled = prepared.run()
+        assert torch.equal(torch.get_rng_state(), state)
+        digests.append((prepared.fingerprint, state_digest(distilled.student)))
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[2][0]
+    assert digests[0][1] != digests[2][1]
+
+
+def test_preparing_trains_nothing() -> None:
+    teacher, student = models()
+    before, random_start = state_digest(teacher), {n: v.clone() for n, v in student.state_dict().items()}
+    generator = torch.get_rng_state()
+    prepared = short(teacher, student, init="random")
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert state_digest(teacher) == before
+    assert prepared.pairing.inherited == 1
+    # only the front block was copied from the teacher: up to the first pool, features.5
+    changed = {n for n, v in student.state_dict().items() if not torch.equal(v, random_start[n])}
+    own = teacher.state_dict()
+    assert changed
+    for name in changed:
+        assert int(name.split(".")[1]) < 6
+        assert torch.equal(student.state_dict()[name], own[name])
+    assert all(p.grad is None for p in [*teacher.parameters(), *student.parameters()])
+    assert len({prepared.fingerprint, short(*models(), init="random").fingerprint}) == 1
+
+
+def test_everything_that_decides_the_result_is_in_the_fingerprint() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"init": "random"},
+        {"inherit": "none"},
+        {"method": NetGraft(block_steps=(3,), join_steps=2, batch_size=16)},
+        {"method": NetGraft(block_steps=(2,), join_steps=2, batch_size=16, join_lr=1e-5)},
+        {"views": ViewPolicy("few", pad=1, pool=50)},
+        {"runner": Runner(accelerator="cpu", precision="32", seed=1)},
+        {"runner": Runner(accelerator="cpu", precision="bf16")},
+    ]
+    fingerprints = [short(*models(), **change).fingerprint for change in changes]
+    teacher, student = models()
+    with torch.no_grad():
+        next(teacher.parameters())[0, 0, 0, 0] += 1e-3
+    fingerprints.append(short(teacher, student).fingerprint)
+    fingerprints.append(short(*models(seed=1), init="random").fingerprint)
+    fingerprints.append(prepare(*models(), few_images(2), method=SHORT, views=FEW).fingerprint)
+    assert len(set(fingerprints)) == len(fingerprints)
+
+
+def test_the_users_models_keep_their_modes() -> None:
+    teacher, student = models()
+    teacher.train()
+    teacher.features[1].eval()  # type: ignore[index, union-attr]
+    modes = [module.training for module in teacher.modules()]
+    flags = [p.requires_grad for p in student.parameters()]
+    prepared = short(teacher, student)
+    assert [module.training for module in teacher.modules()] == modes
+    asked = iter(range(100))
+    with pytest.raises(InterruptedRunError):
+        prepared.run(stop=lambda: next(asked) == 3)
+    assert [module.training for module in teacher.modules()] == modes
+    prepared.run()
+    assert [module.training for module in teacher.modules()] == modes
+    assert [p.requires_grad for p in student.parameters()] == flags
+    assert not student.training
+
+
+def test_an_interrupted_call_goes_on(tmp_path: Path) -> None:
+    expected = state_digest(short(*models()).run().student)
+    asked = iter(range(100))
+    with pytest.raises(InterruptedRunError, match="before step 2 of phase 4"):
+        short(*models()).run(folder=tmp_path, stop=lambda: next(asked) == 7)
+    assert state_digest(short(*models()).run(folder=tmp_path, resume=True).student) == expected
+    with pytest.raises(RequestError, match="belongs to another plan"):
+        short(*models(), init="random").run(folder=tmp_path, resume=True)
+
+
+def test_slicing_is_for_narrower_twins() -> None:
+    teacher, _ = models()
+
+    def other() -> nn.Module:
+        return timm.create_model("cifar_resnet8", in_chans=1)
+
+    with pytest.raises(RequestError, match=r"init='slice' needs a student that is built like the teacher.*"):
+        short(teacher, other(), init="slice")
+    student = other()
+    start = copy.deepcopy(student.state_dict())
+    assert short(teacher, student, init="auto").pairing.init == "random"
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, start[name])
+    assert short(*models(), init="auto").pairing.init == "slice"
+
+
+def test_sliced_students_hold_the_teachers_numbers() -> None:
+    teacher, student = models()
+    short(teacher, student, init="slice")
+    # last convolution: each of the 64 filters is one of the teacher's 128, on 64 of its 128 input channels
+    last = [n for n, v in student.state_dict().items() if v.dim() == 4][-1]
+    wide, narrow = teacher.state_dict()[last], student.state_dict()[last]
+    norms = wide.double().square().sum((1, 2, 3))
+    kept = norms.argsort(descending=True)[: len(narrow)].sort().values
+    for filter_, source in zip(narrow, wide[kept], strict=True):
+        assert set(filter_.flatten().tolist()) <= set(source.flatten().tolist())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"init": "pretrained"}, "init must be auto, random or slice, not 'pretrained'"),
+        ({"inherit": "all"}, "inherit must be auto or none, not 'all'"),
+    ],
+)
+def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        short(*models(), **options)
+
+
+def test_a_student_like_the_teacher_is_refused() -> None:
+    teacher, _ = models()
+    with pytest.raises(RequestError, match="built exactly like the teacher"):
+        short(teacher, build_student("digits_vgg7_bn", teacher=teacher, seed=0))
+    # it is a proper request to train one from scratch
+    prepared = short(teacher, build_student("digits_vgg7_bn", teacher=teacher, seed=0), inherit="none", init="random")
+    assert prepared.pairing.inherited == 0
+
+
+def test_models_of_other_classes_are_refused() -> None:
+    teacher, _ = models()
+    student = timm.create_model("digits_vgg7_bn_half", num_classes=7)
+    with pytest.raises(RequestError, match="the teacher has 10 classes and the student 7; they must be the same"):
+        short(teacher, student)
+
+
+def test_models_that_share_no_resolution_are_refused() -> None:
+    teacher, _ = models()
+    student = nn.Sequential(nn.Conv2d(1, 4, 2, stride=3), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.LazyLinear(10))
+    student(torch.zeros(1, 1, 8, 8))
+    student.feature_info = [{"module": "0"}]  # type: ignore[assignment]
+    with pytest.raises(RequestError, match="the blocks can't be paired"):
+        short(teacher, student)

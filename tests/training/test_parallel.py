@@ -1,0 +1,134 @@
+"""Phases that don't depend on one another are trained side by side, with the bits of one process alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from netgraft.plan import Feature, Phase, TrainingSchedule
+from netgraft.training.parallel import independent_groups, lane
+from netgraft.training.runner import Runner
+from tests.support.tiny_plan import Lanes, call, make_views, rows
+
+FIT = TrainingSchedule(1, 1, 1e-3)
+
+
+def phase(model: nn.Sequential, trainable: nn.Module, teacher: nn.Sequential | None = None) -> Phase:
+    return Phase("any", model, trainable, lambda batch: {}, FIT, teacher)
+
+
+def convolutions(count: int) -> nn.Sequential:
+    return nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(count)))
+
+
+def test_grafts_of_single_blocks_are_independent_and_their_joining_is_not() -> None:
+    teacher, student = convolutions(4), convolutions(4)
+    grafts = [phase(nn.Sequential(*teacher[:n], student[n], *teacher[n + 1 :]), student[n], teacher) for n in range(4)]
+    joins = [phase(nn.Sequential(*teacher[:n], *student[n:]), nn.Sequential(*student[n:]), teacher) for n in (2, 1, 0)]
+    groups = list(independent_groups([*grafts, *joins]))
+    assert groups == [range(0, 4), range(4, 5), range(5, 6), range(6, 7)]
+
+
+@pytest.mark.parametrize(
+    "how", ["prefix", "suffix", "teacher", "connector", "teacher's connector", "tied weight", "trained before"]
+)
+def test_what_another_phase_trains_is_waited_for(how: str) -> None:
+    teacher, student = convolutions(3), convolutions(3)
+    first = phase(nn.Sequential(student[0], *teacher[1:]), student[0], teacher)
+    second = phase(nn.Sequential(teacher[0], student[1], teacher[2]), student[1], teacher)
+    if how == "prefix":
+        third = phase(nn.Sequential(student[0], student[2]), student[2], teacher)
+    elif how == "suffix":
+        third = phase(nn.Sequential(student[2], student[0]), student[2], teacher)
+    elif how == "teacher":
+        third = phase(nn.Sequential(student[2]), student[2], nn.Sequential(student[0], teacher[1]))
+    elif how.endswith("connector"):
+        features = (Feature(0), Feature(0, nn.Sequential(student[0])))
+        named = {"teacher_features" if how.startswith("teacher") else "features": features}
+        third = replace(phase(nn.Sequential(teacher[0], student[2]), student[2], teacher), **named)  # type: ignore[arg-type]
+    elif how == "tied weight":
+        tied = nn.Conv2d(3, 3, 1)
+        tied.weight = student[0].weight  # type: ignore[assignment]
+        third = phase(nn.Sequential(tied, student[2]), student[2])
+    else:
+        # the third trains what the first has in front of its own
+        first = phase(nn.Sequential(student[2], student[0]), student[0])
+        third = phase(nn.Sequential(student[2]), student[2])
+    assert list(independent_groups([first, second, third])) == [range(0, 2), range(2, 3)]
+    # the order doesn't matter
+    assert list(independent_groups([third, second, first])) == [range(0, 2), range(2, 3)]
+
+
+def test_no_phases_are_no_groups_and_one_is_one() -> None:
+    [only] = student = convolutions(1)
+    assert list(independent_groups([])) == []
+    assert list(independent_groups([phase(student, only)])) == [range(0, 1)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("group", [range(0, 1), range(2, 9), range(4, 8)])
+def test_lanes_share_a_group_out_once(group: range, ranks: int) -> None:
+    lanes = [list(lane(group, rank, ranks)) for rank in range(ranks)]
+    assert sorted(number for numbers in lanes for number in numbers) == list(group)
+    assert max(map(len, lanes)) - min(map(len, lanes)) <= 1
+    for place, number in enumerate(group):
+        assert number in lanes[place % ranks]
+
+
+# --- two processes
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], Path]:
+    """The student that one process trains, and its folder."""
+    folder = tmp_path_factory.mktemp("alone")
+    case = Lanes()
+    Runner(accelerator="cpu", precision="32").run(case.plan, make_views(), folder=folder)
+    untrained = Lanes().student.state_dict()
+    trained = case.student.state_dict()
+    for number in range(3):
+        assert not torch.allclose(trained[f"{number}.0.0.weight"], untrained[f"{number}.0.0.weight"], atol=1e-3)
+    return trained, folder
+
+
+def lines(path: Path) -> dict[int, list[str]]:
+    """Lines of metrics of each phase."""
+    found: dict[int, list[str]] = {}
+    for line in path.read_text().splitlines():
+        found.setdefault(json.loads(line)["phase"], []).append(line)
+    return found
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of several runs on two processes."""
+    folder = tmp_path_factory.mktemp("together")
+    process = call("lanes_runs", str(folder), script=folder / "run.py")
+    _, error = process.communicate(timeout=180)
+    assert process.returncode == 0, error
+    return folder
+
+
+# killed: both processes in the middle of their lanes; without: the other one had nothing saved
+@pytest.mark.parametrize("how", ["whole", "killed", "without"])
+def test_two_processes_train_the_very_student_of_one(
+    together: Path, alone: tuple[dict[str, torch.Tensor], Path], how: str
+) -> None:
+    folder = together / how
+    expected, reference = alone
+    for rank in range(2):
+        got = torch.load(folder / f"rank{rank}.pt", weights_only=True)
+        assert list(got) == list(expected)
+        for name, value in expected.items():
+            assert torch.equal(got[name], value), name
+    every = lines(reference / "metrics.jsonl")
+    assert list(every) == [0, 1, 2]
+    assert lines(folder / "metrics.jsonl") == {number: every[number] for number in (0, 2)}
+    assert lines(folder / "metrics-1.jsonl") == {1: every[1]}
+    assert rows(folder) == [(0, 10), (0, 12), (2, 10), (2, 11)]
+    assert rows(folder, "metrics-1.jsonl") == [(1, 10), (1, 20), (1, 23)]
