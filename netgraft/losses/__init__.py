@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from netgraft.losses.activation_boundary import ActivationBoundary, boundary_disagreement
+from netgraft.losses.activation_boundary import ActivationBoundary
 from netgraft.losses.attention_transfer import AttentionTransfer, attention_map
 from netgraft.losses.factor_transfer import FactorTransfer
 from netgraft.losses.flow_of_solution import FlowOfSolution, flow_matrix
@@ -28,7 +28,6 @@ __all__ = [
     "RelationalDistance",
     "SoftTargets",
     "attention_map",
-    "boundary_disagreement",
     "flow_matrix",
     "softened",
 ]

@@ -15,8 +15,8 @@ class ActivationBoundary(nn.Module):
 
     Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
     AAAI 2019. Each neuron of the student is pushed beyond the margin on the side where the teacher's is. One on the
-    wrong side costs at least ``m^2``, so ``m^2`` times the neurons of a sample times `boundary_disagreement` is a lower
-    bound. The teacher gets no gradient.
+    wrong side costs at least ``m^2``, so ``m^2`` times the number of such neurons in a sample is a lower bound: the
+    article's activation transfer loss, which has no useful gradient. The teacher gets no gradient.
 
     Args:
         margin: ``m``, how far from its boundary a neuron of the student has to be to cost nothing.
@@ -34,23 +34,6 @@ class ActivationBoundary(nn.Module):
         student = at_least_float32(student)
         missing = torch.where(teacher > 0, self.margin - student, self.margin + student).relu()
         return missing.square().flatten(1).sum(dim=1).mean()
-
-
-def boundary_disagreement(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the fraction of neurons that are active in one network alone: ``mean |rho(T) - rho(S)|``.
-
-    This is the article's activation transfer loss divided by the number of neurons. It has no useful gradient;
-    `ActivationBoundary` stands for it.
-
-    Args:
-        student: Responses (B, ...) before the activation function; a response of 0 isn't active.
-        teacher: Responses of the same shape.
-
-    Returns:
-        A scalar in float32 between 0 and 1.
-    """
-    _require_responses(student, teacher)
-    return ((teacher > 0) != (student > 0)).float().mean()
 
 
 def _require_responses(student: Tensor, teacher: Tensor) -> None:

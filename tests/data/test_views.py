@@ -21,6 +21,7 @@ from netgraft.errors import RequestError
 
 MEAN = (0.49, 0.48, 0.45)
 
+
 STD = (0.25, 0.24, 0.26)
 
 
@@ -306,32 +307,3 @@ def test_requests_that_make_no_sense_are_refused() -> None:
         make(noise(1), VIEW_POLICIES["plain"], size=(1, 32, 32))
     with pytest.raises(RequestError, match="got 4 channels"):
         make(noise(1), VIEW_POLICIES["plain"], size=(4, 32, 32))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"crop_scale": (0.0, 1.0)},
-        {"crop_scale": (0.5, 1.0), "pad": 4},
-        {"pad": -1},
-        {"colour": 1.5},
-        {"hflip": 2.0},
-        {"mixup": 0.6, "cutmix": 0.6},
-    ],
-)
-def test_policies_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"must|negative|not by both"):
-        ViewPolicy("wrong", **wrong)
-
-
-def test_policies_describe_themselves() -> None:
-    assert {name: policy.name for name, policy in VIEW_POLICIES.items()} == {
-        "rich": "rich",
-        "crop": "crop",
-        "plain": "plain",
-    }
-    assert str(VIEW_POLICIES["rich"]) == (
-        "rich: random resized crops of 25% to 100%, mirrored 50%, colour 0.4, mixup 25%, cutmix 25%; 16,384 views"
-    )
-    assert str(VIEW_POLICIES["crop"]) == "crop: random crops after 4 pixels of zeros, mirrored 50%; 16,384 views"
-    assert str(VIEW_POLICIES["plain"]) == "plain: images as they are; one view an image"

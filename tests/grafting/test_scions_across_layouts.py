@@ -289,7 +289,7 @@ def one_step(phase: Phase, x: Tensor, *, seen: list[Any] | None = None) -> dict[
 
 
 def settings(method: str) -> dict[str, str]:
-    known = {f.name for f in fields(find(method).kind)}
+    known = {f.name for f in fields(find(method))}
     return {"hint_weight": "1"} if "hint_weight" in known else {}
 
 

@@ -1,3 +1,5 @@
+"""Attention transfer against the article's equation and the authors' code, written as plain loops."""
+
 from __future__ import annotations
 
 import math
@@ -6,17 +8,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from netgraft.losses.activation_boundary import ActivationBoundary, boundary_disagreement
 from netgraft.losses.attention_transfer import AttentionTransfer, attention_map
-from netgraft.losses.gradient_attention import GradientAttention
+from tests.support.losses import noise
 
 Array = NDArray[np.float64]
-
-
-def noise(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def pairs_of_maps() -> tuple[list[Tensor], list[Tensor]]:
@@ -24,9 +21,6 @@ def pairs_of_maps() -> tuple[list[Tensor], list[Tensor]]:
     student = [noise(3, 4, 2, 5, seed=0), noise(3, 2, 3, 1, seed=1)]
     teacher = [noise(3, 7, 2, 5, seed=2), noise(3, 2, 3, 1, seed=3)]
     return student, teacher
-
-
-# ---- attention of activations
 
 
 def naive_map(features: Array, power: float, mean: bool = False) -> list[float]:
@@ -167,140 +161,3 @@ def test_impossible_powers_are_refused(power: float) -> None:
 def test_unknown_form_is_refused() -> None:
     with pytest.raises(ValueError, match="form must be 'paper' or 'code', not 'article'"):
         AttentionTransfer(form="article")
-
-
-# ---- attention of gradients
-
-
-def test_gradient_attention_equals_the_formula() -> None:
-    s, t = noise(4, 3, 2, 5, seed=40), noise(4, 3, 2, 5, seed=41)
-    total = 0.0
-    for b in range(4):
-        differences = (s[b] - t[b]).flatten().tolist()
-        total += math.sqrt(sum(difference**2 for difference in differences)) / 2
-    assert GradientAttention()(s, t).item() == pytest.approx(total / 4, rel=1e-12)
-
-
-def test_gradient_attention_by_hand() -> None:
-    s, t = torch.zeros(2, 1, 1, 2), torch.zeros(2, 1, 1, 2)
-    s[0, 0, 0] = torch.tensor([3.0, 4.0])
-    assert GradientAttention()(s, t).item() == pytest.approx(5 / 2 / 2, rel=1e-6)
-
-
-def test_the_weights_of_a_network_get_the_gradient_of_its_input_gradients() -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(2, 3, 3, padding=1), nn.Softplus(), nn.Conv2d(3, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
-    ).double()
-    images, classes = noise(4, 2, 3, 3, seed=42), torch.tensor([0, 2, 1, 2])
-    teacher = noise(4, 2, 3, 3, seed=43) / 10
-    loss = GradientAttention()
-
-    def attention() -> Tensor:
-        inputs = images.clone().requires_grad_()
-        classification = nn.functional.cross_entropy(network(inputs), classes, reduction="sum")
-        [gradients] = torch.autograd.grad(classification, inputs, create_graph=True)
-        return loss(gradients, teacher)
-
-    step = 1e-6
-    weights = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    for weight, gradient in zip(weights, torch.autograd.grad(attention(), weights), strict=True):
-        assert gradient.abs().max() > 1e-4
-        for index in range(0, weight.numel(), 3):
-            values = []
-            for sign in (1, -1):
-                with torch.no_grad():
-                    weight.flatten()[index] += sign * step
-                values.append(attention().item())
-                with torch.no_grad():
-                    weight.flatten()[index] -= sign * step
-            difference = (values[0] - values[1]) / (2 * step)
-            assert gradient.flatten()[index].item() == pytest.approx(difference, rel=1e-5, abs=1e-8)
-
-
-def test_weights_get_no_gradient_where_input_gradients_are_equal() -> None:
-    torch.manual_seed(1)
-    network = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 2))
-    inputs = noise(2, 1, 3, 3, seed=44, dtype=torch.float32).requires_grad_()
-    [gradients] = torch.autograd.grad(network(inputs).square().sum(), inputs, create_graph=True)
-    loss = GradientAttention()(gradients, gradients.detach().clone())
-    assert loss.item() == 0
-    for gradient in torch.autograd.grad(loss, list(network.parameters())):
-        assert (gradient == 0).all()
-
-
-# ---- activation boundaries
-
-
-@pytest.mark.parametrize("margin", [0.5, 1.0, 3.0])
-@pytest.mark.parametrize("shape", [(1, 7), (5, 2, 3, 4)])
-def test_boundary_loss_equals_the_formula(margin: float, shape: tuple[int, ...]) -> None:
-    s, t = noise(*shape, seed=50), noise(*shape, seed=51)
-    total = 0.0
-    for a, b in zip(s.flatten().tolist(), t.flatten().tolist(), strict=True):
-        rho = 1 if b > 0 else 0
-        total += (rho * max(0.0, margin - a) + (1 - rho) * max(0.0, margin + a)) ** 2
-    assert ActivationBoundary(margin)(s, t).item() == pytest.approx(total / shape[0], rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher", "cost"),
-    [
-        (0.25, 5.0, 0.75**2),
-        (-1.0, 5.0, 4.0),
-        (1.0, 5.0, 0.0),
-        (-0.25, -5.0, 0.75**2),
-        (1.0, -5.0, 4.0),
-        (-9.0, -5.0, 0.0),
-        (0.0, 0.0, 1.0),
-        (-1.0, 0.0, 0.0),  # a response of 0 isn't active
-        (1.0, 0.0, 4.0),
-    ],
-)
-def test_boundary_loss_by_hand(student: float, teacher: float, cost: float) -> None:
-    assert ActivationBoundary()(torch.tensor([[student]]), torch.tensor([[teacher]])).item() == cost
-
-
-def test_only_the_side_of_the_teacher_counts() -> None:
-    s, t = noise(4, 3, 2, 2, seed=52), noise(4, 3, 2, 2, seed=53)
-    scales = noise(4, 3, 2, 2, seed=54).exp()
-    assert ActivationBoundary()(s, t).item() == ActivationBoundary()(s, t * scales).item()
-    # the two sides are treated alike
-    assert ActivationBoundary()(s, t).item() == pytest.approx(ActivationBoundary()(-s, -t).item(), rel=1e-12)
-
-
-@pytest.mark.parametrize("margin", [0.5, 2.0])
-def test_boundary_loss_bounds_the_disagreement(margin: float) -> None:
-    s, t = noise(6, 5, seed=55), noise(6, 5, seed=56)
-    disagreement = boundary_disagreement(s, t).item()
-    assert 0 < disagreement < 1
-    assert ActivationBoundary(margin)(s, t).item() >= margin**2 * 5 * disagreement
-    # the bound is reached by a student whose wrong neurons are inactive at 0 and whose right ones are beyond the margin
-    s = torch.where(t > 0, torch.where(s > 0, 2 * margin, 0.0), -2 * margin)
-    expected = margin**2 * 5 * boundary_disagreement(s, t).item()
-    assert expected > 0
-    assert ActivationBoundary(margin)(s, t).item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_disagreement_by_hand() -> None:
-    s, t = torch.tensor([[1.0, -1.0, 0.0, 0.0]]), torch.tensor([[2.0, 3.0, -1.0, 4.0]])
-    assert boundary_disagreement(s, t).item() == 0.5
-    assert boundary_disagreement(t, t).item() == 0
-    assert boundary_disagreement(t, -t).item() == 1
-    assert boundary_disagreement(s.half(), t.bfloat16()).dtype == torch.float32
-
-
-def test_disagreement_equals_the_formula() -> None:
-    s, t = noise(4, 3, 2, 2, seed=57), noise(4, 3, 2, 2, seed=58)
-    count = sum((a > 0) != (b > 0) for a, b in zip(s.flatten().tolist(), t.flatten().tolist(), strict=True))
-    assert boundary_disagreement(s, t).item() == pytest.approx(count / 48, rel=1e-6)
-    with pytest.raises(
-        ValueError, match=r"one shape \(B, ...\) that isn't empty, not \(4, 3, 2, 1\) and \(4, 3, 2, 2\)"
-    ):
-        boundary_disagreement(s[..., :1], t)
-
-
-@pytest.mark.parametrize("margin", [0, -1.0, math.inf, math.nan])
-def test_impossible_margins_are_refused(margin: float) -> None:
-    with pytest.raises(ValueError, match=f"margin must be a finite number above 0, not {margin}"):
-        ActivationBoundary(margin)

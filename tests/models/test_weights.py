@@ -1,0 +1,114 @@
+"""Weights from files: what is read, what is refused, and that nothing in them is executed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from netgraft.errors import RequestError
+from netgraft.models.creation import (
+    load_teacher,
+)
+from netgraft.models.weights import read_weights
+from tests.support.random_models import build, images, snapshot
+
+X = images(2, 3, 32, 32)
+
+
+def state(seed: int = 0) -> tuple[dict[str, Tensor], nn.Module]:
+    model = build("cifar_resnet8", seed)
+    return dict(model.state_dict()), model
+
+
+@pytest.mark.parametrize(
+    ("wrap", "suffix"),
+    [
+        ("plain", ".safetensors"),
+        ("prefix", ".safetensors"),
+        ("plain", ".pth"),
+        ("prefix", ".pth"),
+        ("state_dict", ".pth"),
+        ("model", ".pth"),
+        ("state_dict_ema", ".pth"),
+        ("wrapped prefix", ".pth"),
+    ],
+)
+def test_weights_files_are_read(wrap: str, suffix: str, tmp_path: Path) -> None:
+    weights, model = state()
+    path = tmp_path / f"teacher{suffix}"
+    content: dict[str, Any] = {("module." if "prefix" in wrap else "") + name: value for name, value in weights.items()}
+    if wrap in {"state_dict", "model", "state_dict_ema", "wrapped prefix"}:
+        content = {wrap.replace("wrapped prefix", "state_dict"): content, "epoch": 3, "arch": "cifar_resnet8"}
+    if wrap == "state_dict_ema":
+        content["state_dict"] = state(seed=9)[0]
+    if suffix == ".pth":
+        torch.save(content, path)
+    else:
+        save_file(content, path)
+    teacher = load_teacher("cifar_resnet8", weights=path)
+    assert snapshot(teacher) == snapshot(model)
+    assert torch.equal(teacher(X), model(X))
+
+
+def test_weights_that_do_not_fit_name_the_first_keys(tmp_path: Path) -> None:
+    weights, _ = state()
+    del weights["bn1.bias"], weights["layer1.0.conv1.weight"]
+    weights["stranger"], weights["conv1.weight"] = torch.zeros(1), torch.zeros(16, 3, 5, 5)
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(RequestError) as refusal:
+        load_teacher("cifar_resnet8", weights=tmp_path / "w.safetensors")
+    message = str(refusal.value)
+    assert "2 missing keys, first 'bn1.bias'" in message
+    assert "1 unexpected keys, first 'stranger'" in message
+    assert "1 differing shapes, first 'conv1.weight': expected (16, 3, 3, 3), found (16, 3, 5, 5)" in message
+    assert message.endswith("give weights of this very architecture")
+
+
+class Malicious:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.proof),)
+
+
+@pytest.mark.parametrize("way", ["file", "folder"])
+def test_pickles_are_refused_and_not_executed(way: str, tmp_path: Path) -> None:
+    proof = tmp_path / "executed"
+    content = {"state_dict": state()[0], "extra": Malicious(proof)}
+    if way == "file":
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(RequestError, match="holds more than tensors, or is damaged, and was not loaded"):
+            load_teacher("cifar_resnet8", weights=tmp_path / "w.pth")
+    else:
+        folder = tmp_path / "model"
+        timm.models.save_for_hf(state()[1], str(folder), safe_serialization=False)
+        torch.save(content, folder / "pytorch_model.bin")
+        with pytest.raises(RequestError, match="timm could not make 'local-dir:"):
+            load_teacher(f"local-dir:{folder}")
+    assert not proof.exists()
+    torch.load(tmp_path / "w.pth" if way == "file" else folder / "pytorch_model.bin", weights_only=False)
+    assert proof.exists(), "the pickle would have been executed by an unguarded reader"
+
+
+def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="there is no weights file"):
+        read_weights(tmp_path / "missing.pth")
+    for name, content in (("w.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{broken"), ("w.pth", b"not a pickle")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(RequestError, match=r"is no readable safetensors file|was not loaded"):
+            read_weights(tmp_path / name)
+    for value in ([torch.zeros(1)], {"epoch": 3}, {"state_dict": {"a": 1}}):
+        torch.save(value, tmp_path / "list.pth")
+        with pytest.raises(RequestError, match="holds no state dict: expected names and tensors"):
+            read_weights(tmp_path / "list.pth")
