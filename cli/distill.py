@@ -25,8 +25,8 @@ def _method_of(args: Sequence[str]) -> tuple[str, type]:
     from netgraft.methods.registry import find
 
     name = value_of(args, "--method") or DistillJob.method
-    entry = find(name)
-    return f"Hyper-parameters of {name}, over the preset's ({', '.join(entry.presets)})", entry.kind
+    method = find(name)
+    return f"Hyper-parameters of {name}, over the preset's ({', '.join(method.presets)})", method
 
 
 def _distill_defaults() -> tuple[type, ...]:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from netgraft.methods.method import About
 
 
 @click.command()
@@ -21,21 +17,21 @@ def methods(name: str | None) -> None:
 
     if name is None:
         rows = []
-        for known, entry in METHODS.items():
-            about = _about(entry.kind)
+        for known in METHODS:
+            about = find(known).about
             year = str(about.year or "-")
             rows.append([known, about.category, about.matches, about.phases, about.labels, about.article, year])
         emit_table(["method", "category", "matches", "phases", "labels", "article", "year"], rows)
         emit("labels: classes are real ones with --labeled, else the teacher's answers; methods can be joined: kd+at")
         return
-    entry = find(name)
-    about = _about(entry.kind)
-    emit(f"{name}: {_first_line(entry.kind)}\narticle: {about.article}")
+    method = find(name)
+    about = method.about
+    emit(f"{name}: {_first_line(method)}\narticle: {about.article}")
     emit(f"category: {about.category}; matches: {about.matches}; phases: {about.phases}; labels: {about.labels}")
     if not about.teacher:
         emit("the teacher doesn't teach; its answers stand for labels where there are none")
-    emit("presets:\n" + "\n".join(f"  {preset}: {_first_line(make)}" for preset, make in entry.presets.items()))
-    _show_hyperparameters(entry.kind)
+    emit("presets:\n" + "\n".join(f"  {preset}: {chosen.meaning}" for preset, chosen in method.presets.items()))
+    _show_hyperparameters(method)
 
 
 def _show_hyperparameters(method: type) -> None:
@@ -48,7 +44,3 @@ def _show_hyperparameters(method: type) -> None:
 
 def _first_line(documented: object) -> str:
     return (inspect.getdoc(documented) or "").partition("\n")[0]
-
-
-def _about(method: type) -> About:
-    return method.about  # type: ignore[attr-defined]

@@ -22,7 +22,7 @@ from netgraft.grafting.folding import Folding, fold_with_report
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget, Method
-from netgraft.methods.netgraft import PRESETS
+from netgraft.methods.registry import choose
 from netgraft.models.creation import class_count
 from netgraft.models.students import save_student
 from netgraft.modules import parameters, state_digest
@@ -231,7 +231,7 @@ def prepare(
             use=options.get("inherit", "auto"),
             blocks=options.get("blocks"),
         )
-        default = PRESETS["default"](Budget(len(images), class_count(teacher)))
+        default = choose("netgraft", "default", Budget(len(images), class_count(teacher)))
         plan = (options.get("method") or default.method).plan(pairing)
     policy = options.get("views") or default.views
     views = Views.configured(images, policy, data_config, seed=runner.seed, labels=options.get("labels"))

@@ -37,7 +37,7 @@ LOGITS_ONLY = ("kd", "netgraft", "supervised")
 def shortened(method: str, precision: str) -> Distillation:
     """Prepare a method's default run with a fiftieth of its steps and views."""
     steps = {}
-    for name, (_, default, _) in meanings(find(method).kind).items():
+    for name, (_, default, _) in meanings(find(method)).items():
         if name.endswith("steps"):
             steps[name] = str((default[0] if isinstance(default, tuple) else default) // SHORTER)
     policy = VIEW_POLICIES["rich"]

@@ -10,17 +10,16 @@ from torch import Tensor
 
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import ActivationBoundary
-from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
 from netgraft.methods.connectors import BoundaryConnector
 from netgraft.methods.features import ends, student_feature, teacher_feature
 from netgraft.methods.hyperparameters import checked, hyperparameter
-from netgraft.methods.kd import KD
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class AB(KD):
+class AB(Baseline):
     """First push every neuron of the block ends to the side of its boundary where the teacher's is, then KD.
 
     The teacher's side is read off its block ends: a response is positive behind a ReLU, and behind the max pool that
@@ -28,9 +27,16 @@ class AB(KD):
     and a batch norm without a ReLU, so they have both signs.
     """
 
-    about: ClassVar = About(
+    about: ClassVar[About] = About(
         "offline", "features", "2: boundaries, then KD", "classes", "Heo et al., AAAI 2019, arXiv 1811.03233", 2019
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": THE_DEFAULTS,
+        "repdistiller": preset_on_rich_views(
+            "RepDistiller's: classes behind the boundary phase.", kd_weight=0.0, ce_weight=1.0
+        ),
+    }
 
     ab_steps: int = hyperparameter(1000, "steps of the boundary phase")
     ab_margin: float = hyperparameter(1.0, "how far beyond its boundary a neuron is pushed")
@@ -40,15 +46,15 @@ class AB(KD):
         with checked():
             ActivationBoundary(self.ab_margin)
 
-    def lesson(self, pairing: Pairing) -> Objective:
-        """KD, behind a phase on boundaries alone."""
+    def objective(self, pairing: Pairing) -> Objective:
+        """A phase on boundaries alone, in front."""
         numbers = ends(pairing)
         connectors = [BoundaryConnector(pairing.widths[number][1], pairing.widths[number][0]) for number in numbers]
         boundaries = self.phase(
             pairing,
             "activation boundaries",
             self.ab_steps,
-            objective=self._boundaries,
+            terms=self._boundaries,
             until=numbers[-1],
             features=[
                 student_feature(pairing, number, connector)
@@ -57,7 +63,7 @@ class AB(KD):
             teacher_features=[teacher_feature(pairing, number) for number in numbers],
             connectors=connectors,
         )
-        return Objective(super().lesson(pairing).objective, before=(boundaries,))
+        return Objective(before=(boundaries,))
 
     def _boundaries(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         loss = ActivationBoundary(self.ab_margin)
@@ -66,15 +72,3 @@ class AB(KD):
         return {
             f"boundary {place}": loss(mine, theirs) / mine[0].numel() for place, (mine, theirs) in enumerate(pairs, 1)
         }
-
-
-def repdistiller() -> AB:
-    """RepDistiller's: classes behind the boundary phase."""
-    return AB(kd_weight=0.0, ce_weight=1.0)
-
-
-PRESETS = {
-    "default": preset_on_rich_views(AB),
-    "paper": preset_on_rich_views(AB),
-    "repdistiller": preset_on_rich_views(repdistiller),
-}

@@ -10,21 +10,35 @@ from torch import Tensor
 
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import AttentionTransfer
-from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
 from netgraft.methods.features import ends, student_feature, teacher_feature
 from netgraft.methods.hyperparameters import checked, hyperparameter
-from netgraft.methods.kd import KD
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class AT(KD):
+class AT(Baseline):
     """Match where the features of every block end are strong, beside KD."""
 
-    about: ClassVar = About(
+    about: ClassVar[About] = About(
         "offline", "attention", "1", "classes", "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928", 2017
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": preset_on_rich_views(
+            "Unsquared norms; the weight is this project's, since the article's 0.1 to 1e3 depends on its other terms.",
+            at_form="paper",
+            at_weight=1.0,
+        ),
+        "repdistiller": preset_on_rich_views(
+            "RepDistiller's: mean squares with weight 1000 beside the classes.",
+            at_form="code",
+            at_weight=1000.0,
+            kd_weight=0.0,
+            ce_weight=1.0,
+        ),
+    }
 
     at_weight: float = hyperparameter(1000.0, "weight of the attention maps' distance (beta)")
     at_power: float = hyperparameter(2.0, "exponent of the features in a map")
@@ -35,32 +49,15 @@ class AT(KD):
         with checked():
             AttentionTransfer(self.at_power, self.at_form)
 
-    def lesson(self, pairing: Pairing) -> Objective:
-        """KD and attention maps."""
+    def objective(self, pairing: Pairing) -> Objective:
+        """Attention maps of every block end."""
         numbers = ends(pairing)
         return Objective(
-            self._both,
+            self._terms,
             tuple(student_feature(pairing, number) for number in numbers),
             tuple(teacher_feature(pairing, number) for number in numbers),
         )
 
-    def _both(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+    def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         distance = AttentionTransfer(self.at_power, self.at_form)(batch.features, batch.teacher_features)
-        return {**self._objective(batch), "attention": self.at_weight * distance}
-
-
-def paper() -> AT:
-    """Unsquared norms; the weight is this project's, since the article's 0.1 to 1e3 depends on its other terms."""
-    return AT(at_form="paper", at_weight=1.0)
-
-
-def repdistiller() -> AT:
-    """RepDistiller's: mean squares with weight 1000 beside the classes."""
-    return AT(at_form="code", at_weight=1000.0, kd_weight=0.0, ce_weight=1.0)
-
-
-PRESETS = {
-    "default": preset_on_rich_views(AT),
-    "paper": preset_on_rich_views(paper),
-    "repdistiller": preset_on_rich_views(repdistiller),
-}
+        return {"attention": self.at_weight * distance}

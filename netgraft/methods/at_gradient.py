@@ -13,11 +13,10 @@ from torch.nn import functional as F
 
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import GradientAttention
-from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective
 from netgraft.methods.features import to_maps
 from netgraft.methods.hyperparameters import hyperparameter
-from netgraft.methods.kd import KD
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.plan import Feature, StepOutputs
 
 
@@ -42,33 +41,37 @@ class InputGradient(nn.Module):
 
 
 @dataclass(frozen=True)
-class GradientAT(KD):
+class GradientAT(Baseline):
     """Match how the loss changes with what enters the trained blocks, beside KD; needs double backward.
 
     Where front blocks are inherited, gradients are compared behind them: there both networks are the same function.
     The class is the teacher's arg-max, on both tracks.
     """
 
-    about: ClassVar = About(
+    about: ClassVar[About] = About(
         "offline", "attention", "1", "classes", "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928", 2017
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": THE_DEFAULTS,
+    }
 
     gradient_weight: float = hyperparameter(1.0, "weight of the gradients' distance (beta)")
 
-    def lesson(self, pairing: Pairing) -> Objective:
-        """KD and input gradients; the teacher's are a feature like any other, computed once."""
+    def objective(self, pairing: Pairing) -> Objective:
+        """Input gradients; the teacher's are a feature like any other, computed once."""
         first = pairing.inherited
         gradient = InputGradient(nn.Sequential(*pairing.teacher.blocks()[first:]))
         # both networks are cut alike behind what is inherited
         cut = pairing.teacher.cuts[first - 1] if first else None
         maps = to_maps(cut, cut.size) if cut is not None else []
         return Objective(
-            partial(self._both, maps=maps),
+            partial(self._terms, maps=maps),
             teacher_features=(Feature(first - 1, nn.Sequential(gradient, *maps) if maps else gradient),),
             differentiates_input=True,
         )
 
-    def _both(self, batch: StepOutputs, *, maps: Sequence[nn.Module]) -> Mapping[str, Tensor]:
+    def _terms(self, batch: StepOutputs, *, maps: Sequence[nn.Module]) -> Mapping[str, Tensor]:
         assert batch.target is not None
         assert batch.inputs is not None
         [theirs] = batch.teacher_features
@@ -76,9 +79,5 @@ class GradientAT(KD):
         [mine] = torch.autograd.grad(loss, batch.inputs, create_graph=True)
         mine = nn.Sequential(*maps)(mine)
         return {
-            **self._objective(batch),
             "gradient": self.gradient_weight * GradientAttention()(mine, theirs),
         }
-
-
-PRESETS = {"default": preset_on_rich_views(GradientAT), "paper": preset_on_rich_views(GradientAT)}

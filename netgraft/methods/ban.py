@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import SoftTargets
-from netgraft.methods.baseline import StudentTraining, logits_of_both, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, StudentTraining, logits_of_both
 from netgraft.methods.hyperparameters import checked, hyperparameter
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.methods.peers import MeanAnswer
 from netgraft.plan import Phase, Plan, StepOutputs
 
@@ -28,9 +28,13 @@ class BAN(StudentTraining):
     ``steps`` are shared out among the generations. The accuracy of their ensemble is reported as well.
     """
 
-    about: ClassVar = About(
+    about: ClassVar[About] = About(
         "offline", "logits", "one a generation", "classes", "Furlanello et al., ICML 2018, arXiv 1805.04770", 2018
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": THE_DEFAULTS,
+    }
 
     generations: int = hyperparameter(3, "how many generations (k)")
     temperature: float = hyperparameter(1.0, "what logits are divided by in front of the softmax")
@@ -75,6 +79,3 @@ class BAN(StudentTraining):
         if batch.labels is None:
             return {"kd": soft}
         return {"kd": soft, "labels": self.ce_weight * F.cross_entropy(batch.output.float(), batch.labels)}
-
-
-PRESETS = {"default": preset_on_rich_views(BAN), "paper": preset_on_rich_views(BAN)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,15 +13,13 @@ from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.methods.hyperparameters import hyperparameter
-from netgraft.methods.method import Budget, Method, Preset
-from netgraft.plan import (
-    Feature,
-    ObjectiveFunction,
-    Phase,
-    Plan,
-    StepOutputs,
-    TrainingSchedule,
-)
+from netgraft.methods.method import Preset
+from netgraft.plan import Feature, ObjectiveFunction, Phase, Plan, StepOutputs, TrainingSchedule
+
+
+def no_terms(batch: StepOutputs) -> Mapping[str, Tensor]:
+    """Return nothing: for methods that only add phases in front of the student's training."""
+    return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +27,14 @@ class Objective:
     """What the student is taught, apart from how long and how fast.
 
     Attributes:
-        objective: Named terms, weighted; each a mean over the batch.
+        terms: Named terms, weighted; each a mean over the batch.
         features: Of the student, numbered by its blocks.
         teacher_features: Of the teacher.
-        differentiates_input: Whether the objective needs gradients with respect to what enters the trained blocks.
+        differentiates_input: Whether the terms need gradients with respect to what enters the trained blocks.
         before: Phases that come first: of helpers, or of a part of the student.
     """
 
-    objective: ObjectiveFunction
+    terms: ObjectiveFunction = no_terms
     features: tuple[Feature, ...] = ()
     teacher_features: tuple[Feature, ...] = ()
     differentiates_input: bool = False
@@ -83,30 +82,31 @@ class StudentTraining:
 
 @dataclass(frozen=True)
 class Baseline(StudentTraining, ABC):
-    """Train every block of the student that is not inherited, on a lesson; inherited ones stay frozen, as everywhere.
+    """Train every block of the student that is not inherited, on an objective.
 
-    A method says what the lesson is, and combinations of methods add lessons up.
+    Inherited blocks stay frozen, as in every method. A method says what it adds to the objective, and combinations of
+    methods add objectives up.
     """
 
     @abstractmethod
-    def lesson(self, pairing: Pairing) -> Objective:
+    def objective(self, pairing: Pairing) -> Objective:
         """Say what the student is taught."""
 
     def plan(self, pairing: Pairing) -> Plan:
-        """The lesson's own phases, then the student's training."""
-        lesson = self.lesson(pairing)
-        connectors = [feature.connector for feature in lesson.features if feature.connector is not None]
+        """The objective's own phases, then the student's training."""
+        objective = self.objective(pairing)
+        connectors = [feature.connector for feature in objective.features if feature.connector is not None]
         main = self.phase(
             pairing,
             "train the student",
             self.steps,
-            objective=lesson.objective,
-            features=lesson.features,
-            teacher_features=lesson.teacher_features,
+            terms=objective.terms,
+            features=objective.features,
+            teacher_features=objective.teacher_features,
             connectors=connectors,
-            differentiates_input=lesson.differentiates_input,
+            differentiates_input=objective.differentiates_input,
         )
-        phases = tuple(phase for phase in (*lesson.before, main) if phase.fit.steps)
+        phases = tuple(phase for phase in (*objective.before, main) if phase.fit.steps)
         return Plan(str(self), phases, nn.Sequential(*pairing.student.blocks()))
 
     def phase(
@@ -115,7 +115,7 @@ class Baseline(StudentTraining, ABC):
         name: str,
         steps: int,
         *,
-        objective: ObjectiveFunction,
+        terms: ObjectiveFunction,
         until: int | None = None,
         features: Sequence[Feature] = (),
         teacher_features: Sequence[Feature] = (),
@@ -128,7 +128,7 @@ class Baseline(StudentTraining, ABC):
             pairing: Teacher and student.
             name: For people.
             steps: How many.
-            objective: What is compared.
+            terms: What is compared.
             until: Number of the last block that student and teacher run; all by default.
             features: Of the student.
             teacher_features: Of the teacher.
@@ -141,7 +141,7 @@ class Baseline(StudentTraining, ABC):
             name=name,
             model=nn.Sequential(*student),
             trainable=nn.ModuleList([*student[pairing.inherited :], *connectors]),
-            objective=objective,
+            objective=terms,
             fit=self.fit(pairing, steps),
             teacher=nn.Sequential(*teacher),
             features=tuple(features),
@@ -150,15 +150,17 @@ class Baseline(StudentTraining, ABC):
         )
 
 
-def preset_on_rich_views(method: Callable[[], Method]) -> Callable[[Budget], Preset]:
-    """Make a preset of a method's defaults, with the same views as NetGraft's default."""
+def preset_on_rich_views(meaning: str, **hyperparameters: Any) -> Preset:
+    """Make a preset that depends on no budget, with the same views as NetGraft's default.
 
-    def preset(budget: Budget) -> Preset:
-        return Preset(method(), VIEW_POLICIES["rich"])
+    Args:
+        meaning: In a sentence.
+        hyperparameters: Those that differ from the defaults.
+    """
+    return Preset(meaning, VIEW_POLICIES["rich"], lambda budget: hyperparameters)
 
-    own = "The options' defaults, which are the article's where it names them."
-    preset.__doc__ = own if isinstance(method, type) else method.__doc__
-    return preset
+
+THE_DEFAULTS = preset_on_rich_views("The options' defaults, which are the article's where it names them.")
 
 
 def logits_of_both(batch: StepOutputs) -> tuple[Tensor, Tensor]:

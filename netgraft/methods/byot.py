@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import Hint, SoftTargets
-from netgraft.methods.baseline import Baseline, Objective, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective
 from netgraft.methods.connectors import Embedding
 from netgraft.methods.features import behind, ends, to_maps
 from netgraft.methods.hyperparameters import checked, hyperparameter
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.plan import Feature, StepOutputs
 
 
@@ -40,9 +40,13 @@ class BYOT(Baseline):
     ``F`` being averages over the maps.
     """
 
-    about: ClassVar = About(
+    about: ClassVar[About] = About(
         "self", "logits and features", "1", "classes", "Zhang et al., ICCV 2019, arXiv 1905.08094", 2019, teacher=False
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": THE_DEFAULTS,
+    }
 
     soft_weight: float = hyperparameter(
         0.3, "of a shallow classifier: divergence from the deepest, instead of classes (alpha)"
@@ -55,7 +59,7 @@ class BYOT(Baseline):
         with checked():
             SoftTargets(self.temperature)
 
-    def lesson(self, pairing: Pairing) -> Objective:
+    def objective(self, pairing: Pairing) -> Objective:
         """Embeddings and answers of every block end but the last, and the last maps' own average."""
         *shallow, last = ends(pairing)
         width = pairing.widths[last][1]
@@ -70,9 +74,9 @@ class BYOT(Baseline):
             embedding = ShallowEmbedding(pairing.widths[number][1], width)
             features.append(feature(number, embedding))
             features.append(feature(number, nn.Sequential(embedding, nn.Linear(width, classes))))
-        return Objective(self._objective, tuple(features))
+        return Objective(self._terms, tuple(features))
 
-    def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+    def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         deepest, *shallow = batch.features
         output = batch.output.float()
         terms = {"classes": F.cross_entropy(output, batch.classes)}
@@ -89,6 +93,3 @@ def _classes(pairing: Pairing) -> int:
     layers = [m for m in pairing.student[-1].modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     last = layers[-1]
     return last.out_features if isinstance(last, nn.Linear) else last.out_channels
-
-
-PRESETS = {"default": preset_on_rich_views(BYOT), "paper": preset_on_rich_views(BYOT)}

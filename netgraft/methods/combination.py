@@ -1,17 +1,16 @@
-"""Several methods at once: their terms are added, each once and with its own weight."""
+"""Several methods at once: their terms are added, each with its own weight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
-from netgraft.methods.baseline import Baseline, Objective, StudentTraining, preset_on_rich_views
-from netgraft.methods.method import About, Budget, Preset
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, StudentTraining
+from netgraft.methods.method import About, Method, Preset
 from netgraft.plan import StepOutputs
 
 
@@ -19,90 +18,107 @@ from netgraft.plan import StepOutputs
 class _Share:
     """One method's part of the student's training: which of the features are its own."""
 
-    lesson: Objective
-    mine: slice
-    theirs: slice
+    objective: Objective
+    student: slice
+    teacher: slice
 
     def terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
-        return self.lesson.objective(
+        return self.objective.terms(
             replace(
                 batch,
-                features=batch.features[self.mine],
-                teacher_features=batch.teacher_features[self.theirs],
+                features=batch.features[self.student],
+                teacher_features=batch.teacher_features[self.teacher],
             )
         )
 
 
-def _shares(lessons: Sequence[Objective]) -> list[_Share]:
-    shares, mine, theirs = [], 0, 0
-    for lesson in lessons:
-        ends = mine + len(lesson.features), theirs + len(lesson.teacher_features)
-        shares.append(_Share(lesson, slice(mine, ends[0]), slice(theirs, ends[1])))
-        mine, theirs = ends
+def _shares(objectives: Sequence[Objective]) -> list[_Share]:
+    shares, student, teacher = [], 0, 0
+    for objective in objectives:
+        ends = student + len(objective.features), teacher + len(objective.teacher_features)
+        shares.append(_Share(objective, slice(student, ends[0]), slice(teacher, ends[1])))
+        student, teacher = ends
     return shares
 
 
-def combine(kinds: Mapping[str, type]) -> tuple[type, dict[str, Callable[[Budget], Preset]]]:
-    """Make a method that teaches the lessons of several, and its presets.
+def sum_of(objectives: Sequence[Objective]) -> Objective:
+    """Add objectives up. A term that two of them have under one name counts once, as the first one has it."""
+    shares = _shares(objectives)
+
+    def terms(batch: StepOutputs) -> Mapping[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for share in shares:
+            for name, value in share.terms(batch).items():
+                found.setdefault(name, value)
+        return found
+
+    return Objective(
+        terms,
+        features=tuple(feature for one in objectives for feature in one.features),
+        teacher_features=tuple(feature for one in objectives for feature in one.teacher_features),
+        differentiates_input=any(one.differentiates_input for one in objectives),
+        before=tuple(phase for one in objectives for phase in one.before),
+    )
+
+
+def combine(
+    name: str, meaning: str, parts: Sequence[type[Baseline]], about: About, presets: Mapping[str, Preset]
+) -> type[Method]:
+    """Make a method whose objective is the sum of those of its parts.
 
     It has every hyper-parameter of its parts; one that two of them have, such as the number of steps, has the first
-    one's default. A term that two of them have, such as KD's, counts once; the cross-entropy of ``supervised`` is
-    another than the one inside of KD.
+    one's default.
 
     Args:
-        kinds: Names and classes of the parts.
-
-    Raises:
-        RequestError: One of them doesn't train the student by a lesson of its own.
+        name: Of its class.
+        meaning: In a sentence.
+        parts: Whose objectives are added; each once.
+        about: Facts about it.
+        presets: Of the hyper-parameters of all parts.
     """
-    for name, kind in kinds.items():
-        if not issubclass(kind, Baseline):
-            raise RequestError(f"{name} can't be combined: it adds no terms to the student's training")
-    own = {
-        f.name: (f.name, f.type, field(default=f.default, metadata=f.metadata))
-        for k in [*kinds.values()][::-1]
-        for f in fields(k)
-    }
-    first = [f.name for f in fields(StudentTraining)]
-    ordered = [*first, *(name for name in own if name not in first)]
+    declared: dict[str, tuple[str, Any, Any]] = {}
+    # what all have comes first; a default is the first part's
+    for f in (*fields(StudentTraining), *(f for kind in parts for f in fields(kind))):
+        default = next(own.default for kind in parts for own in fields(kind) if own.name == f.name)
+        declared.setdefault(f.name, (f.name, f.type, field(default=default, metadata=f.metadata)))
 
-    def lesson(self: Any, pairing: Pairing) -> Objective:
-        parts = [kind(**{f.name: getattr(self, f.name) for f in fields(kind)}) for kind in kinds.values()]
-        lessons = [part.lesson(pairing) for part in parts]
-        shares = _shares(lessons)
+    def single(self: Any) -> list[Baseline]:
+        return [kind(**{f.name: getattr(self, f.name) for f in fields(kind)}) for kind in parts]
 
-        def objective(batch: StepOutputs) -> Mapping[str, Tensor]:
-            terms: dict[str, Tensor] = {}
-            for share in shares:
-                terms = {**share.terms(batch), **terms}
-            return terms
+    def check(self: Any) -> None:
+        single(self)
 
-        return Objective(
-            objective,
-            features=tuple(feature for one in lessons for feature in one.features),
-            teacher_features=tuple(feature for one in lessons for feature in one.teacher_features),
-            differentiates_input=any(one.differentiates_input for one in lessons),
-            before=tuple(phase for one in lessons for phase in one.before),
-        )
+    def objective(self: Any, pairing: Pairing) -> Objective:
+        return sum_of([one.objective(pairing) for one in single(self)])
 
-    about = [kind.about for kind in kinds.values()]  # type: ignore[attr-defined]
-    kind = make_dataclass(
-        "+".join(kind.__name__ for kind in kinds.values()),
-        [own[name] for name in ordered],
+    return make_dataclass(
+        name,
+        [*declared.values()],
         bases=(Baseline,),
         namespace={
-            "lesson": lesson,
-            "__doc__": f"The terms of {', '.join(kinds)} added.",
-            "about": About(
-                "+".join(dict.fromkeys(one.category for one in about)),
-                ", ".join(dict.fromkeys(one.matches for one in about)),
-                "+".join(one.phases for one in about),
-                "classes" if any(one.labels == "classes" for one in about) else "none",
-                "; ".join(one.article for one in about),
-                max(one.year for one in about),
-                any(one.teacher for one in about),
-            ),
+            # each part checks its own hyper-parameters
+            "__post_init__": check,
+            "objective": objective,
+            "__doc__": meaning,
+            "about": about,
+            "presets": presets,
         },
         frozen=True,
     )
-    return kind, {"default": preset_on_rich_views(kind)}
+
+
+def about_all(abouts: Sequence[About]) -> About:
+    """Say of several methods at once what each says of itself."""
+    return About(
+        category="+".join(dict.fromkeys(one.category for one in abouts)),
+        matches=", ".join(dict.fromkeys(one.matches for one in abouts)),
+        phases="+".join(one.phases for one in abouts),
+        labels="classes" if any(one.labels == "classes" for one in abouts) else "none",
+        article="; ".join(one.article for one in abouts),
+        year=max(one.year for one in abouts),
+        teacher=any(one.teacher for one in abouts),
+    )
+
+
+ONLY_DEFAULT = {"default": THE_DEFAULTS}
+"""Presets of a method that nobody has published."""

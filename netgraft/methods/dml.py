@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import SoftTargets
-from netgraft.methods.baseline import StudentTraining, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, StudentTraining
 from netgraft.methods.hyperparameters import hyperparameter
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.methods.peers import Peers, reborn
 from netgraft.plan import Phase, Plan, StepOutputs
 
@@ -23,9 +23,13 @@ from netgraft.plan import Phase, Plan, StepOutputs
 class DML(StudentTraining):
     """Peers learn from classes and from one another's outputs; the first is deployed."""
 
-    about: ClassVar = About(
+    about: ClassVar[About] = About(
         "online", "logits", "1", "classes", "Zhang et al., CVPR 2018, arXiv 1706.00384", 2018, teacher=False
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": THE_DEFAULTS,
+    }
 
     peers: int = hyperparameter(2, "how many students learn together")
     mutual_weight: float = hyperparameter(1.0, "weight of the divergence from the other peers")
@@ -60,6 +64,3 @@ class DML(StudentTraining):
             start=logits[0].new_zeros(()),
         )
         return {"classes": hard, "mutual": self.mutual_weight / (self.peers - 1) * mutual}
-
-
-PRESETS = {"default": preset_on_rich_views(DML), "paper": preset_on_rich_views(DML)}

@@ -10,22 +10,32 @@ from torch import Tensor, nn
 
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import Hint
-from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
 from netgraft.methods.connectors import Regressor
 from netgraft.methods.features import compared_size, middle, student_feature, teacher_feature, to_maps
 from netgraft.methods.hyperparameters import hyperparameter
-from netgraft.methods.kd import KD
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class FitNets(KD):
+class FitNets(Baseline):
     """First train the student up to its middle to predict the teacher's features there, then all of it by KD."""
 
-    about: ClassVar = About(
+    about: ClassVar[About] = About(
         "offline", "features", "2: hint, then KD", "classes", "Romero et al., ICLR 2015, arXiv 1412.6550", 2015
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": preset_on_rich_views("The article's sum over a sample's features.", hint_reduction="sample"),
+        "repdistiller": preset_on_rich_views(
+            "RepDistiller's: the hint as a term of weight 100 beside the classes, in one phase.",
+            hint_steps=0,
+            hint_weight=100.0,
+            kd_weight=0.0,
+            ce_weight=1.0,
+        ),
+    }
 
     hint_steps: int = hyperparameter(1000, "steps of the hint phase")
     hint_reduction: str = hyperparameter(
@@ -33,8 +43,8 @@ class FitNets(KD):
     )
     hint_weight: float = hyperparameter(0.0, "weight of the hint in the student's training, behind its own phase")
 
-    def lesson(self, pairing: Pairing) -> Objective:
-        """KD, behind a hint phase in which neither network runs further than the middle."""
+    def objective(self, pairing: Pairing) -> Objective:
+        """The hint, behind a hint phase in which neither network runs further than the middle."""
         number = middle(pairing)
         wide, narrow = pairing.widths[number]
         regressor = Regressor(narrow, wide)
@@ -42,7 +52,7 @@ class FitNets(KD):
             pairing,
             f"hint behind block {number + 1}",
             self.hint_steps,
-            objective=self._hint,
+            terms=self._hint,
             until=number,
             features=(student_feature(pairing, number, regressor),),
             connectors=(regressor,),
@@ -52,31 +62,14 @@ class FitNets(KD):
         maps = to_maps(pairing.teacher.cuts[number], compared_size(pairing, number))
         hint = replace(hint, teacher=nn.Sequential(*front, *maps))
         if not self.hint_weight:
-            return Objective(self._objective, before=(hint,))
-        return Objective(self._both, hint.features, (teacher_feature(pairing, number),), before=(hint,))
+            return Objective(before=(hint,))
+        return Objective(self._terms, hint.features, (teacher_feature(pairing, number),), before=(hint,))
 
-    def _both(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+    def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         hint = Hint(self.hint_reduction)(batch.features[0], batch.teacher_features[0])
-        return {**self._objective(batch), "hint": self.hint_weight * hint}
+        return {"hint": self.hint_weight * hint}
 
     def _hint(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         assert batch.target is not None
         [feature] = batch.features
         return {"hint": Hint(self.hint_reduction)(feature, batch.target)}
-
-
-def paper() -> FitNets:
-    """The article's sum over a sample's features."""
-    return FitNets(hint_reduction="sample")
-
-
-def repdistiller() -> FitNets:
-    """RepDistiller's: the hint as a term of weight 100 beside the classes, in one phase."""
-    return FitNets(hint_steps=0, hint_weight=100.0, kd_weight=0.0, ce_weight=1.0)
-
-
-PRESETS = {
-    "default": preset_on_rich_views(FitNets),
-    "paper": preset_on_rich_views(paper),
-    "repdistiller": preset_on_rich_views(repdistiller),
-}

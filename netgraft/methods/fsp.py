@@ -13,31 +13,39 @@ from netgraft.errors import RequestError
 from netgraft.grafting.adapters import Projector
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import FlowOfSolution
-from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
 from netgraft.methods.features import student_feature, teacher_feature
 from netgraft.methods.hyperparameters import hyperparameter
-from netgraft.methods.kd import KD
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class FSP(KD):
+class FSP(Baseline):
     """First match how channels at a block's start and end go together, then KD.
 
     The article assumes equal widths; where they differ, a bias-free 1x1 convolution brings the student's maps to the
     teacher's width, and is discarded.
     """
 
-    about: ClassVar = About("offline", "relations", "2: flows, then KD", "classes", "Yim et al., CVPR 2017", 2017)
+    about: ClassVar[About] = About(
+        "offline", "relations", "2: flows, then KD", "classes", "Yim et al., CVPR 2017", 2017
+    )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": preset_on_rich_views("The article's sum over a flow matrix.", fsp_reduction="sample"),
+        "repdistiller": preset_on_rich_views(
+            "RepDistiller's: classes behind the flow phase.", kd_weight=0.0, ce_weight=1.0
+        ),
+    }
 
     fsp_steps: int = hyperparameter(1000, "steps of the flow phase")
     fsp_reduction: str = hyperparameter(
         "element", "mean over a flow matrix, or the article's sum", choices=("element", "sample")
     )
 
-    def lesson(self, pairing: Pairing) -> Objective:
-        """KD, behind a phase on flows alone."""
+    def objective(self, pairing: Pairing) -> Objective:
+        """A phase on flows alone, in front."""
         numbers = range(max(0, pairing.inherited - 1), len(pairing) - 1)
         if len(numbers) < 2 or numbers[-1] < pairing.inherited:
             raise RequestError(
@@ -51,7 +59,7 @@ class FSP(KD):
             pairing,
             "flows",
             self.fsp_steps,
-            objective=self._flows,
+            terms=self._flows,
             until=numbers[-1],
             features=[
                 student_feature(pairing, number, projector)
@@ -60,25 +68,8 @@ class FSP(KD):
             teacher_features=[teacher_feature(pairing, number) for number in numbers],
             connectors=[projector for projector in projectors if projector is not None],
         )
-        return Objective(super().lesson(pairing).objective, before=(flows,))
+        return Objective(before=(flows,))
 
     def _flows(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         mine, theirs = (list(pairwise(maps)) for maps in (batch.features, batch.teacher_features))
         return {"flows": FlowOfSolution(self.fsp_reduction)(mine, theirs)}
-
-
-def paper() -> FSP:
-    """The article's sum over a flow matrix."""
-    return FSP(fsp_reduction="sample")
-
-
-def repdistiller() -> FSP:
-    """RepDistiller's: classes behind the flow phase."""
-    return FSP(kd_weight=0.0, ce_weight=1.0)
-
-
-PRESETS = {
-    "default": preset_on_rich_views(FSP),
-    "paper": preset_on_rich_views(paper),
-    "repdistiller": preset_on_rich_views(repdistiller),
-}

@@ -11,22 +11,32 @@ from torch import Tensor, nn
 from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import FactorTransfer, Hint
-from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
 from netgraft.methods.connectors import Paraphraser, Translator
 from netgraft.methods.features import compared_size, ends, student_feature, teacher_feature, to_maps
 from netgraft.methods.hyperparameters import checked, hyperparameter
-from netgraft.methods.kd import KD
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.plan import Phase, StepOutputs
 
 
 @dataclass(frozen=True)
-class FT(KD):
+class FT(Baseline):
     """First compress the teacher's last maps to factors, then let a translator of the student's predict them."""
 
-    about: ClassVar = About(
+    about: ClassVar[About] = About(
         "offline", "features", "2: paraphraser, then translator and KD", "classes", "Kim et al., NeurIPS 2018", 2018
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": preset_on_rich_views(
+            "The article's sum; a weight of one, for the sum is larger by the number of the factor's elements.",
+            ft_reduction="sample",
+            ft_weight=1.0,
+        ),
+        "repdistiller": preset_on_rich_views(
+            "RepDistiller's: means with weight 200 beside the classes.", ft_weight=200.0, kd_weight=0.0, ce_weight=1.0
+        ),
+    }
 
     ft_weight: float = hyperparameter(500.0, "weight of the factors' distance (beta)")
     ft_rate: float = hyperparameter(0.5, "width of the factor, as a part of the teacher's (k)")
@@ -44,8 +54,8 @@ class FT(KD):
         if self.paraphraser_steps < 1:
             raise RequestError(f"paraphraser_steps must be at least 1, not {self.paraphraser_steps}")
 
-    def lesson(self, pairing: Pairing) -> Objective:
-        """KD and factors, behind the training of the paraphraser on the teacher alone."""
+    def objective(self, pairing: Pairing) -> Objective:
+        """Factors, behind the training of the paraphraser on the teacher alone."""
         number = ends(pairing)[-1]
         wide, narrow = pairing.widths[number]
         paraphraser = Paraphraser(wide, self.ft_rate)
@@ -61,34 +71,17 @@ class FT(KD):
         )
         translator = Translator(narrow, paraphraser.factor_channels)
         return Objective(
-            self._both,
+            self._terms,
             features=(student_feature(pairing, number, translator),),
             teacher_features=(teacher_feature(pairing, number, paraphraser.encoder),),
             before=(first,),
         )
 
-    def _both(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+    def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         distance = FactorTransfer(self.ft_reduction)(batch.features[0], batch.teacher_features[0])
-        return {**self._objective(batch), "factors": self.ft_weight * distance}
+        return {"factors": self.ft_weight * distance}
 
 
 def _reconstruct(batch: StepOutputs) -> Mapping[str, Tensor]:
     assert batch.target is not None
     return {"reconstruction": Hint("element")(batch.output, batch.target)}
-
-
-def paper() -> FT:
-    """The article's sum; a weight of one, for the sum is larger by the number of the factor's elements."""
-    return FT(ft_reduction="sample", ft_weight=1.0)
-
-
-def repdistiller() -> FT:
-    """RepDistiller's: means with weight 200 beside the classes."""
-    return FT(ft_weight=200.0, kd_weight=0.0, ce_weight=1.0)
-
-
-PRESETS = {
-    "default": preset_on_rich_views(FT),
-    "paper": preset_on_rich_views(paper),
-    "repdistiller": preset_on_rich_views(repdistiller),
-}

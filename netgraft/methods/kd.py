@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import SoftTargets
-from netgraft.methods.baseline import Baseline, Objective, logits_of_both, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, logits_of_both
 from netgraft.methods.hyperparameters import checked, hyperparameter
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.plan import StepOutputs
 
 
@@ -22,7 +22,9 @@ from netgraft.plan import StepOutputs
 class KD(Baseline):
     """Match the teacher's softened outputs; on the labeled track, the labels a little as well."""
 
-    about: ClassVar = About("offline", "logits", "1", "classes", "Hinton et al., arXiv 1503.02531", 2015)
+    about: ClassVar[About] = About("offline", "logits", "1", "classes", "Hinton et al., arXiv 1503.02531", 2015)
+
+    presets: ClassVar[Mapping[str, Preset]] = {"default": THE_DEFAULTS, "paper": THE_DEFAULTS}
 
     temperature: float = hyperparameter(4.0, "what logits are divided by in front of the softmax")
     kd_weight: float = hyperparameter(0.9, "weight of the soft targets on the labeled track; 1 on the other, unless 0")
@@ -35,11 +37,11 @@ class KD(Baseline):
         with checked():
             SoftTargets(self.temperature)
 
-    def lesson(self, pairing: Pairing) -> Objective:
+    def objective(self, pairing: Pairing) -> Objective:
         """Soft targets, and labels where there are any."""
-        return Objective(self._objective)
+        return Objective(self._terms)
 
-    def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+    def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         terms = {}
         if self.kd_weight:
             weight = 1.0 if batch.labels is None else self.kd_weight
@@ -48,6 +50,3 @@ class KD(Baseline):
         if self.ce_weight and (batch.labels is not None or not self.kd_weight):
             terms["classes"] = self.ce_weight * F.cross_entropy(batch.output.float(), batch.classes)
         return terms
-
-
-PRESETS = {"default": preset_on_rich_views(KD), "paper": preset_on_rich_views(KD)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass
+from typing import Any, ClassVar, Protocol
 
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.grafting.pairing import Pairing
@@ -44,14 +45,30 @@ class Budget:
 
 @dataclass(frozen=True)
 class Preset:
-    """A method's hyper-parameters under a name, with the views that belong to them."""
+    """Hyper-parameters under a name, with the views that belong to them.
 
-    method: Method
+    Attributes:
+        meaning: What they are, in a sentence.
+        views: How views are made of the images.
+        hyperparameters: Those that differ from the method's defaults, for a budget.
+    """
+
+    meaning: str
     views: ViewPolicy
+    hyperparameters: Callable[[Budget], Mapping[str, Any]]
 
 
 class Method(Protocol):
-    """Turns a teacher and a student into a plan; a frozen dataclass of hyper-parameters."""
+    """Turns a teacher and a student into a plan; a frozen dataclass whose fields are hyper-parameters with defaults.
+
+    Attributes:
+        about: What kind of method it is, for lists and results.
+        presets: By their names; ``default`` among them.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    about: ClassVar[About]
+    presets: ClassVar[Mapping[str, Preset]]
 
     def plan(self, pairing: Pairing) -> Plan:
         """Say what will be trained, in which order, on what loss."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -17,6 +17,32 @@ from netgraft.methods.baseline import logits_of_both
 from netgraft.methods.hyperparameters import checked, hyperparameter
 from netgraft.methods.method import About, Budget, Preset
 from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule, steps_per_epoch
+
+
+def _reference(budget: Budget) -> Mapping[str, Any]:
+    """Settings of the published code, which depend on the number of images and classes.
+
+    Batch and rates of stage 1 grow with the number of images, so that the number of steps hardly does.
+    """
+    scale = budget.images / budget.classes / 10
+    batch_size = max(1, int(64 * scale))
+    cifar10 = budget.classes <= 10
+    block_epochs = (100, 60, 60) if cifar10 else (1000, 200, 200)
+    block_lr = (2.5e-4, 2.5e-4, 2.5e-4) if cifar10 else (2.5e-4, 1e-3, 1e-3)
+    adapter_lr, join_epochs = (2.5e-3, 100) if cifar10 else (1e-3, 150)
+    epoch = steps_per_epoch(budget.images, batch_size)
+    return {
+        "block_steps": tuple(epochs * epoch for epochs in block_epochs),
+        "join_steps": join_epochs * epoch,
+        "batch_size": batch_size,
+        "block_lr": tuple(lr * scale for lr in block_lr),
+        "adapter_lr": adapter_lr * scale,
+        "join_lr": 1e-4,
+        "schedule": "constant",
+        "whole_epochs": True,
+        "objective": "normalized",
+        "sliced_rate": 1.0,
+    }
 
 
 @dataclass(frozen=True)
@@ -34,9 +60,22 @@ class NetGraft:
     from, or a random projection; where widths are equal there are none. Then only the student's own blocks learn.
     """
 
-    about: ClassVar = About(
+    about: ClassVar[About] = About(
         "offline", "logits", "each block, then each join", "none", "Shen et al., AAAI 2021, arXiv 2012.04915", 2021
     )
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": Preset(
+            "This project's honest best: rates, batch and steps don't depend on the number of images.",
+            VIEW_POLICIES["rich"],
+            lambda budget: {},
+        ),
+        "reference": Preset(
+            "The published code's settings for CIFAR-10, or for CIFAR-100 where there are more than ten classes.",
+            VIEW_POLICIES["crop"],
+            _reference,
+        ),
+    }
 
     block_steps: tuple[int, ...] = hyperparameter((300,), "steps of stage 1, a block each; the last one repeats")
     join_steps: int = hyperparameter(1000, "steps of each join in stage 2")
@@ -142,38 +181,3 @@ class NetGraft:
             schedule=self.schedule,
             whole_epochs=self.whole_epochs,
         )
-
-
-def default(budget: Budget) -> Preset:
-    """This project's honest best: rates, batch and steps don't depend on the number of images."""
-    return Preset(NetGraft(), VIEW_POLICIES["rich"])
-
-
-def reference(budget: Budget) -> Preset:
-    """The published code's settings for CIFAR-10, or for CIFAR-100 where there are more than ten classes.
-
-    Batch and rates of stage 1 grow with the number of images, so that the number of steps hardly does.
-    """
-    scale = budget.images / budget.classes / 10
-    batch_size = max(1, int(64 * scale))
-    cifar10 = budget.classes <= 10
-    block_epochs = (100, 60, 60) if cifar10 else (1000, 200, 200)
-    block_lr = (2.5e-4, 2.5e-4, 2.5e-4) if cifar10 else (2.5e-4, 1e-3, 1e-3)
-    adapter_lr, join_epochs = (2.5e-3, 100) if cifar10 else (1e-3, 150)
-    epoch = steps_per_epoch(budget.images, batch_size)
-    method = NetGraft(
-        block_steps=tuple(epochs * epoch for epochs in block_epochs),
-        join_steps=join_epochs * epoch,
-        batch_size=batch_size,
-        block_lr=tuple(lr * scale for lr in block_lr),
-        adapter_lr=adapter_lr * scale,
-        join_lr=1e-4,
-        schedule="constant",
-        whole_epochs=True,
-        objective="normalized",
-        sliced_rate=1.0,
-    )
-    return Preset(method, VIEW_POLICIES["crop"])
-
-
-PRESETS = {"default": default, "reference": reference}

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
+from netgraft.methods.baseline import preset_on_rich_views
 from netgraft.methods.hyperparameters import hyperparameter
-from netgraft.methods.method import About, Budget, Preset
+from netgraft.methods.method import About, Preset
 from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule
 
 
@@ -20,7 +20,11 @@ from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule
 class Untrained:
     """The student as initialised, with its batch-norm statistics taken anew on the views."""
 
-    about: ClassVar = About("reference", "nothing", "1", "none", "-", 0, teacher=False)
+    about: ClassVar[About] = About("reference", "nothing", "1", "none", "-", 0, teacher=False)
+
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": preset_on_rich_views("The views of every other method, so that statistics are comparable.")
+    }
 
     steps: int = hyperparameter(100, "batches whose statistics are averaged")
     batch_size: int = hyperparameter(64, "views a batch")
@@ -44,11 +48,3 @@ class Untrained:
 
 def _nothing(batch: StepOutputs) -> Mapping[str, Tensor]:
     return {"nothing": 0.0 * batch.output.float().sum()}
-
-
-def default(budget: Budget) -> Preset:
-    """The views of every other method, so that statistics are comparable."""
-    return Preset(Untrained(), VIEW_POLICIES["rich"])
-
-
-PRESETS = {"default": default}

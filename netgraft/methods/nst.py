@@ -11,43 +11,37 @@ from torch import Tensor
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import NeuronSelectivity
 from netgraft.losses.neuron_selectivity import KERNELS
-from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
 from netgraft.methods.features import compared_size, ends, student_feature, teacher_feature
 from netgraft.methods.hyperparameters import hyperparameter
-from netgraft.methods.kd import KD
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class NST(KD):
+class NST(Baseline):
     """Match the sets of patterns that the channels of the last maps respond to, beside KD."""
 
-    about: ClassVar = About("offline", "sparsity", "1", "classes", "Huang and Wang, arXiv 1707.01219", 2017)
+    about: ClassVar[About] = About("offline", "sparsity", "1", "classes", "Huang and Wang, arXiv 1707.01219", 2017)
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": THE_DEFAULTS,
+        "repdistiller": preset_on_rich_views(
+            "RepDistiller's: weight 50 beside the classes.", nst_weight=50.0, kd_weight=0.0, ce_weight=1.0
+        ),
+    }
 
     nst_weight: float = hyperparameter(50.0, "weight of the discrepancy (beta)")
     nst_kernel: str = hyperparameter("polynomial", "of the discrepancy", choices=KERNELS)
 
-    def lesson(self, pairing: Pairing) -> Objective:
-        """KD and discrepancies at the last block end whose maps have more than one position."""
+    def objective(self, pairing: Pairing) -> Objective:
+        """Discrepancies at the last block end whose maps have more than one position."""
         numbers = ends(pairing)
         # patterns of a single position are all alike
         mapped = [number for number in numbers if max(compared_size(pairing, number)) > 1]
         chosen = (mapped or list(numbers))[-1]
-        return Objective(self._both, (student_feature(pairing, chosen),), (teacher_feature(pairing, chosen),))
+        return Objective(self._terms, (student_feature(pairing, chosen),), (teacher_feature(pairing, chosen),))
 
-    def _both(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+    def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         discrepancy = NeuronSelectivity(self.nst_kernel)(batch.features[0], batch.teacher_features[0])
-        return {**self._objective(batch), "selectivity": self.nst_weight * discrepancy}
-
-
-def repdistiller() -> NST:
-    """RepDistiller's: weight 50 beside the classes."""
-    return NST(nst_weight=50.0, kd_weight=0.0, ce_weight=1.0)
-
-
-PRESETS = {
-    "default": preset_on_rich_views(NST),
-    "paper": preset_on_rich_views(NST),
-    "repdistiller": preset_on_rich_views(repdistiller),
-}
+        return {"selectivity": self.nst_weight * discrepancy}

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import SoftTargets
-from netgraft.methods.baseline import StudentTraining, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, StudentTraining
 from netgraft.methods.features import behind, ends, to_maps
 from netgraft.methods.hyperparameters import checked, hyperparameter
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.methods.peers import LastAnswer, Peers, reborn
 from netgraft.plan import Phase, Plan, StepOutputs
 
@@ -61,9 +61,13 @@ class ONE(StudentTraining):
     The accuracy of the ensemble is reported as well.
     """
 
-    about: ClassVar = About(
+    about: ClassVar[About] = About(
         "online", "logits", "1", "classes", "Lan et al., NeurIPS 2018, arXiv 1806.04606", 2018, teacher=False
     )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": THE_DEFAULTS,
+    }
 
     branches: int = hyperparameter(3, "how many branches")
     temperature: float = hyperparameter(3.0, "what logits are divided by in front of the softmax")
@@ -103,6 +107,3 @@ class ONE(StudentTraining):
             "branches": sum((F.cross_entropy(one, batch.classes) for one in branches), start=nothing),
             "from the ensemble": sum((soft(one, ensemble.detach()) for one in branches), start=nothing),
         }
-
-
-PRESETS = {"default": preset_on_rich_views(ONE), "paper": preset_on_rich_views(ONE)}

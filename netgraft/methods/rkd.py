@@ -10,49 +10,44 @@ from torch import Tensor
 
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import RelationalAngle, RelationalDistance
-from netgraft.methods.baseline import Objective, preset_on_rich_views
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
 from netgraft.methods.connectors import Embedding
 from netgraft.methods.features import ends, student_feature, teacher_feature
 from netgraft.methods.hyperparameters import hyperparameter
-from netgraft.methods.kd import KD
-from netgraft.methods.method import About
+from netgraft.methods.method import About, Preset
 from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class RKD(KD):
+class RKD(Baseline):
     """Match distances and angles between a batch's embeddings, the averages of the last maps, beside KD."""
 
-    about: ClassVar = About("offline", "relations", "1", "classes", "Park et al., CVPR 2019, arXiv 1904.05068", 2019)
+    about: ClassVar[About] = About(
+        "offline", "relations", "1", "classes", "Park et al., CVPR 2019, arXiv 1904.05068", 2019
+    )
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+        "paper": THE_DEFAULTS,
+        "repdistiller": preset_on_rich_views(
+            "RepDistiller's: the article's weights beside the classes.", kd_weight=0.0, ce_weight=1.0
+        ),
+    }
 
     distance_weight: float = hyperparameter(25.0, "weight of the distances")
     angle_weight: float = hyperparameter(50.0, "weight of the angles")
 
-    def lesson(self, pairing: Pairing) -> Objective:
-        """KD and relations at the last block end."""
+    def objective(self, pairing: Pairing) -> Objective:
+        """Relations at the last block end."""
         number = ends(pairing)[-1]
         return Objective(
-            self._both,
+            self._terms,
             (student_feature(pairing, number, Embedding()),),
             (teacher_feature(pairing, number, Embedding()),),
         )
 
-    def _both(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+    def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         [mine], [theirs] = batch.features, batch.teacher_features
         return {
-            **self._objective(batch),
             "distances": self.distance_weight * RelationalDistance()(mine, theirs),
             "angles": self.angle_weight * RelationalAngle()(mine, theirs),
         }
-
-
-def repdistiller() -> RKD:
-    """RepDistiller's: the article's weights beside the classes."""
-    return RKD(kd_weight=0.0, ce_weight=1.0)
-
-
-PRESETS = {
-    "default": preset_on_rich_views(RKD),
-    "paper": preset_on_rich_views(RKD),
-    "repdistiller": preset_on_rich_views(repdistiller),
-}

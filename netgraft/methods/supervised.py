@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from netgraft.grafting.pairing import Pairing
-from netgraft.methods.baseline import Baseline, Objective, preset_on_rich_views
-from netgraft.methods.method import About
+from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective
+from netgraft.methods.method import About, Preset
 from netgraft.plan import StepOutputs
 
 
@@ -19,14 +19,14 @@ from netgraft.plan import StepOutputs
 class Supervised(Baseline):
     """Cross-entropy on the labels, or on the teacher's arg-max where there are none."""
 
-    about: ClassVar = About("reference", "labels", "1", "classes", "-", 0, teacher=False)
+    about: ClassVar[About] = About("reference", "labels", "1", "classes", "-", 0, teacher=False)
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "default": THE_DEFAULTS,
+    }
 
-    def lesson(self, pairing: Pairing) -> Objective:
+    def objective(self, pairing: Pairing) -> Objective:
         """Classes alone."""
-        return Objective(self._objective)
+        return Objective(self._terms)
 
-    def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+    def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         return {"supervised": F.cross_entropy(batch.output.float(), batch.classes)}
-
-
-PRESETS = {"default": preset_on_rich_views(Supervised)}

@@ -71,7 +71,7 @@ def test_all_methods_are_listed_with_what_they_are(capsys: pytest.CaptureFixture
 def test_a_method_shows_its_hyper_parameters(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = shown(capsys, "methods", name)
     assert told.startswith(f"{name}: ")
-    for field, (_, default, _) in meanings(find(name).kind).items():
+    for field, (_, default, _) in meanings(find(name)).items():
         [line] = [line for line in told.splitlines() if f"--{field.replace('_', '-')} " in line]
         assert f"{default:g}" in line if isinstance(default, int | float) else default in line
     assert "default" in told
@@ -130,7 +130,7 @@ def test_a_result_names_its_track(method: str, labeled: bool, labels: str) -> No
     written = result("--method", method, "--steps", "2", *(["--labeled"] if labeled else []))
     assert written["labels"] == labels
     assert written["method"] == method
-    assert written["category"] == find(method).kind.about.category  # type: ignore[attr-defined]
+    assert written["category"] == find(method).about.category
     assert written["steps"] == 2
     assert written["opens_with_timm"]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.methods.at_gradient import InputGradient
-from netgraft.methods.registry import AT
+from netgraft.methods.baseline import Baseline
 from netgraft.modules import state_digest
 from netgraft.plan import StepOutputs
 from tests.support.method_pairs import (
@@ -30,9 +30,9 @@ PLAIN = ViewPolicy("plain", pool=0)
 
 def test_attention_of_every_block_end_counts() -> None:
     chosen = method("at", at_weight=3.0, at_form="code")
-    assert isinstance(chosen, AT)
-    lesson = chosen.lesson(pairing("none"))
-    assert [f.block for f in lesson.features] == [f.block for f in lesson.teacher_features] == [0, 1, 2]
+    assert isinstance(chosen, Baseline)
+    objective = chosen.objective(pairing("none"))
+    assert [f.block for f in objective.features] == [f.block for f in objective.teacher_features] == [0, 1, 2]
     shapes = [(B, 4, 4, 4), (B, 6, 2, 2)]
     mine = [random(*shape, seed=1) for shape in shapes]
     theirs = [random(*shape, seed=2) for shape in shapes]
@@ -44,7 +44,7 @@ def test_attention_of_every_block_end_counts() -> None:
             maps.append(np.array([row / np.sqrt(np.sum(row**2)) for row in strength]))
         expected += 3.0 * np.mean((maps[0] - maps[1]) ** 2)
     logits = random(B, K)
-    terms = values(lesson.objective(StepOutputs(logits, logits, None, tuple(mine), tuple(theirs))))
+    terms = values(objective.terms(StepOutputs(logits, logits, None, tuple(mine), tuple(theirs))))
     assert terms["attention"] == pytest.approx(expected)
 
 
@@ -91,7 +91,7 @@ def test_the_teachers_gradient_of_a_doubtful_image_is_the_brute_force_one() -> N
 
 
 def test_the_gradients_distance_has_a_gradient_for_the_weights() -> None:
-    objective = method("at-gradient", kd_weight=0.0, ce_weight=0.0).lesson(pairing()).objective
+    objective = method("at-gradient", kd_weight=0.0, ce_weight=0.0).objective(pairing()).terms
     images, theirs, logits = random(B, 2, 2, 1), random(B, 2, 2, 1, seed=1), random(B, K, seed=2)
     weight = leaf(4, K, seed=3)
 

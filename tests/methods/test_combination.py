@@ -12,7 +12,7 @@ from netgraft.errors import RequestError
 from netgraft.methods.baseline import Baseline, Objective
 from netgraft.methods.hyperparameters import meanings
 from netgraft.methods.method import Budget
-from netgraft.methods.registry import METHODS, choose, find
+from netgraft.methods.registry import choose, find
 from netgraft.plan import StepOutputs
 from tests.support.method_pairs import (
     Losses,
@@ -26,11 +26,11 @@ from tests.support.method_pairs import (
 B, K = 4, 10
 
 
-def features(lesson: Objective, seed: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def features(objective: Objective, seed: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Random features as the digits' networks would give them: of the student and of the teacher."""
     start = pairing()
     found = []
-    for chain, wanted in ((start.student, lesson.features), (start.teacher, lesson.teacher_features)):
+    for chain, wanted in ((start.student, objective.features), (start.teacher, objective.teacher_features)):
         ours = []
         for number, feature in enumerate(wanted):
             maps = random(B, *chain.cuts[feature.block].shape, seed=seed + number).float()
@@ -48,27 +48,27 @@ def test_terms_are_those_of_the_parts_each_counted_once(names: tuple[str, ...], 
     expected: dict[str, float] = {}
     for number, name in enumerate(names):
         # of one temperature, which all of these have; a combination has one alone
-        lesson = method(name, temperature=2).lesson(start)
-        mine, theirs = features(lesson, seed=10 * number + 2)
+        objective = method(name, temperature=2).objective(start)
+        mine, theirs = features(objective, seed=10 * number + 2)
         seen.append((mine, theirs))
-        terms = values(lesson.objective(StepOutputs(output, target, labels, mine, theirs)))
+        terms = values(objective.terms(StepOutputs(output, target, labels, mine, theirs)))
         expected = {**terms, **expected}
     mine = tuple(feature for part, _ in seen for feature in part)
     theirs = tuple(feature for _, part in seen for feature in part)
-    together = method("+".join(names), temperature=2).lesson(start)
+    together = method("+".join(names), temperature=2).objective(start)
     assert len(together.features) == len(mine)
     assert len(together.teacher_features) == len(theirs)
-    terms = values(together.objective(StepOutputs(output, target, labels, mine, theirs)))
+    terms = values(together.terms(StepOutputs(output, target, labels, mine, theirs)))
     assert terms == {key: pytest.approx(value) for key, value in expected.items()}
 
 
 def test_blocks_and_connectors_are_those_of_the_parts_in_order() -> None:
-    lesson = method("rkd+at+fitnets", hint_weight=1.0).lesson(pairing())
-    assert [feature.block for feature in lesson.features] == [2, 1, 2, 1]
-    assert [feature.block for feature in lesson.teacher_features] == [2, 1, 2, 1]
-    assert lesson.features[-1].connector is lesson.before[0].features[0].connector
-    assert not lesson.differentiates_input
-    assert method("kd+at-gradient").lesson(pairing()).differentiates_input
+    objective = method("rkd+at+fitnets", hint_weight=1.0).objective(pairing())
+    assert [feature.block for feature in objective.features] == [2, 1, 2, 1]
+    assert [feature.block for feature in objective.teacher_features] == [2, 1, 2, 1]
+    assert objective.features[-1].connector is objective.before[0].features[0].connector
+    assert not objective.differentiates_input
+    assert method("kd+at-gradient").objective(pairing()).differentiates_input
 
 
 @pytest.mark.parametrize(
@@ -97,8 +97,8 @@ def test_a_combination_trains_all_of_its_connectors() -> None:
 
 
 def test_a_combination_has_the_hyper_parameters_of_all_parts() -> None:
-    kind = find("fitnets+at+rkd").kind
-    expected = {f.name for name in ("fitnets", "at", "rkd") for f in fields(METHODS[name].kind)}
+    kind = find("fitnets+at+rkd")
+    expected = {f.name for name in ("fitnets", "at", "rkd") for f in fields(find(name))}
     assert set(meanings(kind)) == expected
     chosen = method("kd+at", at_weight=5, at_form="paper", temperature=2, steps=7)
     assert (chosen.at_weight, chosen.at_form, chosen.temperature, chosen.steps) == (5.0, "paper", 2.0, 7)
@@ -114,10 +114,10 @@ def test_a_combination_has_the_hyper_parameters_of_all_parts() -> None:
 
 def test_settings_reach_the_part_that_they_belong_to() -> None:
     start, output, target = pairing(), random(B, K), random(B, K, seed=1)
-    plain, heavy = (method("kd+at", at_weight=weight).lesson(start) for weight in (10, 30))
+    plain, heavy = (method("kd+at", at_weight=weight).objective(start) for weight in (10, 30))
     mine, theirs = features(plain, seed=2)
     batch = StepOutputs(output, target, None, mine, theirs)
-    once, thrice = (values(lesson.objective(batch)) for lesson in (plain, heavy))
+    once, thrice = (values(objective.terms(batch)) for objective in (plain, heavy))
     assert thrice == {"kd": pytest.approx(once["kd"]), "attention": pytest.approx(3 * once["attention"])}
 
 
@@ -146,7 +146,7 @@ def test_a_method_named_twice_is_refused(name: str) -> None:
 
 def test_supervised_adds_a_whole_cross_entropy_to_the_part_of_kd() -> None:
     output, target, labels = random(B, K), random(B, K, seed=1), torch.tensor([1, 0, 9, 3])
-    terms = values(method("kd+supervised").lesson(pairing()).objective(StepOutputs(output, target, labels)))
+    terms = values(method("kd+supervised").objective(pairing()).terms(StepOutputs(output, target, labels)))
     exact = torch.nn.functional.cross_entropy(output, labels).item()
     assert terms["supervised"] == pytest.approx(exact)
     assert terms["classes"] == pytest.approx(0.1 * exact)
@@ -200,4 +200,4 @@ def test_without_a_term_there_is_nothing_to_learn() -> None:
 def test_a_method_that_teaches_nothing_can_not_be_made() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Baseline()  # type: ignore[abstract]
-    assert issubclass(find("kd+at").kind, Baseline)
+    assert issubclass(find("kd+at"), Baseline)

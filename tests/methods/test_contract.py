@@ -276,7 +276,7 @@ def test_without_labels_no_method_sees_any(recorded: Recorded) -> None:
 
 def test_methods_without_a_teacher_take_its_answers_for_labels(recorded: Recorded) -> None:
     recording, _, _ = recorded
-    about = find(recording.name).kind.about  # type: ignore[attr-defined]
+    about = find(recording.name).about
     batch = recording.batches[len(recording.batches) - 1][-1]
     phase = recording.prepared.plan.phases[-1]
     if about.teacher or about.labels == "none":

@@ -16,9 +16,10 @@ from netgraft.data.view_policy import ViewPolicy
 from netgraft.errors import RequestError
 from netgraft.grafting.adapters import Projector
 from netgraft.grafting.pairing import Pairing
+from netgraft.methods.baseline import Baseline
 from netgraft.methods.connectors import BoundaryConnector, Paraphraser
 from netgraft.methods.method import Budget
-from netgraft.methods.registry import AB, FSP, FT, FitNets, choose
+from netgraft.methods.registry import AB, choose
 from netgraft.modules import state_digest
 from netgraft.plan import StepOutputs
 from tests.support.method_pairs import (
@@ -63,7 +64,7 @@ def test_the_hint_phase_runs_no_block_behind_the_hint() -> None:
 
 def test_the_hint_phase_trains_the_front_and_the_regressor() -> None:
     start = pairing()
-    [hint] = method("fitnets").lesson(start).before
+    [hint] = method("fitnets").objective(start).before
     [feature] = hint.features
     assert feature.block == 1
     # behind the second block the teacher is 64 wide and the student 32: a 1x1 convolution with a bias
@@ -87,20 +88,20 @@ def test_the_hints_target_are_the_teachers_features() -> None:
 @pytest.mark.parametrize(("preset", "summed"), [("paper", True), ("default", False)])
 def test_the_articles_hint_is_a_sum_and_the_default_a_mean(preset: str, summed: bool) -> None:
     chosen = choose("fitnets", preset, Budget(10, 10)).method
-    assert isinstance(chosen, FitNets)
+    assert isinstance(chosen, Baseline)
     student, teacher = random(B, 4, 2, 2), random(B, 4, 2, 2, seed=1)
-    [hint] = chosen.lesson(pairing()).before
+    [hint] = chosen.objective(pairing()).before
     expected = hints(student.numpy(), teacher.numpy()) if summed else np.mean((student - teacher).numpy() ** 2)
     assert values(hint.objective(StepOutputs(student, teacher, None, (student,)))) == {"hint": pytest.approx(expected)}
 
 
 def test_a_hint_beside_kd_keeps_its_weight_and_its_regressor() -> None:
-    lesson = method("fitnets", hint_weight=7.0).lesson(pairing())
-    assert [feature.connector for feature in lesson.features] == [lesson.before[0].features[0].connector]
+    objective = method("fitnets", hint_weight=7.0).objective(pairing())
+    assert [feature.connector for feature in objective.features] == [objective.before[0].features[0].connector]
     student, teacher, logits = random(B, 4, 2, 2), random(B, 4, 2, 2, seed=1), random(B, K)
-    terms = values(lesson.objective(StepOutputs(logits, logits, None, (student,), (teacher,))))
+    terms = values(objective.terms(StepOutputs(logits, logits, None, (student,), (teacher,))))
     assert terms["hint"] == pytest.approx(7 * np.mean((student - teacher).numpy() ** 2))
-    assert method("fitnets").lesson(pairing()).features == ()
+    assert method("fitnets").objective(pairing()).features == ()
 
 
 # --- FT
@@ -159,14 +160,14 @@ def test_the_paraphraser_learns_of_the_teacher_alone_and_is_frozen_then() -> Non
 @pytest.mark.parametrize(("preset", "weight"), [("default", 500.0), ("paper", 1.0), ("repdistiller", 200.0)])
 def test_factors_are_compared_by_direction(preset: str, weight: float) -> None:
     chosen = choose("ft", preset, Budget(10, 10)).method
-    assert isinstance(chosen, FT)
+    assert isinstance(chosen, Baseline)
     student, teacher, logits = random(B, 4, 2, 2), random(B, 4, 2, 2, seed=1), random(B, K)
     distances = []
     for s, t in zip(student.numpy(), teacher.numpy(), strict=True):
         distances.append(np.abs(s / np.sqrt(np.sum(s**2)) - t / np.sqrt(np.sum(t**2))))
     expected = np.mean([d.sum() if preset == "paper" else d.mean() for d in distances])
     batch = StepOutputs(logits, logits, None, (student,), (teacher,))
-    assert values(chosen.lesson(pairing()).objective(batch))["factors"] == pytest.approx(weight * expected)
+    assert values(chosen.objective(pairing()).terms(batch))["factors"] == pytest.approx(weight * expected)
 
 
 def test_there_is_no_factor_without_a_trained_paraphraser() -> None:
@@ -181,7 +182,7 @@ def test_boundaries_by_hand() -> None:
     # margin 2; teacher on, off, on, off; distances to the right side 2 - 3 -> 0, 2 + 1 = 3, 2 - (-1) = 3, 2 - 3 -> 0
     theirs = torch.tensor([[1.0, 0.0, 5.0, 0.0]], dtype=torch.float64)
     mine = torch.tensor([[3.0, 1.0, -1.0, -3.0]], dtype=torch.float64)
-    [phase] = method("ab", ab_margin=2.0).lesson(pairing()).before
+    [phase] = method("ab", ab_margin=2.0).objective(pairing()).before
     two = StepOutputs(mine, theirs, None, (mine, 0 * mine[:, :2]), (theirs, theirs[:, :2]))
     # the mean over 4 neurons of 0, 9, 9, 0; a student at 0 is 2 short of either side
     assert list(values(phase.objective(two)).values()) == pytest.approx([18 / 4, 4.0])
@@ -204,7 +205,7 @@ def test_the_students_boundaries_have_both_sides_and_the_teachers_width() -> Non
 
 
 def test_boundaries_are_learned_without_logits() -> None:
-    [phase] = AB().lesson(pairing()).before
+    [phase] = AB().objective(pairing()).before
     assert phase.teacher is not None
     assert len(phase.teacher) == len(phase.model) == 3
 
@@ -213,7 +214,7 @@ def test_boundaries_are_learned_without_logits() -> None:
 
 
 def test_flows_have_connectors_only_where_widths_differ() -> None:
-    [phase] = method("fsp").lesson(pairing()).before
+    [phase] = method("fsp").objective(pairing()).before
     # the flow through the second block begins behind the inherited first one, where both are 32 wide
     assert [feature.block for feature in phase.features] == [0, 1, 2]
     same, *others = [feature.connector for feature in phase.features]
@@ -229,8 +230,8 @@ def test_flows_have_connectors_only_where_widths_differ() -> None:
 @pytest.mark.parametrize("preset", ["default", "paper"])
 def test_flows_by_loops(preset: str) -> None:
     chosen = choose("fsp", preset, Budget(10, 10)).method
-    assert isinstance(chosen, FSP)
-    [phase] = chosen.lesson(pairing()).before
+    assert isinstance(chosen, Baseline)
+    [phase] = chosen.objective(pairing()).before
     shapes = [(B, 2, 4, 4), (B, 3, 2, 2), (B, 4, 1, 1)]
     mine = [random(*shape, seed=1) for shape in shapes]
     theirs = [random(*shape, seed=2) for shape in shapes]
@@ -275,8 +276,8 @@ def test_features_need_a_trained_block_in_front_of_the_head() -> None:
 def test_selectivity_skips_maps_of_one_pixel() -> None:
     start = pairing()
     assert [cut.size for cut in start.student.cuts] == [(4, 4), (2, 2), (1, 1)]
-    lesson = method("nst", nst_weight=7.0).lesson(start)
-    assert [f.block for f in lesson.features] == [f.block for f in lesson.teacher_features] == [1]
+    objective = method("nst", nst_weight=7.0).objective(start)
+    assert [f.block for f in objective.features] == [f.block for f in objective.teacher_features] == [1]
     # of the other pair's two cuts the last one has maps of 8x8
     families = ready("families", method("nst")).plan.phases[-1]
     assert [feature.block for feature in families.features] == [1]
@@ -289,13 +290,13 @@ def test_selectivity_skips_maps_of_one_pixel() -> None:
 
     pairs = zip(student.numpy(), teacher.numpy(), strict=True)
     expected = np.mean([kernel(s, s) + kernel(t, t) - 2 * kernel(s, t) for s, t in pairs])
-    terms = values(lesson.objective(StepOutputs(logits, logits, None, (student,), (teacher,))))
+    terms = values(objective.terms(StepOutputs(logits, logits, None, (student,), (teacher,))))
     assert terms["selectivity"] == pytest.approx(7 * expected)
 
 
 def test_relations_are_those_of_the_last_maps_averages() -> None:
-    lesson = method("rkd", distance_weight=3.0, angle_weight=5.0).lesson(pairing())
-    [mine], [theirs] = lesson.features, lesson.teacher_features
+    objective = method("rkd", distance_weight=3.0, angle_weight=5.0).objective(pairing())
+    [mine], [theirs] = objective.features, objective.teacher_features
     assert mine.block == theirs.block == 2
     maps = random(B, 6, 4, 4)
     for feature in (mine, theirs):
@@ -320,7 +321,7 @@ def test_relations_are_those_of_the_last_maps_averages() -> None:
     s, t = student.numpy(), teacher.numpy()
     by_distance = np.mean([huber(a - b) for a, b in zip(distances(s).ravel(), distances(t).ravel(), strict=True)])
     by_angle = np.mean([huber(angle(s, *ijk) - angle(t, *ijk)) for ijk in np.ndindex(4, 4, 4)])
-    terms = values(lesson.objective(StepOutputs(logits, logits, None, (student,), (teacher,))))
+    terms = values(objective.terms(StepOutputs(logits, logits, None, (student,), (teacher,))))
     assert terms["distances"] == pytest.approx(3 * by_distance)
     assert terms["angles"] == pytest.approx(5 * by_angle)
 

@@ -37,10 +37,10 @@ def maps(feature: Feature, net: nn.Sequential, seed: int) -> Tensor:
 def same(chosen: Baseline, seed: int = 0) -> StepOutputs:
     """A batch in which the student gives the teacher's answers and features."""
     start = pairing()
-    lesson = chosen.lesson(start)
+    objective = chosen.objective(start)
     logits = random(B, K, seed=seed)
     theirs = tuple(
-        maps(feature, nn.Sequential(*start.teacher.blocks()), seed).double() for feature in lesson.teacher_features
+        maps(feature, nn.Sequential(*start.teacher.blocks()), seed).double() for feature in objective.teacher_features
     )
     return StepOutputs(logits.clone(), logits, None, tuple(feature.clone() for feature in theirs), theirs)
 
@@ -72,14 +72,14 @@ ZERO: list[tuple[str, dict[str, Any]]] = [
 def test_a_student_like_the_teacher_costs_nothing(name: str, settings: dict[str, Any]) -> None:
     chosen = method(name, **settings)
     batch = same(chosen)
-    objective = chosen.lesson(pairing()).objective
+    objective = chosen.objective(pairing()).terms
     # weights of up to 1000 multiply what rounding leaves
     assert all(abs(value) < 1e-9 for value in values(objective(batch)).values())
     assert all(value > 1e-6 for value in values(objective(apart(batch))).values())
 
 
 def phase_before(name: str, **settings: Any) -> Phase:
-    return method(name, **settings).lesson(pairing()).before[0]
+    return method(name, **settings).objective(pairing()).before[0]
 
 
 FLOWS = [(B, 3, 4, 4), (B, 5, 4, 4), (B, 6, 2, 2)]
@@ -119,7 +119,7 @@ def test_so_do_equal_gradients_at_the_input() -> None:
     errors = softmax(output.detach().numpy())
     errors[np.arange(B), classes.numpy()] -= 1
     theirs = torch.from_numpy(errors @ weight.numpy().T)[:, :, None, None]
-    objective = method("at-gradient").lesson(pairing()).objective
+    objective = method("at-gradient").objective(pairing()).terms
     terms = values(objective(StepOutputs(output, output.detach(), None, (), (theirs,), inputs)))
     assert abs(terms["kd"]) < 1e-6
     assert terms["gradient"] < 1e-6

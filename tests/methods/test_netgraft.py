@@ -21,7 +21,7 @@ from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.hyperparameters import meanings, parse
 from netgraft.methods.method import Budget
-from netgraft.methods.registry import METHODS, NetGraft, choose
+from netgraft.methods.registry import METHODS, NetGraft, choose, find
 from netgraft.models.creation import build_student, load_teacher
 from netgraft.plan import StepOutputs
 from netgraft.progress import SilentReporter
@@ -375,12 +375,12 @@ def test_unknown_methods_and_presets_are_refused(method: str, preset: str, messa
 
 
 def test_every_hyperparameter_is_described() -> None:
-    for entry in METHODS.values():
-        described = meanings(entry.kind)
+    for known in METHODS:
+        described = meanings(find(known))
         assert described
         for name, (_, default, meaning) in described.items():
             assert meaning, name
-            assert getattr(entry.kind(), name) == default
+            assert getattr(find(known)(), name) == default
 
 
 @pytest.mark.parametrize(

@@ -297,7 +297,7 @@ def test_shallow_classifiers_learn_from_the_deepest_which_learns_from_classes_al
 
 
 def test_shallow_classifiers_stand_at_every_block_end_but_the_last() -> None:
-    lesson = method("byot").lesson(pairing("none"))
+    lesson = method("byot").objective(pairing("none"))
     assert [feature.block for feature in lesson.features] == [2, 0, 0, 1, 1]
     maps = {0: random(B, 32, 4, 4), 1: random(B, 32, 2, 2), 2: random(B, 64, 1, 1)}
     shapes = []
