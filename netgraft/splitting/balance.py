@@ -7,9 +7,14 @@ from itertools import accumulate
 
 
 def balanced_partition(costs: Sequence[int], parts: int) -> tuple[int, ...]:
-    """Numbers of the cuts between ``parts`` runs of ``costs`` whose sums have the least sum of squares.
+    """Cut a sequence of costs into runs of neighbours whose sums have the least sum of squares.
 
-    Among equals the first cuts. Cut ``k`` lies behind ``costs[k]``.
+    Args:
+        costs: In order, of any unit.
+        parts: How many runs, from 1 to ``len(costs)``.
+
+    Returns:
+        The ``parts - 1`` cuts in order, cut ``k`` lying behind ``costs[k]``; among equals the first cuts.
     """
     sums = list(accumulate(costs))
     # for each end: the least sum of squares of the runs up to it, and the cuts between them

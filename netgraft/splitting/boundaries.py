@@ -1,4 +1,4 @@
-"""Where a followed forward can be cut, and what has to cross there.
+"""Where a traced forward can be cut, and what has to cross there.
 
 A cut is legal where everything behind it can be computed from what crosses. Usually that is one tensor. Numbers that
 are still needed, such as a batch size or the height of a map, are no obstacle: they follow from the tensor's shape.
@@ -14,12 +14,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, fx, nn
 
-from netgraft.splitting.liveness import ends, live_after
+from netgraft.splitting.liveness import live_after, module_ends
 from netgraft.splitting.shape_propagation import (
     Numbers,
     PropagatedShapes,
-    Several,
     Shape,
+    TensorContainer,
     Value,
     propagate_shapes,
 )
@@ -46,7 +46,7 @@ class Property:
 
 @dataclass(frozen=True, eq=False)
 class Boundary:
-    """A place between two calls of a graph.
+    """A position between two calls of a graph at which it can be cut.
 
     Attributes:
         name: Of the module that ends here.
@@ -69,14 +69,16 @@ class Boundary:
 
 
 class TracedForward:
-    """A way through a model, with what a run or two of it showed.
+    """The graph of a model's forward, with what a run or two of it showed.
 
     Attributes:
+        nodes: Of the graph, in order.
+        shapes: What one image became, and what it cost, call by call.
         relevant: The nodes that depend on the images by more than their sizes, and numbers.
 
     Args:
-        model: The model, in the mode in which it was followed.
-        graph: Its forward, followed.
+        model: The model, in the mode in which it was traced.
+        graph: Its forward, traced.
         images: To run it on, (B, C, H, W); the first is enough unless numbers have to be explained.
     """
 
@@ -84,10 +86,10 @@ class TracedForward:
         self.model = model
         self.graph = graph
         self.nodes: list[fx.Node] = list(graph.nodes)
-        self.survey: PropagatedShapes = propagate_shapes(model, graph, images[:1])
+        self.shapes: PropagatedShapes = propagate_shapes(model, graph, images[:1])
         self._images = images
-        self.relevant = _relevant(model, self.nodes, self.survey.values)
-        self._ends = ends(self.nodes)
+        self.relevant = _relevant(model, self.nodes, self.shapes.values)
+        self._ends = module_ends(self.nodes)
         self._live = live_after(self.nodes, self.relevant)
 
     @cached_property
@@ -101,10 +103,10 @@ class TracedForward:
         """Names of the modules that the image passes, in the order in which they end."""
         return [name for name, end in self._ends.items() if self.nodes[end] in self.relevant]
 
-    def crossing(self, name: str, *, several: bool = False) -> Boundary | None:
-        """Return the place behind a module, or None where more than one tensor would have to cross.
+    def boundary_behind(self, name: str, *, several: bool = False) -> Boundary | None:
+        """Return the boundary behind a module, or None where more than one tensor would have to cross.
 
-        A cut moves behind pooling and activations without weights, and behind the unpacking of a tuple.
+        The boundary moves behind pooling and activations without weights, and behind the unpacking of a tuple.
 
         Args:
             name: One of :meth:`modules`.
@@ -112,53 +114,53 @@ class TracedForward:
         """
         if name not in self._ends:
             return None
-        furthest = self._behind(self._ends[name])
+        furthest = self._behind_local_layers(self._ends[name])
         # what follows may need the tensor on both sides of an activation
         for position in range(furthest, self._ends[name] - 1, -1):
-            crossing = self._single(name, position)
-            if crossing is not None:
-                return crossing
+            boundary = self._single_tensor_boundary(name, position)
+            if boundary is not None:
+                return boundary
         live = self._live[furthest]
         return Boundary(name, furthest, tuple(live)) if several and live else None
 
-    def _single(self, name: str, position: int) -> Boundary | None:
-        values = self.survey.values
+    def _single_tensor_boundary(self, name: str, position: int) -> Boundary | None:
+        values = self.shapes.values
         tensors = [node for node in self._live[position] if isinstance(values[node], Shape)]
         if len(tensors) != 1:
             return None
         [tensor] = tensors
         shape = values[tensor]
-        numbers = {node: self._follows(node, tensor) for node in self._live[position] if node is not tensor}
+        numbers = {node: self._rule_of(node, tensor) for node in self._live[position] if node is not tensor}
         known = {node: rule for node, rule in numbers.items() if rule is not None}
         if isinstance(shape, Shape) and len(shape.extents) > 1 and len(known) == len(numbers):
             return Boundary(name, position, (tensor,), shape.extents[1:], known)
         return None
 
-    def is_last(self, crossing: Boundary) -> bool:
+    def is_last(self, boundary: Boundary) -> bool:
         """Whether no call with weights follows."""
-        return not any(self._weights(node) for node in self.nodes[crossing.position + 1 :])
+        return not any(self._uses_weights(node) for node in self.nodes[boundary.position + 1 :])
 
-    def _weights(self, node: fx.Node) -> bool:
+    def _uses_weights(self, node: fx.Node) -> bool:
         if node.op == "call_module":
             return next(self.model.get_submodule(str(node.target)).parameters(), None) is not None
         return any(source.op == "get_attr" for source in node.all_input_nodes)
 
-    def _behind(self, end: int) -> int:
-        """Move a cut: an adapter in front of a max pool or an activation could never be folded."""
+    def _behind_local_layers(self, end: int) -> int:
+        """Move a boundary: an adapter in front of a max pool or an activation could never be folded."""
         ended = self.nodes[end]
         while end + 1 < len(self.nodes):
             following = self.nodes[end + 1]
-            several = isinstance(self.survey.values[ended], Several)
-            unpacks = several and following.target is operator.getitem and following.args[0] is ended
+            is_container = isinstance(self.shapes.values[ended], TensorContainer)
+            unpacks = is_container and following.target is operator.getitem and following.args[0] is ended
             passes = following.op == "call_module" and _is_local(self.model.get_submodule(str(following.target)))
             if not unpacks and not passes and following.target is not getattr:
                 break
             end += 1
         return end
 
-    def _follows(self, node: fx.Node, tensor: fx.Node) -> Constant | BatchSize | Property | None:
+    def _rule_of(self, node: fx.Node, tensor: fx.Node) -> Constant | BatchSize | Property | None:
         """How a number follows from the tensor that crosses."""
-        first = self.survey.values[node]
+        first = self.shapes.values[node]
         if not isinstance(first, Numbers):
             return None
         if isinstance(first.value, torch.dtype | torch.device):
@@ -166,8 +168,8 @@ class TracedForward:
         second = self._larger[node]
         if first == second:
             return Constant(first.value)
-        shapes = self.survey.values[tensor], self._larger[tensor]
-        extents = [shape.extents[0] for shape in shapes if isinstance(shape, Shape)]
+        pair = self.shapes.values[tensor], self._larger[tensor]
+        extents = [shape.extents[0] for shape in pair if isinstance(shape, Shape)]
         return BatchSize() if isinstance(second, Numbers) and extents == [first.value, second.value] else None
 
 
@@ -215,11 +217,11 @@ def _is_local(module: nn.Module) -> bool:
     return isinstance(module, _LOCAL) or type(module).__module__ == "torch.nn.modules.activation"
 
 
-def named_boundaries(route: TracedForward, names: Sequence[str], *, several: bool = False) -> list[Boundary]:
-    """Return the legal crossings behind the named modules, in the order of the forward; one for each place."""
+def named_boundaries(traced: TracedForward, names: Sequence[str], *, several: bool = False) -> list[Boundary]:
+    """Return the legal boundaries behind the named modules, each once, in the order of the forward."""
     found: dict[int, Boundary] = {}
     for name in names:
-        crossing = route.crossing(name, several=several)
-        if crossing is not None:
-            found.setdefault(crossing.position, crossing)
+        boundary = traced.boundary_behind(name, several=several)
+        if boundary is not None:
+            found.setdefault(boundary.position, boundary)
     return [found[position] for position in sorted(found)]

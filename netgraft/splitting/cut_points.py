@@ -21,7 +21,7 @@ BLOCKS = 4
 
 @dataclass(frozen=True)
 class CutPoint:
-    """Where a model can be cut.
+    """A position at which a model can be cut.
 
     Attributes:
         name: Of the module to cut behind.
@@ -51,80 +51,84 @@ def stages(model: nn.Module) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class CutPoints:
-    """Every place where a model can be cut, in the order of its forward.
+    """All cut points of a model, in the order of its forward.
 
     Attributes:
         single: Where one tensor crosses.
-        any: The same, and where several values cross.
+        all: The same, and where several values cross.
         stages: Those of ``single`` that end a stage.
         macs: Multiply-accumulates of the whole model for one image.
     """
 
     single: tuple[CutPoint, ...]
-    any: tuple[CutPoint, ...]
+    all: tuple[CutPoint, ...]
     stages: tuple[CutPoint, ...]
     macs: int
 
 
 def find_cut_points(model: nn.Module, images: Tensor) -> CutPoints:
-    """Find the places by following ``model``, which is in eval mode, into its lists of blocks.
+    """Find the cut points by tracing ``model``, which is in eval mode, into its lists of blocks.
+
+    Args:
+        model: A classifier.
+        images: (B, C, H, W), to run it on.
 
     Raises:
-        RequestError: It can't be followed.
+        RequestError: It can't be traced.
     """
     named = stages(model)
-    route = TracedForward(model, trace(model, named, images, deep=True), images)
-    found = {several: _outermost(route, several=several) for several in (False, True)}
-    ends = [crossing for crossing in named_boundaries(route, named) if not route.is_last(crossing)]
+    traced = TracedForward(model, trace(model, named, images, deep=True), images)
+    found = {several: _outermost(traced, several=several) for several in (False, True)}
+    ends = [boundary for boundary in named_boundaries(traced, named) if not traced.is_last(boundary)]
     return CutPoints(
-        single=tuple(_cut_point(route, crossing, images) for crossing in found[False]),
-        any=tuple(_cut_point(route, crossing, images) for crossing in found[True]),
-        stages=tuple(_cut_point(route, crossing, images) for crossing in ends),
-        macs=max(route.survey.macs.values(), default=0),
+        single=tuple(_cut_point(traced, boundary, images) for boundary in found[False]),
+        all=tuple(_cut_point(traced, boundary, images) for boundary in found[True]),
+        stages=tuple(_cut_point(traced, boundary, images) for boundary in ends),
+        macs=max(traced.shapes.macs.values(), default=0),
     )
 
 
-def _outermost(route: TracedForward, *, several: bool) -> list[Boundary]:
-    """Legal crossings; of the modules that end at one place the outermost names it, of equals the last."""
+def _outermost(traced: TracedForward, *, several: bool) -> list[Boundary]:
+    """Legal boundaries; of the modules that end at one the outermost names it, of equals the last."""
     best: dict[int, Boundary] = {}
-    for name in route.modules():
-        crossing = route.crossing(name, several=several)
-        if crossing is None or route.is_last(crossing):
+    for name in traced.modules():
+        boundary = traced.boundary_behind(name, several=several)
+        if boundary is None or traced.is_last(boundary):
             continue
-        rival = best.get(crossing.position)
+        rival = best.get(boundary.position)
         if rival is None or name.count(".") <= rival.name.count("."):
-            best[crossing.position] = crossing
+            best[boundary.position] = boundary
     return [best[position] for position in sorted(best)]
 
 
-def _cut_point(route: TracedForward, crossing: Boundary, images: Tensor) -> CutPoint:
-    layouts = candidates(crossing.shape, tuple(images.shape[-2:]))
+def _cut_point(traced: TracedForward, boundary: Boundary, images: Tensor) -> CutPoint:
+    layouts = candidates(boundary.shape, tuple(images.shape[-2:]))
     size = layouts[0].size if layouts else ()
-    return CutPoint(crossing.name, crossing.shape, size, route.survey.macs[route.nodes[crossing.position]])
+    return CutPoint(boundary.name, boundary.shape, size, traced.shapes.macs[traced.nodes[boundary.position]])
 
 
 def default_cut_points(found: CutPoints) -> tuple[CutPoint, ...]:
     """Choose behind the stages; where these are missing or all alike, so that four blocks cost the same.
 
-    Where one tensor crosses at too few places, cuts at which several values cross fill up.
+    Where there are too few cut points with one tensor, those where several values cross fill up.
     """
     # a single size everywhere has no stages worth the name, whatever timm calls them
-    alike = len({place.shape for place in found.stages}) == 1 and len(found.stages) > 1
+    alike = len({point.shape for point in found.stages}) == 1 and len(found.stages) > 1
     if len(found.stages) >= BLOCKS - 1 and not alike:
         return found.stages
-    maps = [place for place in found.single if place.is_map]
+    maps = [point for point in found.single if point.is_map]
     options: list[tuple[CutPoint, ...]] = []
     if not alike:
         options = [found.stages, _last_of_each_size(maps)]
     options.append(balanced_cut_points(maps, found.macs, BLOCKS))
     # where several values cross, the fewer the further out
-    depths = sorted({place.name.count(".") for place in found.any})
-    pools = ([place for place in found.any if place.name.count(".") <= depth] for depth in depths)
+    depths = sorted({point.name.count(".") for point in found.all})
+    pools = ([point for point in found.all if point.name.count(".") <= depth] for depth in depths)
     options += [balanced_cut_points(pool, found.macs, BLOCKS) for pool in pools]
     for option in options:
-        if len(option) >= BLOCKS - 1 and (option == found.stages or _largest(option, found.macs) <= _TOO_LARGE):
+        if len(option) >= BLOCKS - 1 and (option == found.stages or _largest_share(option, found.macs) <= _TOO_LARGE):
             return option
-    return max(options, key=lambda option: (min(len(option), BLOCKS - 1), -_largest(option, found.macs)))
+    return max(options, key=lambda option: (min(len(option), BLOCKS - 1), -_largest_share(option, found.macs)))
 
 
 _TOO_LARGE = 0.75
@@ -132,15 +136,15 @@ _TOO_LARGE = 0.75
 """Share of the cost in one block above which the others are hardly worth their names."""
 
 
-def _largest(chosen: Sequence[CutPoint], macs: int) -> float:
-    """Share of the largest block."""
-    ends = [0, *(place.macs for place in chosen), macs]
+def _largest_share(chosen: Sequence[CutPoint], macs: int) -> float:
+    """Share of the cost in the largest block."""
+    ends = [0, *(point.macs for point in chosen), macs]
     return max(end - start for start, end in pairwise(ends)) / max(macs, 1)
 
 
 def _last_of_each_size(maps: Sequence[CutPoint]) -> tuple[CutPoint, ...]:
     """Where stages end if a stage is all that works on maps of one size."""
-    last = {place.size: place for place in _one_of_each_cost(maps)}
+    last = {point.size: point for point in _one_of_each_cost(maps)}
     return tuple(sorted(last.values(), key=maps.index))
 
 
@@ -148,37 +152,37 @@ def cut_points_for(found: CutPoints, blocks: int, what: str) -> tuple[CutPoint, 
     """Choose cuts for ``blocks`` blocks that cost about the same.
 
     Raises:
-        RequestError: There are too few places.
+        RequestError: There are too few cut points, or fewer than two blocks are asked for.
     """
     if blocks < 2:
         raise RequestError(f"a chain has two blocks or more, not {blocks}")
-    for group in (found.single, found.any):
+    for group in (found.single, found.all):
         chosen = balanced_cut_points(group, found.macs, blocks)
         if len(chosen) == blocks - 1:
             return chosen
-    raise RequestError(f"{what} can be cut at {len(found.any)} places, too few for {blocks} blocks")
+    raise RequestError(f"{what} has {len(found.all)} cut points, too few for {blocks} blocks")
 
 
 def balanced_cut_points(found: Sequence[CutPoint], macs: int, blocks: int) -> tuple[CutPoint, ...]:
-    """Choose up to ``blocks`` - 1 places so that the sum of the blocks' squared costs is least.
+    """Choose up to ``blocks`` - 1 cut points so that the sum of the blocks' squared costs is least.
 
     Args:
         found: In order.
         macs: Of the whole model.
-        blocks: Asked for; fewer where there are too few places.
+        blocks: Asked for; fewer where there are too few cut points.
     """
     options = _one_of_each_cost(found)
     if len(options) < blocks - 1:
         options = list(found)
-    ends = [*(place.macs for place in options), macs]
+    ends = [*(point.macs for point in options), macs]
     costs = [end - start for start, end in pairwise([0, *ends])]
     return tuple(options[number] for number in balanced_partition(costs, min(blocks, len(ends))))
 
 
 def _one_of_each_cost(found: Sequence[CutPoint]) -> list[CutPoint]:
-    """Of places with nothing to compute between them the last that is a map: norms and poolings end a block."""
+    """Of cut points with nothing to compute between them the last that is a map: norms and poolings end a block."""
     chosen: dict[int, CutPoint] = {}
-    for place in found:
-        if place.macs not in chosen or place.is_map or not chosen[place.macs].is_map:
-            chosen[place.macs] = place
+    for point in found:
+        if point.macs not in chosen or point.is_map or not chosen[point.macs].is_map:
+            chosen[point.macs] = point
     return list(chosen.values())

@@ -1,4 +1,4 @@
-"""Take a followed model apart at its crossings: graph modules that share the model's weights."""
+"""Extract the blocks between the boundaries of a traced forward: graph modules that share the model's weights."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from netgraft.splitting.liveness import DROPOUTS
 
 
 def extract(
-    model: nn.Module, graph: fx.Graph, crossings: Sequence[Boundary], relevant: Set[fx.Node]
+    model: nn.Module, graph: fx.Graph, boundaries: Sequence[Boundary], relevant: Set[fx.Node]
 ) -> Iterator[fx.GraphModule]:
-    """Yield the blocks, one more than there are crossings.
+    """Yield the blocks, one more than there are boundaries.
 
     Args:
         model: The model.
-        graph: Its forward, followed.
-        crossings: Places in ``graph``, in order.
+        graph: Its forward, traced.
+        boundaries: In ``graph``, in order.
         relevant: The nodes that belong to the block in which they are; others, such as constants, are computed again
             in each block that needs them.
     """
     nodes = list(graph.nodes)
     entry: Boundary | None = None
     start = 0
-    for crossing in crossings:
-        calls = [node for node in nodes[start : crossing.position + 1] if node in relevant]
-        yield _block(model, calls, entry, crossing.carried if len(crossing.carried) > 1 else crossing.carried[0])
-        entry, start = crossing, crossing.position + 1
+    for boundary in boundaries:
+        calls = [node for node in nodes[start : boundary.position + 1] if node in relevant]
+        yield _block(model, calls, entry, boundary.carried if len(boundary.carried) > 1 else boundary.carried[0])
+        entry, start = boundary, boundary.position + 1
     calls = [node for node in nodes[start:] if node in relevant]
     yield _block(model, calls, entry, nodes[-1].args[0])
 
 
-def hold_the_rest(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
+def attach_unused_weights(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
     """Give the last block the weights that no block uses, so that the blocks together have all of the model's.
 
     These are auxiliary classifiers, layers that an option turned off, and second names of shared weights.
@@ -66,7 +66,7 @@ def hold_the_rest(model: nn.Module, blocks: Sequence[nn.Module]) -> None:
 
 def _block(model: nn.Module, calls: Sequence[fx.Node], entry: Boundary | None, result: object) -> fx.GraphModule:
     graph = fx.Graph()
-    copies = _enter(graph, entry)
+    copies = _receive(graph, entry)
 
     def copy(node: fx.Node) -> object:
         if node not in copies:
@@ -82,12 +82,12 @@ def _block(model: nn.Module, calls: Sequence[fx.Node], entry: Boundary | None, r
         if node.op != "output":
             copy(node)
     graph.output(fx.map_arg(cast(Any, result), cast(Any, copy)))
-    _follow_mode_in_dropouts(block := _share(model, graph))
+    _follow_mode_in_dropouts(block := _with_shared_weights(model, graph))
     return block
 
 
-def _enter(graph: fx.Graph, entry: Boundary | None) -> dict[fx.Node, object]:
-    """Let what crosses come in; returns what stands for each node in front of the crossing."""
+def _receive(graph: fx.Graph, entry: Boundary | None) -> dict[fx.Node, object]:
+    """Let what crosses come in; returns what stands for each node in front of the boundary."""
     if entry is None:
         return {}
     state = graph.placeholder("x")
@@ -125,7 +125,7 @@ def of_shape(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     return x
 
 
-def _share(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+def _with_shared_weights(model: nn.Module, graph: fx.Graph) -> fx.GraphModule:
     graph.lint()
     block = fx.GraphModule(model, graph, class_name=f"{type(model).__name__}Block")
     known = model.state_dict().keys()

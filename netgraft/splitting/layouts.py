@@ -1,7 +1,7 @@
 """Where the picture lies in a tensor: maps with channels first or last, tokens in rows, or in no such order.
 
 Shapes narrow it down; where they leave a choice, or where the order of tokens can't be seen in a shape, a half of
-the image is changed and the places that change tell.
+the image is changed and the positions that change tell.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MOST_PREFIX_TOKENS = 17
 
 _CONTRAST = 1.1
 
-"""How much more the places of the changed half must change than the others; unordered tokens change alike."""
+"""How much more the positions of the changed half must change than the others; unordered tokens change alike."""
 
 
-_LOCAL = 1.3
+_LOCALITY = 1.3
 
-"""Where the half of the places that changes most changes less than this times the other, nothing is local."""
+"""Where the half of the positions that changes most changes less than this times the other, nothing is local."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _grids(length: int, size: Sequence[int]) -> Iterator[tuple[int, int]]:
 def layout_of(
     state: Tensor | None, shape: Sequence[int], size: Sequence[int], *, prefix_tokens: int = 0, declared: str = ""
 ) -> Layout:
-    """Tell the layout of a tensor.
+    """Tell the layout of a tensor by its shape and by what a changed half of the image changes in it.
 
     Args:
         state: What the model makes of :func:`halves`, (3, ...); None to go by shapes alone.
@@ -122,23 +122,23 @@ def layout_of(
 
 
 def contrast(state: Tensor, layout: Layout) -> float | None:
-    """How many times more the changed half of the map changes than the other, on the worse of two axes.
+    """Return how many times more the changed half of the map changes than the other, on the worse of two axes.
 
     None where that says nothing: the map is too small, nothing changes, or everything changes alike, as behind
     untrained attention without a residual path.
     """
-    places = layout.map_of(state.detach()).float()
-    changes = (places[1:] - places[:1]).abs().mean(-1)
+    maps = layout.map_of(state.detach()).float()
+    changes = (maps[1:] - maps[:1]).abs().mean(-1)
     height, width = changes.shape[1:]
     if min(height, width) < 2 or not bool(changes.isfinite().all()) or not bool((changes.sum((1, 2)) > 0).all()):
         return None
     left = _ratio(changes[0, :, : width // 2], changes[0, :, (width + 1) // 2 :])
     top = _ratio(changes[1, : height // 2], changes[1, (height + 1) // 2 :])
-    # in whatever order the places are, no halves can differ more
+    # in whatever order the positions are, no halves can differ more
     ordered = changes.flatten(1).sort(descending=True).values
     middle = height * width // 2
     most = min(_ratio(row[:middle], row[-middle:]) for row in ordered)
-    return min(left, top) if most > _LOCAL else None
+    return min(left, top) if most > _LOCALITY else None
 
 
 def _ratio(changed: Tensor, other: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Questions about a followed forward: what depends on the images, what is still needed, where a module ends."""
+"""Questions about a traced forward: what depends on the images, what is still needed, where a module ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def derived_from_input(graph: fx.Graph) -> set[fx.Node]:
 
 
 def live_after(nodes: Sequence[fx.Node], relevant: set[fx.Node]) -> list[list[fx.Node]]:
-    """For each position, the relevant nodes in front of it that something relevant behind it still needs.
+    """Return for each position the relevant nodes in front of it that something relevant behind it still needs.
 
     Other nodes are computed again wherever they are needed; what they need is needed there.
     """
@@ -46,8 +46,8 @@ def live_after(nodes: Sequence[fx.Node], relevant: set[fx.Node]) -> list[list[fx
     return result
 
 
-def ends(nodes: Sequence[fx.Node]) -> dict[str, int]:
-    """Position of the last call that belongs to each module, in the order of these positions.
+def module_ends(nodes: Sequence[fx.Node]) -> dict[str, int]:
+    """Return the position of the last call that belongs to each module, in the order of these positions.
 
     A list of modules that isn't called itself ends with the last of its modules.
     """
@@ -63,25 +63,25 @@ def ends(nodes: Sequence[fx.Node]) -> dict[str, int]:
 
 
 def common_prefix(model: nn.Module, first: Sequence[fx.Node], second: Sequence[fx.Node]) -> int:
-    """How many nodes at the beginning of both are the same calls with the same arguments."""
+    """Return how many nodes at the beginning of two traced forwards of ``model`` are the same calls."""
     numbers: dict[fx.Node, int] = {}
-    for index, (mine, theirs) in enumerate(zip(first, second, strict=False)):
-        numbers[mine] = numbers[theirs] = index
-        if not _same_call(model, mine, theirs, numbers):
+    for index, pair in enumerate(zip(first, second, strict=False)):
+        numbers.update(dict.fromkeys(pair, index))
+        if not _same_call(model, *pair, numbers):
             return index
     return min(len(first), len(second))
 
 
-def _same_call(model: nn.Module, mine: fx.Node, theirs: fx.Node, numbers: dict[fx.Node, int]) -> bool:
-    if mine.op != theirs.op:
+def _same_call(model: nn.Module, first: fx.Node, second: fx.Node, numbers: dict[fx.Node, int]) -> bool:
+    if first.op != second.op:
         return False
-    if mine.op == "get_attr":
-        values = [_attribute(model, str(node.target)) for node in (mine, theirs)]
-        if mine.target != theirs.target and not _equal(*values):
+    if first.op == "get_attr":
+        values = [_attribute(model, str(node.target)) for node in (first, second)]
+        if first.target != second.target and not _equal(*values):
             return False
-    elif mine.target != theirs.target:
+    elif first.target != second.target:
         return False
-    flagged = mine.target in DROPOUTS
+    flagged = first.target in DROPOUTS
 
     def normal(node: fx.Node) -> str:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: f"%{numbers[source]}")
@@ -89,7 +89,7 @@ def _same_call(model: nn.Module, mine: fx.Node, theirs: fx.Node, numbers: dict[f
             args, kwargs = args[:2], {name: value for name, value in kwargs.items() if name != "training"}
         return repr((args, kwargs))
 
-    return normal(mine) == normal(theirs)
+    return normal(first) == normal(second)
 
 
 def _attribute(model: nn.Module, name: str) -> object:

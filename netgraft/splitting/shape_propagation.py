@@ -1,4 +1,4 @@
-"""Run a followed forward once and note, call by call, what came out and what it cost."""
+"""Run a traced forward once and note, call by call, what came out and what it cost."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Several:
+class TensorContainer:
     """A container that holds tensors."""
 
 
-Value = Shape | Numbers | Several
+Value = Shape | Numbers | TensorContainer
 
 
 @dataclass(frozen=True, eq=False)
 class PropagatedShapes:
-    """What one run showed.
+    """What one run of a traced forward showed.
 
     Attributes:
         values: Of each call.
@@ -65,7 +65,7 @@ class _ShapePropagator(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        self.values[n] = described(value)
+        self.values[n] = kind_of(value)
         self.macs[n] = self._counter.get_total_flops() // 2
         return value
 
@@ -74,11 +74,11 @@ def _changeable(value: Any) -> Any:
     return [_changeable(item) for item in value] if isinstance(value, list) else value
 
 
-def described(value: object) -> Value:
+def kind_of(value: object) -> Value:
     """Reduce a value to what a cut needs to know of it."""
     if isinstance(value, Tensor):
         return Shape(tuple(value.shape))
-    return Numbers(value) if _is_plain(value) else Several()
+    return Numbers(value) if _is_plain(value) else TensorContainer()
 
 
 def _is_plain(value: object) -> bool:
@@ -89,7 +89,7 @@ def _is_plain(value: object) -> bool:
 
 @torch.no_grad()
 def propagate_shapes(model: nn.Module, graph: fx.Graph, images: Tensor) -> PropagatedShapes:
-    """Run ``graph``, a way through ``model``, on images (B, C, H, W) in the model's present mode."""
+    """Run ``graph``, the traced forward of ``model``, on images (B, C, H, W) in the model's present mode."""
     with flop_counter() as counter:
         propagator = _ShapePropagator(model, graph, counter)
         propagator.run(images.clone())  # a forward may work in place

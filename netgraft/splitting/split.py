@@ -1,6 +1,6 @@
 """Cut any image classifier into a chain of blocks that is proven equal to the model.
 
-The model's forward is followed with ``torch.fx``, into nothing but the modules that contain a place to cut
+The model's forward is traced with ``torch.fx``, into nothing but the modules that contain a cut point
 (:mod:`netgraft.splitting.tracing`), and cut wherever what crosses is all that the rest needs
 (:mod:`netgraft.splitting.boundaries`): a skip connection across a cut can't be lost, it makes the cut illegal. The
 blocks share the model's parameters: training a block trains the model.
@@ -17,24 +17,24 @@ from netgraft.errors import RequestError
 from netgraft.splitting.chain import BlockChain, Cut, keep_modes
 from netgraft.splitting.cut_points import cut_points_for, default_cut_points, find_cut_points
 from netgraft.splitting.layouts import candidates, halves, layout_of
-from netgraft.splitting.tracing import defaults_of, left_as_it_was
-from netgraft.splitting.train_mode import SplitBlocks, differs_in_train_mode, take_apart
+from netgraft.splitting.tracing import defaults_of, eval_mode_for_tracing
+from netgraft.splitting.train_mode import SplitBlocks, differs_in_train_mode, extract_for_both_modes
 
 
 def legal_cuts(model: nn.Module, *, probe: Tensor) -> tuple[str, ...]:
     """Return the names of all modules behind which a single tensor crosses, in the order of the forward.
 
-    Of modules that end at one place the outermost is named. Lists of blocks are looked into, blocks are not.
+    Of modules that end together the outermost is named. Lists of blocks are traced into, blocks are not.
 
     Args:
         model: A classifier: images (B, C, H, W) to logits (B, K).
         probe: Images (B, C, H, W).
 
     Raises:
-        RequestError: The model can't be followed.
+        RequestError: The model can't be traced.
     """
-    with left_as_it_was(model):
-        return tuple(place.name for place in find_cut_points(model, probe).single)
+    with eval_mode_for_tracing(model):
+        return tuple(point.name for point in find_cut_points(model, probe).single)
 
 
 def split(
@@ -45,7 +45,7 @@ def split(
     Args:
         model: A classifier: images (B, C, H, W) to logits (B, K).
         probe: Images (B, C, H, W) on which the chain is compared with the model, bit by bit, in eval mode; in train
-            mode too where the model takes another way there. Auxiliary outputs that a model has in train mode alone
+            mode too where the model has another forward there. Auxiliary outputs that a model has in train mode alone
             and that need more than what crosses the cuts are left out.
         cuts: Names of the modules to cut behind, in the order of the forward. A cut moves behind the pooling and
             activations without parameters that follow it. Cuts where more than one tensor crosses are left out.
@@ -57,66 +57,67 @@ def split(
         The chain. Its blocks share the model's parameters and buffers.
 
     Raises:
-        RequestError: The model can't be followed, has no such modules, or the chain's output differs.
+        RequestError: The model can't be traced, has no such modules, or the chain's output differs.
     """
     if cuts is not None and blocks is not None:
-        raise RequestError("split takes names of modules to cut behind or a number of blocks, not both")
+        raise RequestError("split takes names of modules to cut behind or a number of blocks, not both; leave one out")
     what = type(model).__name__
     known = dict(model.named_modules())
     for name in cuts or ():
         if name not in known:
-            raise RequestError(f"{what} has no module {name!r} to cut behind")
+            raise RequestError(f"{what} has no module {name!r} to cut behind; choose one of its named_modules()")
     defaults_of(model)  # a forward that needs more than images is refused by that name
-    with left_as_it_was(model):
+    with eval_mode_for_tracing(model):
         expected = logits_of(model, probe)
         several = False
         if cuts is None:
             found = find_cut_points(model, probe)
             chosen = default_cut_points(found) if blocks is None else cut_points_for(found, blocks, what)
             if not chosen:
-                raise RequestError(f"{what} has no place where it can be cut: everything happens in one module")
-            cuts = [place.name for place in chosen]
-            several = any(not place.shape for place in chosen)
-        parts = take_apart(model, tuple(cuts), probe, several=several)
-        chain = BlockChain(parts.blocks, [*parts.names, "head"], [Cut(name, (), "other") for name in parts.names])
-        proven = _prove(model, chain, parts, probe, expected)
+                raise RequestError(f"{what} has no cut point: everything happens in one module; choose another model")
+            cuts = [point.name for point in chosen]
+            several = any(not point.shape for point in chosen)
+        extracted = extract_for_both_modes(model, tuple(cuts), probe, several=several)
+        names = extracted.names
+        chain = BlockChain(extracted.blocks, [*names, "head"], [Cut(name, (), "other") for name in names])
+        proven = _prove(model, chain, extracted, probe, expected)
     return keep_modes(model.training, BlockChain(chain.blocks(), chain.names, proven), model)
 
 
 @torch.no_grad()
 def logits_of(model: nn.Module, probe: Tensor) -> Tensor:
-    """Return a classifier's answer (B, K) to images (B, C, H, W).
+    """Return a classifier's logits (B, K) for images (B, C, H, W).
 
     Raises:
-        RequestError: It can't take images of this size, or answers with something else than one tensor.
+        RequestError: It can't take images of this size, or returns something else than one tensor.
     """
     try:
         # a forward may work in place, also on its input
-        answer = model(probe.clone())
+        logits = model(probe.clone())
     except Exception as error:  # a model's own forward may raise anything
         size = "x".join(str(extent) for extent in probe.shape[1:])
         raise RequestError(
             f"{type(model).__name__} can't take images of {size} ({type(error).__name__}: {error}); "
             "choose another model or image size"
         ) from error
-    if not isinstance(answer, Tensor):
+    if not isinstance(logits, Tensor):
         raise RequestError(
-            f"{type(model).__name__} returns {type(answer).__name__}, not one tensor of logits; only classifiers "
+            f"{type(model).__name__} returns {type(logits).__name__}, not one tensor of logits; only classifiers "
             "with a single output can be cut"
         )
-    return answer
+    return logits
 
 
 @torch.no_grad()
-def _prove(model: nn.Module, chain: BlockChain, parts: SplitBlocks, probe: Tensor, expected: Tensor) -> list[Cut]:
-    """Run the chain on the probe and compare it with the model's answer; return the cuts or refuse."""
+def _prove(model: nn.Module, chain: BlockChain, extracted: SplitBlocks, probe: Tensor, expected: Tensor) -> list[Cut]:
+    """Run the chain on the probe and compare its logits with the model's; return the cuts or refuse."""
     chain.eval()
     shapes: list[tuple[int, ...]] = []
     state: object = probe.clone()
     for block in chain:
         state = block(state)
         shapes.append(tuple(state.shape[1:]) if isinstance(state, Tensor) else ())
-    where = f"{type(model).__name__} can't be cut at {', '.join(parts.names)}"
+    where = f"{type(model).__name__} can't be cut at {', '.join(extracted.names)}"
     assert isinstance(state, Tensor)
     if not torch.equal(state, expected):
         difference = float((state - expected).abs().max()) if state.shape == expected.shape else float("inf")
@@ -124,7 +125,9 @@ def _prove(model: nn.Module, chain: BlockChain, parts: SplitBlocks, probe: Tenso
             f"{where}: the chain's logits differ from the model's by up to {difference:.3g} on the probe; "
             "choose other cuts"
         )
-    in_train = differs_in_train_mode(model, chain, parts, probe) if parts.two_ways else None
+    in_train = None
+    if extracted.depends_on_mode:
+        in_train = differs_in_train_mode(model, chain, probe, lacks_auxiliary=extracted.lacks_auxiliary)
     if in_train is not None:
         raise RequestError(
             f"{where}: in train mode the chain's logits differ from the model's by up to {in_train:.3g} on the probe; "

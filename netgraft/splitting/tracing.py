@@ -1,6 +1,6 @@
-"""Follow a model's forward with ``torch.fx``: only into the modules asked for, and into none that can't be followed.
+"""Trace a model's forward with ``torch.fx``: only into the modules asked for, and into none that can't be traced.
 
-What is not looked into stays one call, with its own weights and its own train and eval mode.
+What is not traced into stays one call, with its own weights and its own train and eval mode.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from torch import Tensor, fx, nn
 
 from netgraft.errors import RequestError
 
-Opens = Callable[[str, nn.Module], bool]
-
-"""Whether to look into the module with this name."""
+TracesInto = Callable[[str, nn.Module], bool]
+"""Whether to trace into the module with this name instead of keeping it as one call."""
 
 
 class _Sized(fx.Proxy):
@@ -66,27 +65,29 @@ class _Buffer(_Sized):
 
 
 class _Tracer(fx.Tracer):
-    """Looks into the modules that ``opens`` names and remembers the innermost one whose forward failed.
+    """Traces into the modules that ``traces_into`` names and remembers the innermost one whose forward failed.
 
     ``lengths`` says of values that are unpacked, by the names of their nodes, how long they are; the first that isn't
     known ends the attempt.
     """
 
-    def __init__(self, opens: Opens, wrapped: Sequence[Callable[..., Any]], lengths: Mapping[str, int]) -> None:
+    def __init__(
+        self, traces_into: TracesInto, wrapped: Sequence[Callable[..., Any]], lengths: Mapping[str, int]
+    ) -> None:
         super().__init__(autowrap_functions=tuple(wrapped), param_shapes_constant=True)
-        self._opens = opens
+        self._traces_into = traces_into
         self._lengths = lengths
         self.unpacked: fx.Node | None = None
         self.failed: str | None = None
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not self._opens(module_qualified_name, m)
+        return not self._traces_into(module_qualified_name, m)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Sized(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Read a buffer of an opened module when the block runs; fx would bake in what it holds now."""
+        """Read a buffer of a module that is traced into when the block runs; fx would bake in what it holds now."""
         if isinstance(attr_val, Tensor) and not isinstance(attr_val, nn.Parameter):
             for name, buffer in self.root.named_buffers():
                 if buffer is attr_val:
@@ -122,7 +123,7 @@ class _Tracer(fx.Tracer):
 
 
 @contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
+def eval_mode_for_tracing(model: nn.Module) -> Iterator[None]:
     """Put ``model`` in eval mode; afterwards give back every mode, and drop what tracing left on the model."""
     attributes = set(vars(model))
     modes = [(module, module.training) for module in model.modules()]
@@ -150,14 +151,14 @@ def overrides_train(module: nn.Module) -> bool:
 
 
 def is_ancestor(name: str, cuts: Sequence[str]) -> bool:
-    """Whether one of the modules ``cuts`` lies inside the module ``name``."""
+    """Whether one of the modules named in ``cuts`` lies inside the module ``name``."""
     return any(cut.startswith(name + ".") for cut in cuts)
 
 
 def is_container(module: nn.Module) -> bool:
     """Whether ``module`` is a list of blocks or holds one.
 
-    A module with a state that depends on the mode is none: looked into, that state would be lost.
+    A module with a state that depends on the mode is none: traced into, that state would be lost.
     """
     if overrides_train(module) or isinstance(module, fx.GraphModule):
         return False
@@ -171,31 +172,31 @@ def is_container(module: nn.Module) -> bool:
 
 
 def trace(model: nn.Module, cuts: Sequence[str], images: Tensor, *, deep: bool = False) -> fx.Graph:
-    """Follow the forward of ``model`` in its present mode, with the defaults of optional arguments.
+    """Trace the forward of ``model`` in its present mode, with the defaults of optional arguments.
 
     Args:
         model: Takes images.
-        cuts: Names of modules; their ancestors are looked into.
+        cuts: Names of modules; their ancestors are traced into.
         images: (B, C, H, W), to run the model on where that tells how long a tuple is.
-        deep: Look into every list of blocks as well, as far as that works.
+        deep: Trace into every list of blocks as well, as far as that works.
 
     Raises:
-        RequestError: The forward needs more than images, or can't be followed.
+        RequestError: The forward needs more than images, or can't be traced.
     """
     # timm marks functions that can't be traced; they stay single calls
     from timm.layers import get_notrace_functions
 
     defaults = defaults_of(model)
-    closed: set[str | type] = set()
+    leaves: set[str | type] = set()
     lengths: dict[str, int] = {}
 
-    def opens(name: str, module: nn.Module) -> bool:
+    def traces_into(name: str, module: nn.Module) -> bool:
         if is_ancestor(name, cuts):
             return True
-        return deep and name not in closed and type(module) not in closed and is_container(module)
+        return deep and name not in leaves and type(module) not in leaves and is_container(module)
 
     while True:
-        tracer = _Tracer(opens, get_notrace_functions(), lengths)
+        tracer = _Tracer(traces_into, get_notrace_functions(), lengths)
         try:
             graph = tracer.trace(model, concrete_args=defaults)
         except Exception as error:  # fx raises whatever the model's own forward raised
@@ -205,15 +206,15 @@ def trace(model: nn.Module, cuts: Sequence[str], images: Tensor, *, deep: bool =
                 continue
             if tracer.failed is None or is_ancestor(tracer.failed, cuts):
                 where = f" at {', '.join(cuts)}" if cuts else ""
-                place = f" of {tracer.failed}" if tracer.failed else ""
+                inside = f" of {tracer.failed}" if tracer.failed else ""
                 mode = "train" if model.training else "eval"
                 raise RequestError(
-                    f"{type(model).__name__} can't be cut{where}: following its forward{place} failed in {mode} mode "
+                    f"{type(model).__name__} can't be cut{where}: tracing its forward{inside} failed in {mode} mode "
                     f"({type(error).__name__}: {_first_line(error)}); choose other cuts"
                 ) from error
             culprit = model.get_submodule(tracer.failed)
             # others of its class would fail in the same way, but any list of modules may hold a single bad one
-            closed.add(tracer.failed if type(culprit).__module__.startswith("torch.") else type(culprit))
+            leaves.add(tracer.failed if type(culprit).__module__.startswith("torch.") else type(culprit))
             continue
         _drop_specialisation_checks(graph)
         _read_properties_early(graph)
@@ -222,7 +223,7 @@ def trace(model: nn.Module, cuts: Sequence[str], images: Tensor, *, deep: bool =
 
 @torch.no_grad()
 def _observed_length(model: nn.Module, tracer: _Tracer, arguments: Sequence[Any]) -> dict[str, int] | None:
-    """Run the model as far as it has been followed, to the value that could not be unpacked."""
+    """Run the model as far as it has been traced, to the value that could not be unpacked."""
     if tracer.unpacked is None:
         return None
     runner = fx.Interpreter(model, garbage_collect_values=False, graph=tracer.graph)

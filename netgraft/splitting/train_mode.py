@@ -1,7 +1,7 @@
-"""Blocks that follow their mode: a model's ways in eval and in train mode, cut at the same places.
+"""Blocks that follow their mode: a model's forwards in eval and in train mode, cut at the same boundaries.
 
-Most models go one way: what differs between the modes, such as batch norm and dropout, differs inside their layers,
-which the blocks share. Where the forward itself asks for the mode, a block keeps both ways.
+Most models have one forward: what differs between the modes, such as batch norm and dropout, differs inside their
+layers, which the blocks share. Where the forward itself asks for the mode, a block keeps both.
 """
 
 from __future__ import annotations
@@ -14,13 +14,18 @@ from torch import Tensor, fx, nn
 
 from netgraft.errors import RequestError
 from netgraft.splitting.boundaries import Boundary, TracedForward, named_boundaries
-from netgraft.splitting.extraction import extract, hold_the_rest
-from netgraft.splitting.liveness import common_prefix, derived_from_input, ends, live_after
+from netgraft.splitting.extraction import attach_unused_weights, extract
+from netgraft.splitting.liveness import common_prefix, derived_from_input, live_after, module_ends
 from netgraft.splitting.tracing import trace
 
 
 class TrainEvalBlock(nn.Module):
-    """A block whose calls differ between the modes."""
+    """A block whose calls differ between the modes.
+
+    Args:
+        in_eval: The calls of eval mode.
+        in_train: Those of train mode, on the same weights.
+    """
 
     def __init__(self, in_eval: fx.GraphModule, in_train: fx.GraphModule) -> None:
         super().__init__()
@@ -28,28 +33,30 @@ class TrainEvalBlock(nn.Module):
         self.in_train = in_train
 
     def forward(self, x: Tensor) -> Tensor:
-        """Go the way of the present mode."""
+        """Do what the model does in the present mode."""
         return self.in_train(x) if self.training else self.in_eval(x)
 
 
 @dataclass(frozen=True, eq=False)
 class SplitBlocks:
-    """A model taken apart.
+    """The blocks of a model.
 
     Attributes:
         names: Of the modules behind which it was cut.
         blocks: One more.
-        two_ways: Whether train mode goes another way.
-        shortened: Whether auxiliary outputs of train mode were left out.
+        depends_on_mode: Whether the forward in train mode is another one.
+        lacks_auxiliary: Whether auxiliary outputs of train mode were left out.
     """
 
     names: tuple[str, ...]
     blocks: tuple[nn.Module, ...]
-    two_ways: bool = False
-    shortened: bool = False
+    depends_on_mode: bool = False
+    lacks_auxiliary: bool = False
 
 
-def take_apart(model: nn.Module, cuts: Sequence[str], images: Tensor, *, several: bool = False) -> SplitBlocks:
+def extract_for_both_modes(
+    model: nn.Module, cuts: Sequence[str], images: Tensor, *, several: bool = False
+) -> SplitBlocks:
     """Cut ``model``, which is in eval mode, behind the named modules where that is legal in both modes.
 
     Args:
@@ -59,95 +66,101 @@ def take_apart(model: nn.Module, cuts: Sequence[str], images: Tensor, *, several
         several: Whether several tensors may cross.
 
     Raises:
-        RequestError: The model can't be followed, the image doesn't pass a module, or no cut is legal.
+        RequestError: The model can't be traced, the image doesn't pass a module, or no cut is legal.
     """
     what = type(model).__name__
     graph = trace(model, cuts, images)
-    route = TracedForward(model, graph, images)
-    passed = set(route.modules())
+    in_eval = TracedForward(model, graph, images)
+    passed = set(in_eval.modules())
     for name in cuts:
         if name not in passed:
-            raise RequestError(f"{what} has no module {name!r} on the way of the image; choose others to cut behind")
-    crossings = named_boundaries(route, cuts, several=several)
-    if not crossings:
-        raise RequestError(f"{what} has no place among {', '.join(cuts)} where only one tensor crosses")
+            raise RequestError(f"{what} has no module {name!r} that the image passes; choose others to cut behind")
+    boundaries = named_boundaries(in_eval, cuts, several=several)
+    if not boundaries:
+        raise RequestError(
+            f"{what} has no cut point among {', '.join(cuts)} where only one tensor crosses; choose other cuts"
+        )
     model.train()
     try:
-        trained = trace(model, cuts, images)
+        in_train = trace(model, cuts, images)
     finally:
         model.eval()
-    length = common_prefix(model, route.nodes, list(trained.nodes))
-    if length == len(route.nodes) == len(trained.nodes):
-        whole = tuple(extract(model, graph, crossings, route.relevant))
-        hold_the_rest(model, whole)
-        return SplitBlocks(_names(crossings), whole)
-    pairs = _in_both(route, trained, crossings, length)
-    shortened = len(pairs) < len(crossings) and _keep_first_output(trained)
-    if shortened:
-        length = common_prefix(model, route.nodes, list(trained.nodes))
-        pairs = _in_both(route, trained, crossings, length)
+    length = common_prefix(model, in_eval.nodes, list(in_train.nodes))
+    if length == len(in_eval.nodes) == len(in_train.nodes):
+        blocks: tuple[nn.Module, ...] = tuple(extract(model, graph, boundaries, in_eval.relevant))
+        attach_unused_weights(model, blocks)
+        return SplitBlocks(_names(boundaries), blocks)
+    pairs = _legal_in_both(in_eval, in_train, boundaries, length)
+    lacks_auxiliary = len(pairs) < len(boundaries) and _keep_first_output(in_train)
+    if lacks_auxiliary:
+        length = common_prefix(model, in_eval.nodes, list(in_train.nodes))
+        pairs = _legal_in_both(in_eval, in_train, boundaries, length)
     if not pairs:
         raise RequestError(
-            f"{what} goes another way in train mode, where more than one tensor crosses at {', '.join(cuts)}; "
+            f"{what} has another forward in train mode, where more than one tensor crosses at {', '.join(cuts)}; "
             "choose other cuts"
         )
-    crossings = [crossing for crossing, _ in pairs]
-    in_train = extract(model, trained, [crossing for _, crossing in pairs], _relevant(route, trained, length))
-    ways = zip(extract(model, graph, crossings, route.relevant), in_train, strict=True)
-    blocks = tuple(mine if _alike(mine, theirs) else TrainEvalBlock(mine, theirs) for mine, theirs in ways)
-    hold_the_rest(model, blocks)
-    return SplitBlocks(_names(crossings), blocks, two_ways=True, shortened=shortened)
+    boundaries = [boundary for boundary, _ in pairs]
+    eval_blocks = extract(model, graph, boundaries, in_eval.relevant)
+    train_blocks = extract(model, in_train, [boundary for _, boundary in pairs], _relevant(in_eval, in_train, length))
+    blocks = tuple(
+        in_eval_mode if _is_same(in_eval_mode, in_train_mode) else TrainEvalBlock(in_eval_mode, in_train_mode)
+        for in_eval_mode, in_train_mode in zip(eval_blocks, train_blocks, strict=True)
+    )
+    attach_unused_weights(model, blocks)
+    return SplitBlocks(_names(boundaries), blocks, depends_on_mode=True, lacks_auxiliary=lacks_auxiliary)
 
 
-def _names(crossings: Sequence[Boundary]) -> tuple[str, ...]:
-    return tuple(crossing.name for crossing in crossings)
+def _names(boundaries: Sequence[Boundary]) -> tuple[str, ...]:
+    return tuple(boundary.name for boundary in boundaries)
 
 
-def _alike(first: fx.GraphModule, second: fx.GraphModule) -> bool:
+def _is_same(first: fx.GraphModule, second: fx.GraphModule) -> bool:
     """Whether two blocks of one model are the same calls on the same modules and weights."""
-    mine, theirs = list(first.graph.nodes), list(second.graph.nodes)
-    return len(mine) == len(theirs) == common_prefix(first, mine, theirs) and all(
-        values[0] is values[1] for values in zip(first.parameters(), second.parameters(), strict=True)
+    nodes = list(first.graph.nodes), list(second.graph.nodes)
+    return len(nodes[0]) == len(nodes[1]) == common_prefix(first, *nodes) and all(
+        weights[0] is weights[1] for weights in zip(first.parameters(), second.parameters(), strict=True)
     )
 
 
-def _relevant(route: TracedForward, trained: fx.Graph, length: int) -> set[fx.Node]:
-    """The relevant nodes of the way in train mode; where it differs, all that depend on the images."""
-    nodes = list(trained.nodes)
-    first = {theirs for mine, theirs in zip(route.nodes[:length], nodes, strict=False) if mine in route.relevant}
-    return first | (derived_from_input(trained) & set(nodes[length:]))
+def _relevant(in_eval: TracedForward, in_train: fx.Graph, length: int) -> set[fx.Node]:
+    """The relevant nodes of the forward in train mode; where it differs, all that depend on the images."""
+    nodes = list(in_train.nodes)
+    same = zip(in_eval.nodes[:length], nodes, strict=False)
+    first = {counterpart for node, counterpart in same if node in in_eval.relevant}
+    return first | (derived_from_input(in_train) & set(nodes[length:]))
 
 
-def _in_both(
-    route: TracedForward, trained: fx.Graph, crossings: Sequence[Boundary], length: int
+def _legal_in_both(
+    in_eval: TracedForward, in_train: fx.Graph, boundaries: Sequence[Boundary], length: int
 ) -> list[tuple[Boundary, Boundary]]:
-    """Find the crossings of one way on the other; those that aren't legal there are left out.
+    """Find the boundaries of eval mode's forward in train mode's; those that aren't legal there are left out.
 
     Args:
-        route: The way in eval mode.
-        trained: The way in train mode.
-        crossings: Of ``route``.
+        in_eval: The forward in eval mode.
+        in_train: The forward in train mode.
+        boundaries: Of ``in_eval``.
         length: How many calls at the beginning are the same.
     """
-    mine, theirs = route.nodes, list(trained.nodes)
-    position = {node: index for index, node in enumerate(mine)}
-    last, last_trained = ends(mine), ends(theirs)
-    live = live_after(mine, route.relevant)
-    live_trained = live_after(theirs, _relevant(route, trained, length))
+    eval_nodes, train_nodes = in_eval.nodes, list(in_train.nodes)
+    index_of = {node: index for index, node in enumerate(eval_nodes)}
+    eval_ends, train_ends = module_ends(eval_nodes), module_ends(train_nodes)
+    eval_live = live_after(eval_nodes, in_eval.relevant)
+    train_live = live_after(train_nodes, _relevant(in_eval, in_train, length))
     pairs = []
-    for crossing in crossings:
-        place = crossing.position
-        if place < length:
-            counterparts = {node: theirs[position[node]] for node in live[place]}
+    for boundary in boundaries:
+        name, position, shape = boundary.name, boundary.position, boundary.shape
+        if position < length:
+            counterparts = {node: train_nodes[index_of[node]] for node in eval_live[position]}
             # what isn't needed in train mode may cross all the same
-            if set(live_trained[place]) <= set(counterparts.values()):
-                carried = tuple(counterparts[node] for node in crossing.carried)
-                numbers = {counterparts[node]: rule for node, rule in crossing.numbers.items()}
-                pairs.append((crossing, Boundary(crossing.name, place, carried, crossing.shape, numbers)))
-        elif crossing.name in last_trained and crossing.is_single and not crossing.numbers:
-            place = last_trained[crossing.name] + place - last[crossing.name]
-            if len(live_trained[place]) == 1:
-                pairs.append((crossing, Boundary(crossing.name, place, tuple(live_trained[place]), crossing.shape)))
+            if set(train_live[position]) <= set(counterparts.values()):
+                carried = tuple(counterparts[node] for node in boundary.carried)
+                numbers = {counterparts[node]: rule for node, rule in boundary.numbers.items()}
+                pairs.append((boundary, Boundary(name, position, carried, shape, numbers)))
+        elif name in train_ends and boundary.is_single and not boundary.numbers:
+            position += train_ends[name] - eval_ends[name]
+            if len(train_live[position]) == 1:
+                pairs.append((boundary, Boundary(name, position, tuple(train_live[position]), shape)))
     return pairs
 
 
@@ -173,25 +186,25 @@ def _keep_first_output(graph: fx.Graph) -> bool:
 
 
 @torch.no_grad()
-def differs_in_train_mode(model: nn.Module, chain: nn.Module, parts: SplitBlocks, images: Tensor) -> float | None:
-    """Compare chain and model in train mode, which takes another way; None if their outputs are equal.
+def differs_in_train_mode(model: nn.Module, chain: nn.Module, images: Tensor, *, lacks_auxiliary: bool) -> float | None:
+    """Compare chain and model in train mode, whose forward is another one.
 
     Statistics and modes are as before afterwards, and so is the random state. Where auxiliary outputs are left out,
     which may draw random numbers, equality without dropout is enough.
 
     Args:
         model: In eval mode.
-        chain: Of its parts.
-        parts: Of the model.
+        chain: Of its blocks.
         images: (B, C, H, W).
+        lacks_auxiliary: Whether the chain leaves auxiliary outputs out.
 
     Returns:
-        The largest difference.
+        The largest difference; None if the outputs are equal.
     """
     if len(images) == 1:
         images = torch.cat([images, images])  # a batch norm needs more than one value
     difference = _difference_in_train_mode(model, chain, images, dropout=True)
-    if difference is not None and parts.shortened:
+    if difference is not None and lacks_auxiliary:
         # the outputs left out draw random numbers too, so masks differ
         difference = _difference_in_train_mode(model, chain, images, dropout=False)
     return difference
@@ -199,7 +212,7 @@ def differs_in_train_mode(model: nn.Module, chain: nn.Module, parts: SplitBlocks
 
 def _difference_in_train_mode(model: nn.Module, chain: nn.Module, images: Tensor, *, dropout: bool) -> float | None:
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    answers = []
+    outputs = []
     with torch.random.fork_rng():
         for network in (model, chain):
             torch.manual_seed(0)
@@ -207,14 +220,14 @@ def _difference_in_train_mode(model: nn.Module, chain: nn.Module, images: Tensor
             for module in network.modules():
                 module.training &= dropout or not isinstance(module, nn.modules.dropout._DropoutNd)
             try:
-                answer = network(images.clone())
+                output = network(images.clone())
             finally:
                 network.eval()
                 for buffer, value in kept:
                     buffer.copy_(value)
-            answers.append(list(answer) if isinstance(answer, tuple | list) else [answer])
+            outputs.append(list(output) if isinstance(output, tuple | list) else [output])
     # of a chain that leaves outputs out there is but the first
-    pairs = list(zip(*answers, strict=False))
+    pairs = list(zip(*outputs, strict=False))
     if all(torch.equal(*pair) for pair in pairs):
         return None
     return max((float((a - b).abs().max()) for a, b in pairs if a.shape == b.shape), default=float("inf"))

@@ -73,7 +73,7 @@ def test_cut_under_a_skip_connection_is_left_out() -> None:
     chain = split(model, probe=X, cuts=["stem", "a", "b"])
     assert chain.names == ("stem", "head")
     assert torch.equal(chain(X), model(X))
-    with pytest.raises(RequestError, match="no place among a, b where only one tensor crosses"):
+    with pytest.raises(RequestError, match="no cut point among a, b where only one tensor crosses"):
         split(model, probe=X, cuts=["a", "b"])
 
 
@@ -205,7 +205,7 @@ class Planted(nn.Module):
 @pytest.mark.parametrize("what", ["skip", "image", "mean", "number"])
 def test_a_planted_dependency_is_refused(what: str) -> None:
     model = Planted(what).eval()
-    with pytest.raises(RequestError, match="no place among b where only one tensor crosses"):
+    with pytest.raises(RequestError, match="no cut point among b where only one tensor crosses"):
         split(model, probe=X, cuts=["b"])
 
 
@@ -265,7 +265,7 @@ class Shared(nn.Module):
 def test_a_shared_table_is_the_same_in_all_blocks_even_if_chance_makes_it(rate: float) -> None:
     model = Shared(rate).eval()
     if rate:
-        with pytest.raises(RequestError, match="no place among a, b where only one tensor crosses"):
+        with pytest.raises(RequestError, match="no cut point among a, b where only one tensor crosses"):
             split(model, probe=X, cuts=["a", "b"])
     chain = split(model, probe=X, blocks=3)
     assert {cut.layout for cut in chain.cuts} == {"tuple" if rate else "NCHW"}

@@ -24,7 +24,7 @@ def test_a_number_of_blocks_is_met_with_equal_costs() -> None:
     assert chain.names == ("blocks.1", "blocks.3", "blocks.5", "blocks.7", "blocks.9", "head")
     with pytest.raises(RequestError, match="a chain has two blocks or more, not 1"):
         split(model, probe=x, blocks=1)
-    with pytest.raises(RequestError, match=r"can be cut at .* places, too few for 99 blocks"):
+    with pytest.raises(RequestError, match=r"has .* cut points, too few for 99 blocks"):
         split(model, probe=x, blocks=99)
     with pytest.raises(RequestError, match="names of modules to cut behind or a number of blocks, not both"):
         split(model, probe=x, blocks=2, cuts=["blocks.1"])

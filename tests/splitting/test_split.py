@@ -35,10 +35,10 @@ def test_chain_is_the_model(name: str) -> None:
         torch.manual_seed(1)
         network.train()
         network(x).square().mean().backward()
-    for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
-        assert mine.grad is not None
-        assert theirs.grad is not None
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=0)
+    for weight, expected in zip(model.parameters(), reference.parameters(), strict=True):
+        assert weight.grad is not None
+        assert expected.grad is not None
+        torch.testing.assert_close(weight.grad, expected.grad, rtol=0, atol=0)
     assert all(torch.equal(*pair) for pair in zip(model.buffers(), reference.buffers(), strict=True))
     torch.manual_seed(2)
     logits = chain(x)
@@ -94,7 +94,7 @@ class Noisy(Optional):
     [
         (Needy(), "Needy needs 'mask' beside the images"),
         (Two(), "Two returns tuple, not one tensor of logits"),
-        (Branching(), "Branching can't be cut at conv: following its forward failed"),
+        (Branching(), "Branching can't be cut at conv: tracing its forward failed"),
         (Noisy(), "Noisy can't be cut at conv: the chain's logits differ from the model's"),
     ],
     ids=lambda value: type(value).__name__,

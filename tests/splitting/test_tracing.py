@@ -37,5 +37,5 @@ def test_a_model_without_anything_to_cut_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x) if x.sum() > 0 else -self.net(x)
 
-    with pytest.raises(RequestError, match="Whole can't be cut: following its forward failed in eval mode"):
+    with pytest.raises(RequestError, match="Whole can't be cut: tracing its forward failed in eval mode"):
         split(Whole(), probe=X)

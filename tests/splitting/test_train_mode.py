@@ -72,5 +72,7 @@ def test_a_dependency_of_train_mode_alone_makes_a_cut_illegal() -> None:
     assert chain.names == ("a", "head")
     for training in (False, True):
         assert torch.equal(chain.train(training)(OTHER), model.train(training)(OTHER))
-    with pytest.raises(RequestError, match="goes another way in train mode, where more than one tensor crosses at b"):
+    with pytest.raises(
+        RequestError, match="has another forward in train mode, where more than one tensor crosses at b"
+    ):
         split(model, probe=X, cuts=["b"])
