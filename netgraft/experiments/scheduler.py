@@ -18,10 +18,9 @@ from typing import Any, Protocol
 import torch
 
 from netgraft.errors import RequestError, RunError
-from netgraft.experiments.locks import take
 from netgraft.experiments.results import ResultStore
 from netgraft.experiments.specification import Cell
-from netgraft.jobs.run_folder import RunFolder
+from netgraft.jobs.run_folder import RunFolder, RunFolderBusyError
 
 PREDICTIONS = "answers"
 
@@ -120,17 +119,12 @@ class WorkerPool:
     def work(self) -> None:
         """Compute one cell after another."""
         while (cell := self._next()) is not None:
-            results = self.grid.results
-            held = take(results.scratch / f"{cell.name}.lock")
-            if held is None:
-                self.said.put(("left", cell, "another command is computing it"))
-                continue
             try:
-                self._compute(cell, held)
+                self._compute(cell)
+            except RunFolderBusyError:
+                self.said.put(("left", cell, "another command is computing it"))
             except (RunError, RequestError, OSError) as error:
                 self.said.put(("failed", cell, str(error)))
-            finally:
-                os.close(held)
 
     def stop(self) -> None:
         """Let running cells save themselves; a second signal would make them leave at once."""
@@ -145,8 +139,12 @@ class WorkerPool:
         with self.lock:
             return self.waiting.pop(0) if self.waiting and not self.stopping else None
 
-    def _compute(self, cell: Cell, held: int) -> None:
-        process = self._start(cell, held)
+    def _compute(self, cell: Cell) -> None:
+        results = self.grid.results
+        folder = RunFolder(results.work(cell))
+        if folder.is_locked():
+            raise RunFolderBusyError
+        process = self._start(cell)
         if process is None:
             return
         self.said.put(("started", cell))
@@ -154,14 +152,19 @@ class WorkerPool:
         if process.returncode == INTERRUPTED and self.stopping:
             self.said.put(("left", cell, "interrupted; it goes on when the command is given again"))
             return
-        results = self.grid.results
-        result = RunFolder(results.work(cell)).result() if process.returncode == 0 else None
-        if result is None:
-            self.said.put(("failed", cell, _reason(process.returncode, words)))
-            return
-        self.said.put(("finished", cell, results.store(cell, result)))
+        if process.returncode == 0:
+            with folder.lock():
+                result = folder.result()
+                # a second command that began with the cell at the same moment may have stored it
+                stored = results.find(cell) if result is None else results.store(cell, result)
+            if stored is not None:
+                self.said.put(("finished", cell, stored))
+                return
+        elif folder.is_locked():
+            raise RunFolderBusyError
+        self.said.put(("failed", cell, _reason(process.returncode, words)))
 
-    def _start(self, cell: Cell, held: int) -> subprocess.Popen[str] | None:
+    def _start(self, cell: Cell) -> subprocess.Popen[str] | None:
         # what PyTorch would use here, which a CPU affinity and OMP_NUM_THREADS bound
         threads = str(max(1, torch.get_num_threads() // self.grid.workers))
         with self.lock:
@@ -173,7 +176,6 @@ class WorkerPool:
                 stderr=subprocess.PIPE,
                 text=True,
                 env={**os.environ, "OMP_NUM_THREADS": threads},
-                pass_fds=[held],
                 start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on once
             )
             self.running[process.pid] = process

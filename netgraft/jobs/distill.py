@@ -136,42 +136,42 @@ class DistillJob(RunOptions):
         name = f"{source.name}-{student_name}-{size}-{self.method}-{self.preset}{drawn}-seed{self.seed}".replace(
             "/", "_"
         )
-        out, finished = claim(runner, self.out, name, config, resume=self.resume)
-        if not runner.fabric.is_global_zero:
-            reporter = SilentReporter()
-        if finished is not None:
-            reporter.note(f"{out} is finished; nothing was left to do")
-            return finished
-        if runner.fabric.is_global_zero:
-            subset.save(out / "subset.json")
-            write_text(out / "plan.txt", f"{prepared.plan}\nviews: {prepared.views.policy}\n{prepared.pairing}\n")
-        reporter.note(str(subset))
-        reporter.note(str(prepared.plan))
-        distilled = prepared.run(folder=out, resume=self.resume, reporter=reporter, stop=stop)
+        with claim(runner, self.out, name, config, resume=self.resume) as (out, finished):
+            if not runner.fabric.is_global_zero:
+                reporter = SilentReporter()
+            if finished is not None:
+                reporter.note(f"{out} is finished; nothing was left to do")
+                return finished
+            if runner.fabric.is_global_zero:
+                subset.save(out / "subset.json")
+                write_text(out / "plan.txt", f"{prepared.plan}\nviews: {prepared.views.policy}\n{prepared.pairing}\n")
+            reporter.note(str(subset))
+            reporter.note(str(prepared.plan))
+            distilled = prepared.run(folder=out, resume=self.resume, reporter=reporter, stop=stop)
 
-        def finish() -> dict[str, Any]:
-            distilled.save(out / "student")
-            return {
-                **config,
-                **distilled.facts(),
-                **compare(
-                    teacher,
-                    distilled.student,
-                    test,
-                    distilled.data_config,
-                    reporter,
-                    ensemble=distilled.plan.ensemble,
-                    kept=self.keep_answers,
-                ),
-                "subset_seed": subset.seed,
-                "shots": subset.shots,
-                "images": len(subset.indices),
-                "category": about.category,
-                "selection": "none: last iterate, test set read once",
-                "plan": str(prepared.plan),
-            }
+            def finish() -> dict[str, Any]:
+                distilled.save(out / "student")
+                return {
+                    **config,
+                    **distilled.facts(),
+                    **compare(
+                        teacher,
+                        distilled.student,
+                        test,
+                        distilled.data_config,
+                        reporter,
+                        ensemble=distilled.plan.ensemble,
+                        kept=self.keep_answers,
+                    ),
+                    "subset_seed": subset.seed,
+                    "shots": subset.shots,
+                    "images": len(subset.indices),
+                    "category": about.category,
+                    "selection": "none: last iterate, test set read once",
+                    "plan": str(prepared.plan),
+                }
 
-        return conclude(runner, out, started, finish)
+            return conclude(runner, out, started, finish)
 
     def _labels(self, source: DataSource, subset: FewShotSubset) -> dict[str, Any]:
         if not self.labeled:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,28 +40,31 @@ class RunOptions:
     runner: Runner = field(default_factory=Runner)
 
 
+@contextmanager
 def claim(
     runner: Runner, out: Path | None, name: str, config: dict[str, Any], *, resume: bool
-) -> tuple[Path, dict[str, Any] | None]:
-    """Start the processes and let the first take the folder; all learn where it is and what came out already.
+) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+    """Start the processes and let the first hold the folder; all learn where it is and what came out already.
 
     Every process raises what the first one met: none may wait for one that has left.
     """
     fabric = runner.fabric
     claimed: tuple[str, dict[str, Any] | None] = ("", None)
     failure: RequestError | RunError | None = None
-    if fabric.is_global_zero:
-        try:
-            path = out or default_folder(name, resume=resume, fingerprint=config["fingerprint"])
-            folder = RunFolder(path)
-            folder.claim(config, resume=resume)
-            claimed = (str(path), folder.result())
-        except (RequestError, RunError) as error:
-            failure = error
-    claimed, failure = fabric.broadcast((claimed, failure))
-    if failure is not None:
-        raise failure
-    return Path(claimed[0]), claimed[1]
+    with ExitStack() as held:
+        if fabric.is_global_zero:
+            try:
+                path = out or default_folder(name, resume=resume, fingerprint=config["fingerprint"])
+                folder = RunFolder(path)
+                held.enter_context(folder.lock())
+                folder.claim(config, resume=resume)
+                claimed = (str(path), folder.result())
+            except (RequestError, RunError) as error:
+                failure = error
+        claimed, failure = fabric.broadcast((claimed, failure))
+        if failure is not None:
+            raise failure
+        yield Path(claimed[0]), claimed[1]
 
 
 def conclude(runner: Runner, out: Path, started: float, finish: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,12 +1,16 @@
-"""A run's folder: what it holds, and that nobody's run is ever overwritten silently."""
+"""A run's folder: what it holds, who works in it, and that nobody's run is ever overwritten silently."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from netgraft.errors import RequestError
 from netgraft.files import write_text
@@ -14,6 +18,12 @@ from netgraft.files import write_text
 CONFIG = "config.json"
 
 RESULT = "result.json"
+
+LOCK = ".lock"
+
+
+class RunFolderBusyError(RequestError):
+    """Another run is at work in the folder."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +48,51 @@ class RunFolder:
         """
         return _read(self.path / RESULT)
 
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep every other run out of the folder, which is made if need be; the end of the process ends it too.
+
+        Raises:
+            RunFolderBusyError: Another run holds it.
+            RequestError: The folder can't be made, or the file system can't lock.
+        """
+        self._make()
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise RunFolderBusyError(
+                f"another run is at work in {self.path}; wait until it ends, or choose another --out"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            # where nothing can be written, a finished run can still be read
+            if os.access(self.path, os.W_OK):
+                reason = getattr(error, "strerror", None) or error
+                raise RequestError(
+                    f"can't lock the folder {self.path}: {reason}; choose another --out, on a file system with locks "
+                    "and free space"
+                ) from error
+        try:
+            yield
+        finally:
+            # removed while it is held: whoever opened it before finds it gone and makes another; Windows keeps it
+            if lock.is_locked:
+                with suppress(OSError):
+                    (self.path / LOCK).unlink()
+            lock.release()
+
+    def is_locked(self) -> bool:
+        """Whether a run is at work in the folder. Raises RequestError like :meth:`lock`."""
+        if not (self.path / LOCK).exists():
+            return False
+        try:
+            with self.lock():
+                return False
+        except RunFolderBusyError:
+            return True
+
     def claim(self, config: dict[str, Any], *, resume: bool) -> None:
-        """Take the folder for a run, or go on with the run that it holds.
+        """Take the folder for a run, or go on with the run that it holds. The caller holds its lock.
 
         Raises:
             RequestError: It holds a run and ``resume`` is off, or it holds another run, or something else.
@@ -47,7 +100,7 @@ class RunFolder:
         present = self.config()
         if present is None:
             if self.path.exists() and not _is_free(self.path):
-                raise RequestError(f"{self.path} exists and holds no run of netgraft; choose another --out")
+                raise self._foreign()
         elif not resume:
             raise RequestError(
                 f"{self.path} already holds a run; add --resume to go on with it, or choose another --out"
@@ -59,16 +112,24 @@ class RunFolder:
                 f"{self.path} holds another run ({what or 'its images or weights differ'}); "
                 "give the options of that run, or choose another --out"
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RequestError(f"can't make the folder {self.path}: {error.strerror}; choose another --out") from error
+        self._make()
         if present is None:
             self.write(CONFIG, config)
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write JSON atomically."""
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+
+    def _make(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise self._foreign()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RequestError(f"can't make the folder {self.path}: {error.strerror}; choose another --out") from error
+
+    def _foreign(self) -> RequestError:
+        return RequestError(f"{self.path} exists and holds no run of netgraft; choose another --out")
 
 
 def _brief(value: object) -> str:
@@ -77,8 +138,9 @@ def _brief(value: object) -> str:
 
 
 def _is_free(path: Path) -> bool:
-    """Whether nothing lies in the folder but the start of a configuration whose writing was cut off."""
-    return path.is_dir() and all(entry.name.startswith(f".{CONFIG}.") for entry in path.iterdir())
+    """Whether nothing lies in the folder but a lock, or the start of a configuration whose writing was cut off."""
+    names = [entry.name for entry in path.iterdir()] if path.is_dir() else [path.name]
+    return all(name == LOCK or name.startswith(f".{CONFIG}.") for name in names)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -113,34 +113,34 @@ class TrainJob(RunOptions):
         fingerprint = _digest({**config, "plan": str(plan), "weights": state_digest(model)})
         config["fingerprint"] = fingerprint
         name = f"{source.name}-{self.model}-train-seed{self.seed}".replace("/", "_")
-        out, finished = claim(runner, self.out, name, config, resume=self.resume)
-        if not runner.fabric.is_global_zero:
-            reporter = SilentReporter()
-        if finished is not None:
-            reporter.note(f"{out} is finished; nothing was left to do")
-            return finished
-        reporter.note(str(plan))
-        images = source.train.load_many(range(count))
-        views = Views.configured(images, policy, data_config, seed=self.seed, labels=labels)
-        trained = runner.run(
-            plan, views, folder=out, fingerprint=fingerprint, resume=self.resume, reporter=reporter, stop=stop
-        )
+        with claim(runner, self.out, name, config, resume=self.resume) as (out, finished):
+            if not runner.fabric.is_global_zero:
+                reporter = SilentReporter()
+            if finished is not None:
+                reporter.note(f"{out} is finished; nothing was left to do")
+                return finished
+            reporter.note(str(plan))
+            images = source.train.load_many(range(count))
+            views = Views.configured(images, policy, data_config, seed=self.seed, labels=labels)
+            trained = runner.run(
+                plan, views, folder=out, fingerprint=fingerprint, resume=self.resume, reporter=reporter, stop=stop
+            )
 
-        def finish() -> dict[str, Any]:
-            save_student(out / "model", model.eval(), model, cuts=(), data_config=data_config)
-            result: dict[str, Any] = {
-                **config,
-                "steps": trained.steps,
-                "train_seconds": round(trained.seconds, 2),
-                "parameters": parameters(model),
-                "macs": macs(model, data_config["input_size"]),
-                "weights_digest": state_digest(model),
-                "top1": None,
-            }
-            if source.test is not None:
-                logits, labels = predictions(model, source.test, data_config, reporter)
-                result["top1"] = round(top1(logits, labels), 4)
-                result["test_images"] = len(source.test)
-            return result
+            def finish() -> dict[str, Any]:
+                save_student(out / "model", model.eval(), model, cuts=(), data_config=data_config)
+                result: dict[str, Any] = {
+                    **config,
+                    "steps": trained.steps,
+                    "train_seconds": round(trained.seconds, 2),
+                    "parameters": parameters(model),
+                    "macs": macs(model, data_config["input_size"]),
+                    "weights_digest": state_digest(model),
+                    "top1": None,
+                }
+                if source.test is not None:
+                    logits, labels = predictions(model, source.test, data_config, reporter)
+                    result["top1"] = round(top1(logits, labels), 4)
+                    result["test_images"] = len(source.test)
+                return result
 
-        return conclude(runner, out, started, finish)
+            return conclude(runner, out, started, finish)

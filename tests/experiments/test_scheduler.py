@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,10 +15,10 @@ import pytest
 import torch
 
 from netgraft.errors import RequestError
-from netgraft.experiments.locks import take
 from netgraft.experiments.results import ResultStore
 from netgraft.experiments.scheduler import Grid
 from netgraft.experiments.specification import Cell, Experiment
+from netgraft.jobs.run_folder import RunFolder
 
 EXPERIMENT = """
 title = "Small"
@@ -163,8 +162,8 @@ def test_a_grid_that_is_stopped_goes_on_with_the_cell(tmp_path: Path) -> None:
 
 def test_a_cell_that_outlives_its_killed_grid_is_left_alone_until_it_ends(tmp_path: Path) -> None:
     grid, cells, source = opened(tmp_path, LONG)
-    folder = str(grid.results.folder)
-    command = [sys.executable, "-m", "netgraft.cli.main", "benchmark", str(source), "--out", folder, "--workers", "8"]
+    out = str(grid.results.folder)
+    command = [sys.executable, "-m", "netgraft.cli.main", "benchmark", str(source), "--out", out, "--workers", "8"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     log = grid.results.work(cells[0]) / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -176,16 +175,36 @@ def test_a_cell_that_outlives_its_killed_grid_is_left_alone_until_it_ends(tmp_pa
     grid.run(cells, notes, never)
     assert notes.events == [("left", "long-1shot-subset0")]
     assert "another command" in notes.reasons["long-1shot-subset0"]
-    lock = grid.results.scratch / "long-1shot-subset0.lock"
-    while (descriptor := take(lock)) is None and time.monotonic() < deadline:
+    folder = RunFolder(grid.results.work(cells[0]))
+    while folder.is_locked() and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert descriptor is not None
-    os.close(descriptor)
+    assert not folder.is_locked()
     after = Notes()
     grid.run(grid.pending(cells), after, never)
     # the orphan came to its end; nothing of it is computed again
     assert after.events[-1] == ("finished", "long-1shot-subset0")
     assert after.steps == 0
+
+
+def test_commands_that_meet_in_a_cell_leave_it_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid, cells, _ = opened(tmp_path, KD_ALONE)
+    folder = RunFolder(grid.results.work(cells[0]))
+    # the first takes the folder when the second has looked already
+    monkeypatch.setattr(Grid, "command", lambda grid, cell: [sys.executable, "-c", "raise SystemExit(2)"])
+    looks = iter([False, True])
+    monkeypatch.setattr(RunFolder, "is_locked", lambda folder: next(looks))
+    notes = Notes()
+    with folder.lock():
+        grid.run(cells, notes, never)
+    assert notes.events == [("started", cells[0].name), ("left", cells[0].name)]
+    # a result that the first has stored meanwhile is as good
+    monkeypatch.setattr(Grid, "command", lambda grid, cell: [sys.executable, "-c", ""])
+    monkeypatch.setattr(RunFolder, "is_locked", lambda folder: False)
+    grid.results.store(cells[0], {"gap": 0.5})
+    after = Notes()
+    grid.run(cells, after, never)
+    assert after.events == [("started", cells[0].name), ("finished", cells[0].name)]
+    assert after.results[cells[0].name]["gap"] == 0.5
 
 
 def test_a_result_of_other_options_is_refused(tmp_path: Path) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from netgraft.errors import RequestError
-from netgraft.jobs.run_folder import RunFolder, default_folder
+from netgraft.jobs.distill import DistillJob
+from netgraft.jobs.run_folder import RunFolder, RunFolderBusyError, default_folder
 
 CONFIG: dict[str, Any] = {"fingerprint": "aaa", "data": "digits", "seed": 0}
 
@@ -94,6 +101,88 @@ def test_a_kill_while_the_configuration_was_written_leaves_the_folder_free(tmp_p
     assert RunFolder(tmp_path).config() == CONFIG
 
 
+def test_two_runs_never_meet_in_a_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "deep" / "run")
+    assert not folder.is_locked()
+    assert not folder.path.exists()
+    with folder.lock():
+        assert folder.is_locked()
+        with pytest.raises(RunFolderBusyError, match=r"another run is at work in .*run; wait until it ends"):
+            folder.lock().__enter__()
+        # the lock alone doesn't make it anybody's
+        folder.claim(CONFIG, resume=False)
+    assert not folder.is_locked()
+    assert [entry.name for entry in folder.path.iterdir()] == ["config.json"]
+    with pytest.raises(KeyError), folder.lock():
+        raise KeyError
+    with folder.lock():
+        folder.claim(CONFIG, resume=True)
+
+
+def test_a_killed_process_leaves_no_lock_behind(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    program = (
+        "import sys, time; from pathlib import Path; from netgraft.jobs.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).lock(): print('held', flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, str(folder.path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as said:
+        assert said.readline() == "held\n"
+    assert folder.is_locked()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (folder.path / ".lock").exists()
+    assert not folder.is_locked()
+    (folder.path / ".lock").touch()
+    with folder.lock():
+        folder.claim(CONFIG, resume=False)
+    assert [entry.name for entry in folder.path.iterdir()] == ["config.json"]
+
+
+def test_a_job_is_refused_where_another_works_and_holds_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = DistillJob(method="none", shots=1, out=tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    with folder.lock(), pytest.raises(RunFolderBusyError, match="another run is at work"):
+        job.run()
+    assert list(folder.path.iterdir()) == []
+    written: list[tuple[str, bool]] = []
+    write, claim = RunFolder.write, RunFolder.claim
+
+    def noting_claim(folder: RunFolder, config: dict[str, Any], *, resume: bool) -> None:
+        written.append(("claimed", folder.is_locked()))
+        claim(folder, config, resume=resume)
+
+    def noting_write(folder: RunFolder, name: str, content: dict[str, Any]) -> None:
+        write(folder, name, content)
+        written.append((name, folder.is_locked()))
+
+    monkeypatch.setattr(RunFolder, "claim", noting_claim)
+    monkeypatch.setattr(RunFolder, "write", noting_write)
+    job.run()
+    assert written == [("claimed", True), ("config.json", True), ("result.json", True)]
+    assert not (folder.path / ".lock").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)), NotImplementedError("no flock")])
+def test_a_file_system_without_locks_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def refuse(lock: FileLock, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    said = r"can't lock the folder .*: (No locks available|no flock); choose another --out, on a file system with locks"
+    with pytest.raises(RequestError, match=said):
+        RunFolder(tmp_path).lock().__enter__()
+    # a finished run on a read-only medium can be read, and nothing be written there
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with RunFolder(tmp_path).lock():
+        assert RunFolder(tmp_path).result() is None
+
+
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("x")
@@ -101,6 +190,10 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
         RunFolder(path).claim(CONFIG, resume=False)
     with pytest.raises(RequestError, match="can't make the folder"):
         RunFolder(path / "below").claim(CONFIG, resume=False)
+    with pytest.raises(RequestError, match="holds no run of netgraft"):
+        RunFolder(path).lock().__enter__()
+    with pytest.raises(RequestError, match="can't make the folder"):
+        RunFolder(path / "below").lock().__enter__()
     assert path.read_text() == "x"
 
 
