@@ -94,7 +94,7 @@ class DistillJob(RunOptions):
         teacher, student = self.models(source)
         for images in (source.train, test):
             check_classes(teacher, teacher_name, images)
-        about: About = find(self.method).kind.about  # type: ignore[attr-defined]
+        about = find(self.method).about
         preset = choose(self.method, self.preset, Budget(len(subset.indices), class_count(teacher)), self.settings)
         policy = preset.views if self.views is None else find_policy(self.views)
         if not source.hflip:
