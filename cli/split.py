@@ -98,9 +98,9 @@ def _show_blocks(name: str, network: Any, chain: BlockChain, size: Sequence[int]
 
 def _layout(cut: Cut) -> str:
     """``tokens 14x14+1`` for example; of other layouts the shape says the size."""
-    from netgraft.grafting.layout_conversion import described, form_of
+    from netgraft.grafting.layout_conversion import describe_form, form_of
 
-    return described(form_of(cut)) if cut.layout == "tokens" else cut.layout
+    return describe_form(form_of(cut)) if cut.layout == "tokens" else cut.layout
 
 
 def _print_blocks(name: str, network: Any, chain: BlockChain, size: Sequence[int]) -> None:

@@ -1,6 +1,6 @@
 """Adapters between a teacher's and a student's blocks: projections of the channels, in any layout, and conversions.
 
-A projection is a bias-free mix of channels at each place: a 1x1 convolution on maps with channels first, a linear
+A projection is a bias-free mix of channels at each position: a 1x1 convolution on maps with channels first, a linear
 layer where channels come last. Where teacher and student differ in more than their widths, it stands between two
 layout conversions.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from netgraft.grafting.layout_conversion import LayoutConversion, described, form_of
+from netgraft.grafting.layout_conversion import LayoutConversion, describe_form, form_of
 from netgraft.splitting.chain import Cut
 from netgraft.splitting.layouts import Layout
 
@@ -19,6 +19,13 @@ class Projector(nn.Conv2d):
     """A bias-free 1x1 convolution (B, in, H, W) -> (B, out, H, W), the identity at first where widths are equal.
 
     It lets flow matrices of different widths be compared, which the article on them does not do.
+
+    Args:
+        in_channels: Width of what comes in.
+        out_channels: Width of what goes out.
+
+    Raises:
+        ValueError: A width is no integer of at least 1.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -30,6 +37,9 @@ class Projector(nn.Conv2d):
 
 def check_widths(*widths: int) -> None:
     """Refuse what is no number of channels.
+
+    Args:
+        widths: Numbers of channels.
 
     Raises:
         ValueError: A width is no integer of at least 1.
@@ -47,7 +57,7 @@ class Adapter(Projector):
 
     @classmethod
     def selecting(cls, channels: Tensor, width: int) -> Adapter:
-        """Keep ``channels`` (indices) of ``width`` channels."""
+        """Return an adapter (B, width, H, W) -> (B, N, H, W) that keeps ``channels``, indices (N,)."""
         adapter = cls(width, len(channels))
         with torch.no_grad():
             adapter.weight.zero_()
@@ -56,7 +66,7 @@ class Adapter(Projector):
 
     @classmethod
     def placing(cls, channels: Tensor, width: int) -> Adapter:
-        """Put each channel at its index in ``channels`` among ``width`` channels, zero elsewhere."""
+        """Return an adapter (B, N, H, W) -> (B, width, H, W) that puts channel ``i`` at ``channels[i]``, else zeros."""
         adapter = cls(len(channels), width)
         with torch.no_grad():
             adapter.weight.zero_()
@@ -70,12 +80,15 @@ class LinearAdapter(nn.Linear):
     Args:
         in_channels: Width of what comes in.
         out_channels: Width of what goes out.
-        layout: ``NHWC`` or ``tokens``: says which of the dimensions are places.
+        layout: ``NHWC`` or ``tokens``: says which of the dimensions are positions.
+
+    Raises:
+        ValueError: Another layout.
     """
 
     def __init__(self, in_channels: int, out_channels: int, layout: str) -> None:
         if layout not in {"NHWC", "tokens"}:
-            raise ValueError(f"channels come last in NHWC and tokens, not in {layout}")
+            raise ValueError(f"layout must be NHWC or tokens, where channels come last, not {layout}")
         super().__init__(in_channels, out_channels, bias=False)
         self.layout = layout
         if in_channels == out_channels:
@@ -89,7 +102,7 @@ class ConvertingAdapter(nn.Sequential):
     """A projection between two layout conversions, on the smaller one of the two maps, where it costs least.
 
     Conversions treat every channel alike, so the function is the same on either map; only a prefix token that is made
-    of an averaged map weighs its places a little differently where areas overlap.
+    of an averaged map weighs its positions a little differently where areas overlap.
 
     Args:
         source: Form of what comes in.
@@ -122,21 +135,35 @@ class ConvertingAdapter(nn.Sequential):
     @property
     def conversion(self) -> str:
         """What it does besides, in words."""
-        return f"it converts {described(self.source)} to {described(self.target)}"
+        return f"it converts {describe_form(self.source)} to {describe_form(self.target)}"
 
 
 AnyAdapter = Projection | ConvertingAdapter
 
 
 def projection(layout: str, in_channels: int, out_channels: int) -> Projection:
-    """Make the mix of channels of a layout."""
+    """Return a new projection in a layout: a 1x1 convolution for ``NCHW``, a linear layer for ``NHWC`` and ``tokens``.
+
+    Raises:
+        ValueError: Another layout, or a width below 1.
+    """
     if layout == "NCHW":
         return Adapter(in_channels, out_channels)
     return LinearAdapter(in_channels, out_channels, layout)
 
 
 def between(source: Cut, target: Cut, mix: Projection, *, own: Cut) -> AnyAdapter:
-    """Return an adapter from one cut to the other, with ``mix`` in the layout of ``own``, one of the two."""
+    """Return an adapter from one cut to another.
+
+    Args:
+        source: What comes in.
+        target: What goes out.
+        mix: The projection of channels, in the layout of ``own``.
+        own: One of the two cuts: the student's.
+
+    Returns:
+        ``mix`` itself where both cuts have the same form, or else ``mix`` between conversions.
+    """
     forms = form_of(source), form_of(target)
     if forms[0] == forms[1]:
         return mix

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from netgraft.modules import LayerTracer
 
 _FLAT = "flat"
-
 """(B, C * positions), beside the layouts of cuts: what comes behind pooling and flattening."""
 
 
@@ -24,11 +23,11 @@ _COMMUTING_ON_MAPS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d, F.avg_po
 _COMMUTING = (nn.Identity, nn.Dropout, "contiguous")
 
 
-class _NotFoldableError(Exception):
-    """Says which layer stands in the way."""
+class NotFoldableError(Exception):
+    """Says which layer keeps an adapter from folding."""
 
 
-def _mixes_channels(module: nn.Module, layout: str) -> bool:
+def mixes_channels(module: nn.Module, layout: str) -> bool:
     """Whether ``module``, with its plain weight, is linear in the channels of an input of this layout, padding too."""
     if "weight" not in dict(module.named_parameters(recurse=False)):
         return False  # the weight is computed, by weight normalisation for instance
@@ -40,8 +39,7 @@ def _mixes_channels(module: nn.Module, layout: str) -> bool:
     return type(module).forward in {nn.Conv2d.forward, Conv2dSame.forward}
 
 
-_PLACES = {"NCHW": (2, 3), "NHWC": (1, 2), "tokens": (1,)}
-
+_SPATIAL = {"NCHW": (2, 3), "NHWC": (1, 2), "tokens": (1,)}
 """Dimensions that are no channels; none of them is last but in NCHW."""
 
 _PERMUTED = {("NCHW", (0, 2, 3, 1)): "NHWC", ("NHWC", (0, 3, 1, 2)): "NCHW"}
@@ -60,9 +58,11 @@ def _commutes(node: fx.Node, what: object, layout: str) -> str | None:
     if what == "mean" and layout != _FLAT:
         over = argument(1, "dim", None)
         dims = (over,) if isinstance(over, int) else over
-        rank = len(_PLACES[layout]) + 2
-        over_places = isinstance(dims, list | tuple) and {int(str(dim)) % rank for dim in dims} == {*_PLACES[layout]}
-        return (layout if argument(2, "keepdim", False) else _FLAT) if over_places else None
+        rank = len(_SPATIAL[layout]) + 2
+        over_positions = isinstance(dims, list | tuple) and {int(str(dim)) % rank for dim in dims} == {
+            *_SPATIAL[layout]
+        }
+        return (layout if argument(2, "keepdim", False) else _FLAT) if over_positions else None
     if what in {"permute", torch.permute}:
         order = node.args[1:] if len(node.args) > 2 else argument(1, "dims", ())
         return _PERMUTED.get((layout, tuple(order))) if isinstance(order, list | tuple) else None
@@ -76,46 +76,67 @@ def _is_one_of(what: object, kinds: tuple[object, ...]) -> bool:
     return (type(what) if isinstance(what, nn.Module) else what) in kinds
 
 
-def _consumers(block: nn.Module, layout: str) -> list[str]:
-    """Names of the layers that together take in all of the block's input.
+def consumers(block: nn.Module, layout: str) -> list[str]:
+    """Return the names of the layers that together take in all of the block's input.
+
+    Args:
+        block: Takes in one tensor.
+        layout: Of that tensor: ``NCHW``, ``NHWC`` or ``tokens``.
 
     Raises:
-        _NotFoldableError: Something else needs the input too.
+        NotFoldableError: Something else needs the input too, or nothing does.
     """
-    if _mixes_channels(block, layout):
+    if mixes_channels(block, layout):
         return [""]
     try:
         graph = LayerTracer().trace(block)
     except Exception as error:  # fx raises whatever the block's own forward raised
-        raise _NotFoldableError(f"{type(block).__name__} can't be followed") from error
+        raise NotFoldableError(f"{type(block).__name__} can't be traced") from error
     calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
 
-    def follow(node: fx.Node, layout: str) -> Iterator[str]:
+    def consumers_behind(node: fx.Node, layout: str) -> Iterator[str]:
         for user in node.users:
             name = str(user.target)
             what = block.get_submodule(name) if user.op == "call_module" else user.target
-            if isinstance(what, nn.Module) and _mixes_channels(what, layout):
+            if isinstance(what, nn.Module) and mixes_channels(what, layout):
                 if calls.count(name) > 1:
-                    raise _NotFoldableError(f"{name} is used more than once")
+                    raise NotFoldableError(f"{name} is used more than once")
                 yield name
                 continue
             layout_behind = _commutes(user, what, layout)
             if layout_behind is not None:
-                yield from follow(user, layout_behind)
-            elif isinstance(what, nn.Module):
-                raise _NotFoldableError(f"{name} ({type(what).__name__}) comes first")
-            elif what in {operator.add, operator.iadd, torch.add, "add", "add_"}:
-                raise _NotFoldableError("a residual path carries the input on")
+                yield from consumers_behind(user, layout_behind)
             else:
-                raise _NotFoldableError(f"{user.name} comes first")
+                raise NotFoldableError(_obstacle(user, what))
 
     placeholder = next(node for node in graph.nodes if node.op == "placeholder")
-    return list(dict.fromkeys(follow(placeholder, layout)))
+    found = list(dict.fromkeys(consumers_behind(placeholder, layout)))
+    if not found:
+        raise NotFoldableError("nothing takes the input")
+    return found
+
+
+def _obstacle(node: fx.Node, what: object) -> str:
+    """Say what a mix of channels doesn't pass through."""
+    if isinstance(what, nn.Module):
+        return f"{node.target} ({type(what).__name__}) comes first"
+    if what in {operator.add, operator.iadd, torch.add, "add", "add_"}:
+        return "a residual path carries the input on"
+    return f"{node.name} comes first"
 
 
 def why_not_foldable(block: nn.Module, layout: str = "NCHW") -> str | None:
-    """Say what keeps an adapter in front of ``block``, which takes in this layout, from folding; None if it folds."""
+    """Say what keeps an adapter from folding.
+
+    Args:
+        block: What follows the adapter.
+        layout: Of the tensor between them: ``NCHW``, ``NHWC`` or ``tokens``.
+
+    Returns:
+        The reason, in words; None if the adapter folds.
+    """
     try:
-        return None if _consumers(block, layout) else "nothing takes the input"
-    except _NotFoldableError as reason:
+        consumers(block, layout)
+    except NotFoldableError as reason:
         return str(reason)
+    return None

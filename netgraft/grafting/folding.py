@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from netgraft.grafting.adapters import ConvertingAdapter, LinearAdapter
-from netgraft.grafting.foldability import _consumers, _mixes_channels, why_not_foldable
+from netgraft.grafting.foldability import NotFoldableError, consumers, mixes_channels
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ class Folding:
     Attributes:
         student: The same function with fewer layers; a copy.
         folded: Names of the layers that took an adapter in.
-        kept: For each adapter that stayed a visible layer: its place in ``student`` and the reason.
+        kept: For each adapter that stayed a visible layer: its index in ``student`` and the reason.
     """
 
     student: nn.Sequential
@@ -59,20 +60,27 @@ def _adapter_layout(layer: nn.Module) -> str | None:
         return layer.layout
     one_by_one = (
         isinstance(layer, nn.Conv2d)
-        and _mixes_channels(layer, "NCHW")
+        and mixes_channels(layer, "NCHW")
         and (layer.kernel_size, layer.stride, layer.padding, layer.bias) == ((1, 1), (1, 1), (0, 0), None)
     )
     return "NCHW" if one_by_one else None
 
 
 def fold_with_report(student: nn.Sequential) -> Folding:
-    """Fold what folds exactly and say what didn't; see :func:`fold`."""
+    """Fold what folds exactly and say what didn't.
+
+    Args:
+        student: Blocks and adapters; stays as it is.
+
+    Returns:
+        What :func:`fold` returns, and what became of each adapter.
+    """
     layers: list[nn.Module] = []
     folded: list[str] = []
     kept: dict[int, str] = {}
     pending: tuple[str, Tensor] | None = None
     copied = copy.deepcopy(student)
-    places = Counter(module for layer in copied for module in layer.modules())
+    uses = Counter(module for layer in copied for module in layer.modules())
     for layer in copied:
         layout = _adapter_layout(layer)
         if layout is not None:
@@ -81,31 +89,41 @@ def fold_with_report(student: nn.Sequential) -> Folding:
             pending = layout, matrix if pending is None else matrix @ pending[1]
             continue
         if pending is not None:
-            reason = why_not_foldable(layer, pending[0])
-            takers = [] if reason else _consumers(layer, pending[0])
-            for name in takers:
-                if places[layer.get_submodule(name)] > 1:
-                    reason = f"{name or type(layer).__name__} is used more than once"
-            if reason is None:
-                for name in takers:
+            try:
+                names = _consumers_used_once(layer, pending[0], uses)
+            except NotFoldableError as reason:
+                kept[len(layers)] = str(reason)
+                layers.append(_as_layer(*pending, next(student.parameters())))
+            else:
+                for name in names:
                     _absorb(layer.get_submodule(name), pending[1])
                     folded.append(name or type(layer).__name__)
-            else:
-                kept[len(layers)] = reason
-                layers.append(_visible(*pending, next(student.parameters())))
             pending = None
         if isinstance(layer, ConvertingAdapter):
             kept[len(layers)] = layer.conversion
         layers.append(layer)
     if pending is not None:
         kept[len(layers)] = "nothing follows"
-        layers.append(_visible(*pending, next(student.parameters())))
+        layers.append(_as_layer(*pending, next(student.parameters())))
     result = nn.Sequential(*layers)
     result.training = student.training  # the layers keep their own modes
     return Folding(result, tuple(folded), kept)
 
 
-def _visible(layout: str, matrix: Tensor, like: Tensor) -> nn.Module:
+def _consumers_used_once(block: nn.Module, layout: str, uses: Mapping[nn.Module, int]) -> list[str]:
+    """Names of the layers that an adapter in front of ``block`` folds into.
+
+    Raises:
+        NotFoldableError: It folds into none, or another part of the student uses one of them too.
+    """
+    names = consumers(block, layout)
+    for name in reversed(names):
+        if uses[block.get_submodule(name)] > 1:
+            raise NotFoldableError(f"{name or type(block).__name__} is used more than once")
+    return names
+
+
+def _as_layer(layout: str, matrix: Tensor, like: Tensor) -> nn.Module:
     wide, narrow = matrix.shape[1], matrix.shape[0]
     adapter = nn.Conv2d(wide, narrow, 1, bias=False) if layout == "NCHW" else LinearAdapter(wide, narrow, layout)
     adapter.to(like.device, like.dtype)
@@ -122,6 +140,22 @@ def fold(student: nn.Module) -> nn.Module:
     in. Otherwise it stays one visible layer. The result equals ``student`` in eval mode up to float rounding.
 
     Args:
-        student: An ``nn.Sequential`` of blocks and adapters (other modules have no adapters and are returned).
+        student: An ``nn.Sequential`` of blocks and adapters; other modules have no adapters.
+
+    Returns:
+        A copy with the adapters folded; ``student`` itself where it is no ``nn.Sequential``.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> adapter, block = nn.Conv2d(5, 4, 1, bias=False), nn.Conv2d(4, 6, 3, padding=1)
+        >>> folded = fold(nn.Sequential(adapter, block))
+        >>> folded
+        Sequential(
+          (0): Conv2d(5, 6, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+        )
+        >>> images = torch.randn(2, 5, 8, 8)
+        >>> torch.allclose(folded(images), block(adapter(images)), atol=1e-5)
+        True
     """
     return fold_with_report(student).student if isinstance(student, nn.Sequential) else student

@@ -1,6 +1,6 @@
-"""Between the forms of two cuts: channels first, channels last or tokens, map sizes, prefix tokens.
+"""Conversions between the forms of two cuts: channels first, channels last or tokens, map sizes, prefix tokens.
 
-A bridge has no weights and treats every channel alike, so it commutes with any mix of channels.
+A conversion has no weights and treats every channel alike, so it commutes with any mix of channels.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from netgraft.splitting.chain import Cut
 from netgraft.splitting.layouts import Layout
 
 MAP_LAYOUTS = ("NCHW", "NHWC", "tokens")
-
-"""In which a map can be found again; what else crosses a cut can't be bridged."""
+"""In which a map can be found again; what else crosses a cut can't be converted."""
 
 
 def form_of(cut: Cut) -> Layout:
@@ -27,7 +26,7 @@ def holds_map(cut: Cut) -> bool:
     return cut.layout in MAP_LAYOUTS and bool(cut.size)
 
 
-def described(form: Layout) -> str:
+def describe_form(form: Layout) -> str:
     """Name a form for people: ``NCHW 7x7``, or ``tokens 14x14+1`` with the number of prefix tokens."""
     size = "x".join(map(str, form.size))
     return f"{form.kind} {size}" + (f"+{form.prefix_tokens}" if form.prefix_tokens else "")
@@ -55,13 +54,16 @@ class LayoutConversion(nn.Module):
 
     def __init__(self, source: Layout, target: Layout) -> None:
         if not all(form.kind in MAP_LAYOUTS and form.size for form in (source, target)):
-            raise ValueError(f"there is no bridge from {described(source)} to {described(target)}: one is no map")
+            raise ValueError(
+                f"expected two forms that hold a map, got {describe_form(source)} and {describe_form(target)}; "
+                "choose cuts where maps cross"
+            )
         super().__init__()
         self.source = source
         self.target = target
 
     def forward(self, state: Tensor) -> Tensor:
-        """Convert."""
+        """Convert a tensor of the source's form (B, ...) into one of the target's; channels and their order stay."""
         source, target = self.source, self.target
         places = source.map_of(state)  # (B, H, W, C)
         maps = resized(places.movedim(-1, 1), target.size)
@@ -79,7 +81,7 @@ class LayoutConversion(nn.Module):
 
     def extra_repr(self) -> str:
         """Name both forms."""
-        return f"{described(self.source)} -> {described(self.target)}"
+        return f"{describe_form(self.source)} -> {describe_form(self.target)}"
 
 
 def resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -15,7 +15,7 @@ from math import prod
 from torch import Tensor, nn
 
 from netgraft.errors import RequestError
-from netgraft.grafting.layout_conversion import described, form_of, holds_map
+from netgraft.grafting.layout_conversion import describe_form, form_of, holds_map
 from netgraft.modules import structure
 from netgraft.splitting.balance import balanced_partition
 from netgraft.splitting.chain import BlockChain, Cut
@@ -23,7 +23,7 @@ from netgraft.splitting.chain import BlockChain, Cut
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
-    """A teacher and a student cut at the same places, and how the student starts.
+    """A teacher and a student cut at corresponding points, and how the student starts.
 
     Attributes:
         teacher: Chain of L blocks.
@@ -53,33 +53,35 @@ class Pairing:
     @property
     def widths(self) -> list[tuple[int, int]]:
         """The teacher's and the student's channels at each cut."""
-        return [
-            (mine.channels, theirs.channels) for mine, theirs in zip(self.teacher.cuts, self.student.cuts, strict=True)
-        ]
+        cuts = zip(self.teacher.cuts, self.student.cuts, strict=True)
+        return [(teacher.channels, student.channels) for teacher, student in cuts]
 
     @property
     def conversions(self) -> list[str]:
         """For each cut the forms that its adapters convert between; empty where teacher and student have the same."""
-        pairs = zip(self.teacher.cuts, self.student.cuts, strict=True)
-        forms = [(form_of(mine), form_of(theirs)) for mine, theirs in pairs]
-        return ["" if mine == theirs else f"{described(mine)} / {described(theirs)}" for mine, theirs in forms]
+        cuts = zip(self.teacher.cuts, self.student.cuts, strict=True)
+        forms = [(form_of(teacher), form_of(student)) for teacher, student in cuts]
+        return [
+            "" if teacher == student else f"{describe_form(teacher)} / {describe_form(student)}"
+            for teacher, student in forms
+        ]
 
     def __str__(self) -> str:
         lines = []
         conversions = self.conversions
-        for number, (mine, theirs) in enumerate(zip(self.teacher.names, self.student.names, strict=True)):
+        names = zip(self.teacher.names, self.student.names, strict=True)
+        for number, (teacher, student) in enumerate(names):
             shapes = ""
             if number < len(self) - 1:
                 shapes = f"  {self.teacher.cuts[number]} / {self.student.cuts[number]}"
                 shapes += f"  adapters convert {conversions[number]}" if conversions[number] else ""
             mark = "  inherited" if number < self.inherited else ""
-            lines.append(f"block {number + 1}: {mine} / {theirs}{shapes}{mark}")
+            lines.append(f"block {number + 1}: {teacher} / {student}{shapes}{mark}")
         lines += [f"left out: {', '.join(self.left_out)}"] if self.left_out else []
         return "\n".join(lines)
 
 
 _CLOSE = 1.3
-
 """How many times a size may be another that is taken for the same stage's, rounded in another way; stages halve it."""
 
 
@@ -101,7 +103,7 @@ def _is_isotropic(chain: BlockChain) -> bool:
 
 def _of_equal_depth(teacher: BlockChain, student: BlockChain) -> list[tuple[int, int]]:
     """As many pairs of cuts, in order, as there can be, with the least sum of differences in depth."""
-    mine, theirs = _depths(teacher), _depths(student)
+    teacher_depths, student_depths = _depths(teacher), _depths(student)
 
     @cache
     def best(i: int, j: int, count: int) -> tuple[float, tuple[tuple[int, int], ...]]:
@@ -111,22 +113,23 @@ def _of_equal_depth(teacher: BlockChain, student: BlockChain) -> list[tuple[int,
         if min(i, j) < count:
             return float("inf"), ()
         cost, pairs = best(i - 1, j - 1, count - 1)
-        (number, depth), (counterpart, its_depth) = mine[i - 1], theirs[j - 1]
+        (number, depth), (counterpart, its_depth) = teacher_depths[i - 1], student_depths[j - 1]
         taken = cost + abs(depth - its_depth), (*pairs, (number, counterpart))
         return min(taken, best(i - 1, j, count), best(i, j - 1, count))
 
-    return list(best(len(mine), len(theirs), min(len(mine), len(theirs)))[1])
+    rows, columns = len(teacher_depths), len(student_depths)
+    return list(best(rows, columns, min(rows, columns))[1])
 
 
 def _depths(chain: BlockChain) -> list[tuple[int, float]]:
     """Numbers of the cuts where a map crosses, and the share of the chain's products that is computed in front of each.
 
-    A weight is taken to be used at every place of the map that its block makes, which leaves attention out. The last
+    A weight is taken to be used at every position of the map that its block makes, which leaves attention out. The last
     block makes none: it pools first, except where it holds layers like all the others.
     """
-    places = [prod(cut.size) if holds_map(cut) else 1 for cut in chain.cuts]
-    places.append(places[-1] if _is_isotropic(chain) else 1)
-    costs = [_weights(block) * count for block, count in zip(chain, places, strict=True)]
+    positions = [prod(cut.size) if holds_map(cut) else 1 for cut in chain.cuts]
+    positions.append(positions[-1] if _is_isotropic(chain) else 1)
+    costs = [_weights(block) * count for block, count in zip(chain, positions, strict=True)]
     done = list(accumulate(costs))
     return [(number, done[number] / max(done[-1], 1)) for number, cut in enumerate(chain.cuts) if holds_map(cut)]
 
@@ -136,7 +139,7 @@ def _weights(block: nn.Module) -> int:
 
 
 def matching_cuts(teacher: Sequence[Cut], student: Sequence[Cut], *, within: float = 1.0) -> list[tuple[int, int]]:
-    """Pair cuts of the same map size, in whatever layout, in order, as many as can be; numbers of both.
+    """Pair cuts of the same map size, in whatever layout, in order, as many as can be.
 
     Where all cuts of both are alike, as in vision transformers, those at the same share of the blocks. Otherwise among
     equals the last cuts of a size, where a stage ends.
@@ -145,12 +148,15 @@ def matching_cuts(teacher: Sequence[Cut], student: Sequence[Cut], *, within: flo
         teacher: The cuts of one chain.
         student: Of the other.
         within: How many times a height or width may be the other.
+
+    Returns:
+        Numbers of the teacher's and the student's cut of each pair.
     """
 
-    def fits(mine: Cut, theirs: Cut) -> bool:
-        if not (holds_map(mine) and holds_map(theirs)):
+    def fits(first: Cut, second: Cut) -> bool:
+        if not (holds_map(first) and holds_map(second)):
             return False
-        return all(max(sides) <= within * min(sides) for sides in zip(mine.size, theirs.size, strict=True))
+        return all(max(sides) <= within * min(sides) for sides in zip(first.size, second.size, strict=True))
 
     if teacher and student and all(fits(teacher[0], cut) for cut in [*teacher, *student]):
         return _by_number(len(teacher) + 1, len(student) + 1)
@@ -188,7 +194,7 @@ def _table(title: str, chain: BlockChain) -> str:
 
 
 def _kind(cut: Cut) -> str:
-    return described(form_of(cut)) if holds_map(cut) else cut.layout
+    return describe_form(form_of(cut)) if holds_map(cut) else cut.layout
 
 
 def pair(teacher: BlockChain, student: BlockChain) -> Pairing:
@@ -197,8 +203,26 @@ def pair(teacher: BlockChain, student: BlockChain) -> Pairing:
     Cuts correspond whose maps have the same size, in whatever layout, or else nearly the same. Where one chain has a
     single size, and the other has others, cuts at the same depth do, except between two convolutional networks.
 
+    Args:
+        teacher: Chain of a trained classifier.
+        student: Chain of another, for images of the same size.
+
+    Returns:
+        Both chains with as many blocks; they share the modules of the chains that came in. The student starts as it
+        was built.
+
     Raises:
         RequestError: No two cuts correspond; names the cuts of both.
+
+    Examples:
+        >>> import timm, torch
+        >>> import netgraft.zoo
+        >>> from netgraft import split
+        >>> probe = torch.randn(2, 1, 8, 8)
+        >>> names = ("digits_vgg7_bn", "digits_vgg7_bn_half")
+        >>> teacher, student = (split(timm.create_model(name), probe=probe) for name in names)
+        >>> print(pair(teacher, student))
+        block 1: features.6 / features.6  32x4x4 / 32x4x4
     """
     common = _corresponding(teacher, student)
     if not common:
@@ -207,7 +231,8 @@ def pair(teacher: BlockChain, student: BlockChain) -> Pairing:
             f"  {_table('teacher', teacher)}\n  {_table('student', student)}\n"
             f"{_advice(teacher, student)}"
         )
-    return Pairing(teacher.merge([mine for mine, _ in common]), student.merge([theirs for _, theirs in common]))
+    kept, student_kept = zip(*common, strict=True)
+    return Pairing(teacher.merge(kept), student.merge(student_kept))
 
 
 def _advice(teacher: BlockChain, student: BlockChain) -> str:
@@ -239,13 +264,19 @@ def merge_to(pairing: Pairing, blocks: int, *, costs: Sequence[int]) -> Pairing:
             f"not to {blocks}; choose another number of blocks"
         )
     if pairing.inherited or pairing.selections:
-        raise ValueError("blocks are merged before the student starts from any")
+        raise ValueError("blocks are merged before the student inherits or is sliced; merge the pairing first")
     kept = balanced_partition(costs, blocks)
     return replace(pairing, teacher=pairing.teacher.merge(kept), student=pairing.student.merge(kept))
 
 
 def inherit(pairing: Pairing) -> Pairing:
     """Copy the teacher's weights into the leading blocks of the student that are built, and cut, exactly alike.
+
+    Args:
+        pairing: The student's blocks are changed in place.
+
+    Returns:
+        The pairing with the number of inherited blocks.
 
     Raises:
         RequestError: The student is built like the teacher from front to end, so nothing would be left to train.
@@ -257,7 +288,7 @@ def inherit(pairing: Pairing) -> Pairing:
             "the student is built exactly like the teacher, so every block would be inherited and nothing trained; "
             "choose a smaller student or inherit='none'"
         )
-    for mine, theirs, _ in alike:
-        weights = zip(theirs.state_dict(), mine.state_dict().values(), strict=True)
-        theirs.load_state_dict(dict(weights))
+    for teacher, student, _ in alike:
+        weights = zip(student.state_dict(), teacher.state_dict().values(), strict=True)
+        student.load_state_dict(dict(weights))
     return replace(pairing, inherited=len(alike))

@@ -17,8 +17,6 @@ from netgraft.grafting.layout_conversion import form_of
 from netgraft.grafting.pairing import Pairing
 from netgraft.splitting.chain import BlockChain
 
-__all__ = ["Adapter", "Scion", "assemble", "graft", "join", "make_scions"]
-
 
 class Scion(nn.Sequential):
     """Student blocks with the adapters that let them stand among teacher blocks: enter, block, exit."""
@@ -33,13 +31,34 @@ class Scion(nn.Sequential):
 
 
 def graft(stock: BlockChain, scion: nn.Module, at: range) -> nn.Sequential:
-    """Replace the stock's blocks ``at`` by ``scion``.
+    """Replace the stock's blocks ``at`` by ``scion`` (Shen et al., AAAI 2021, section "Block Grafting").
+
+    Args:
+        stock: The teacher's chain.
+        scion: Takes in what crosses the cut in front of these blocks, and gives what crosses the cut behind them.
+        at: Numbers of the blocks, neighbours in order.
 
     Returns:
         A new container that shares its modules with ``stock`` and ``scion``.
+
+    Raises:
+        ValueError: ``at`` is empty, or no run of the stock's blocks.
+
+    Examples:
+        >>> import torch
+        >>> from netgraft import load_teacher, split
+        >>> images = torch.randn(2, 1, 8, 8)
+        >>> stock = split(load_teacher("digits_vgg7_bn"), probe=images)
+        >>> [str(cut) for cut in stock.cuts]
+        ['32x4x4', '64x2x2', '128x1x1']
+        >>> scion = torch.nn.Conv2d(32, 64, 3, stride=2, padding=1)
+        >>> graft(stock, scion, range(1, 2))(images).shape
+        torch.Size([2, 10])
     """
     if at.step != 1 or not 0 <= at.start < at.stop <= len(stock):
-        raise ValueError(f"{at} is no run of the stock's {len(stock)} blocks")
+        raise ValueError(
+            f"expected a run of the stock's {len(stock)} blocks, got {at}; name neighbouring blocks in order"
+        )
     blocks = stock.blocks()
     return nn.Sequential(*blocks[: at.start], scion, *blocks[at.stop :])
 
@@ -49,6 +68,12 @@ def join(scions: Sequence[Scion]) -> Scion:
 
     Where these convert to the teacher's form and back, their projections alone remain: between two of its own blocks
     the student keeps its layout, its resolution and its prefix tokens.
+
+    Args:
+        scions: Of neighbouring blocks, in order.
+
+    Returns:
+        A new scion that shares its modules with ``scions``.
     """
     layers: list[nn.Module] = []
     for scion in scions:
@@ -70,6 +95,9 @@ def make_scions(pairing: Pairing, *, trained: bool = True) -> list[Scion]:
         pairing: Teacher and student.
         trained: Whether the adapters are going to be trained. If not, there is none where nothing differs: it would
             stay the identity.
+
+    Returns:
+        A scion for each student block that is not inherited, in order.
     """
     scions = []
     for number in range(pairing.inherited, len(pairing)):
@@ -83,8 +111,8 @@ def make_scions(pairing: Pairing, *, trained: bool = True) -> list[Scion]:
 
 
 def _needs_enter(pairing: Pairing, cut: int) -> bool:
-    mine, theirs = pairing.teacher.cuts[cut], pairing.student.cuts[cut]
-    return mine.channels != theirs.channels or form_of(mine) != form_of(theirs)
+    teacher, student = pairing.teacher.cuts[cut], pairing.student.cuts[cut]
+    return teacher.channels != student.channels or form_of(teacher) != form_of(student)
 
 
 def _needs_exit(pairing: Pairing, cut: int, trained: bool) -> bool:
@@ -109,6 +137,10 @@ def _exit(pairing: Pairing, cut: int) -> AnyAdapter:
 
 def assemble(pairing: Pairing, scions: Sequence[Scion]) -> nn.Sequential:
     """Put the student together: its inherited blocks, then the scions with their adapters.
+
+    Args:
+        pairing: Teacher and student.
+        scions: Of all blocks that are not inherited, in order.
 
     Returns:
         The student with every adapter as a visible layer; :func:`netgraft.grafting.folding.fold` folds them away.

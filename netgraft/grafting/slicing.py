@@ -58,8 +58,8 @@ _Value = tuple[_Stream, ...]  # a tensor's channels: one stream, or several behi
 def _unite(first: _Value, second: _Value) -> _Value:
     if len(first) != len(second):
         raise _NotATwinError("tensors made of different streams are added")
-    for mine, theirs in zip(first, second, strict=True):
-        a, b = mine.root(), theirs.root()
+    for pair in zip(first, second, strict=True):
+        a, b = (stream.root() for stream in pair)
         if a is b:
             continue
         if (a.wide, a.narrow) != (b.wide, b.narrow):
@@ -118,7 +118,7 @@ class _Layers:
         layers = cls([])
         left_out: dict[str, list[fx.Node]] = {}
         for node in nodes:
-            name = _first_unknown(_place(node), known)
+            name = _first_unknown(_module_of(node), known)
             (layers.nodes if name is None else left_out.setdefault(name, [])).append(node)
         for name, inside in left_out.items():
             entries = {source for node in inside for source in node.all_input_nodes} - set(inside)
@@ -131,7 +131,7 @@ class _Layers:
         return layers
 
 
-def _place(node: fx.Node) -> str:
+def _module_of(node: fx.Node) -> str:
     """Name of the module that a node calls, or in whose forward it stands."""
     if node.op == "call_module":
         return str(node.target)
@@ -139,15 +139,16 @@ def _place(node: fx.Node) -> str:
     return str(stack[-1][0]) if stack else ""
 
 
-def _first_unknown(place: str, known: Container[str]) -> str | None:
-    """Return the outermost module around ``place`` that is not among ``known``."""
-    parts = place.split(".")
-    return next((name for end in range(len(parts)) if (name := ".".join(parts[: end + 1])) not in known), None)
+def _first_unknown(name: str, known: Container[str]) -> str | None:
+    """Return the outermost module around the one with this name that is not among ``known``."""
+    parts = name.split(".")
+    ancestors = (".".join(parts[: end + 1]) for end in range(len(parts)))
+    return next((ancestor for ancestor in ancestors if ancestor not in known), None)
 
 
 @dataclass
-class _Walk:
-    """Walks through the layers of both models in lockstep and notes what is to be copied."""
+class _ChannelPropagation:
+    """Propagates the channels that are kept through the layers of both models and notes what is to be copied."""
 
     copies: list[Callable[[], None]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -158,7 +159,7 @@ class _Walk:
         except _NotATwinError:
             raise
         except Exception as error:  # fx raises whatever the block's own forward raised
-            raise _NotATwinError(f"{type(error).__name__} while following the layers") from error
+            raise _NotATwinError(f"{type(error).__name__} while tracing the layers") from error
         if layers.wiring() != narrow.wiring():
             raise _NotATwinError("the layers differ in number, name or order")
         self.left_out += layers.left_out
@@ -184,7 +185,7 @@ class _Walk:
             return inputs[0] if len(inputs) == 1 else _unite(inputs[0], inputs[1])
         if node.target in _PASSING_FUNCTIONS or node.target in _PASSING_METHODS:
             return inputs[0]
-        raise _NotATwinError(f"{node.name} is an operation whose channels are not followed")
+        raise _NotATwinError(f"{node.name} is an operation whose channels can't be propagated")
 
     def layer(self, name: str, wide: nn.Module, narrow: nn.Module, entry: _Value) -> _Value:
         if type(wide) is not type(narrow):
@@ -253,21 +254,26 @@ def _copy_sliced(wide: nn.Module, narrow: nn.Module, take: Callable[[Tensor], Te
 def slice_from_teacher(pairing: Pairing) -> Pairing:
     """Copy into the student the teacher's channels of largest weight norm, one index set per residual stream.
 
-    Inherited blocks are passed through: all of their channels stay in place.
+    Inherited blocks are passed through: all of their channels stay where they are. Channels are ranked by the norm of
+    their weights as in Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017; there it is the L1 norm, here
+    the L2 norm.
+
+    Args:
+        pairing: The student's weights are changed in place.
 
     Returns:
         The pairing with ``init="slice"``, the selection of channels at each cut, and the residual blocks left out.
 
     Raises:
-        RequestError: The student is no smaller twin of the teacher, with the place where they differ.
+        RequestError: The student is no smaller twin of the teacher, with the block where they differ.
     """
-    walk = _Walk()
+    propagation = _ChannelPropagation()
     image = next((layer.in_channels for layer in pairing.teacher.modules() if isinstance(layer, nn.Conv2d)), 0)
     value: _Value = (_Stream(image, image, torch.zeros(image, dtype=torch.float64)),)
     ends: list[_Value] = []
     try:
-        for mine, theirs in zip(pairing.teacher, pairing.student, strict=True):
-            value = walk.block(mine, theirs, value)
+        for teacher, student in zip(pairing.teacher, pairing.student, strict=True):
+            value = propagation.block(teacher, student, value)
             ends.append(value)
     except _NotATwinError as reason:
         number = len(ends)
@@ -276,9 +282,9 @@ def slice_from_teacher(pairing: Pairing) -> Pairing:
             "init='slice' needs a student that is built like the teacher layer by layer, only narrower or with fewer "
             f"residual blocks; in block {number + 1} ({names}) {reason}; use init='random'"
         ) from None
-    for copy_weights in walk.copies:
+    for copy_weights in propagation.copies:
         copy_weights()
     selections = tuple(_channels(end).cpu() for end in ends[:-1])
     for (_, narrow), chosen in zip(pairing.widths, selections, strict=True):
         assert len(chosen) == narrow
-    return replace(pairing, init="slice", selections=selections, left_out=tuple(walk.left_out))
+    return replace(pairing, init="slice", selections=selections, left_out=tuple(propagation.left_out))

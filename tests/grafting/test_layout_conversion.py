@@ -20,7 +20,7 @@ from netgraft.grafting.adapters import (
     between,
     projection,
 )
-from netgraft.grafting.layout_conversion import LayoutConversion, described, form_of, holds_map, resized
+from netgraft.grafting.layout_conversion import LayoutConversion, describe_form, form_of, holds_map, resized
 from netgraft.splitting.chain import Cut
 from netgraft.splitting.layouts import Layout
 from tests.support.random_models import images
@@ -97,8 +97,8 @@ def expected(x: Array, source: Layout, target: Layout) -> Array:
     return result
 
 
-@pytest.mark.parametrize("source", FORMS, ids=described)
-@pytest.mark.parametrize("target", FORMS, ids=described)
+@pytest.mark.parametrize("source", FORMS, ids=describe_form)
+@pytest.mark.parametrize("target", FORMS, ids=describe_form)
 def test_every_form_becomes_every_other_as_it_does_place_by_place(source: Layout, target: Layout) -> None:
     x = state(source)
     got = LayoutConversion(source, target)(x)
@@ -126,9 +126,9 @@ def test_a_map_of_the_right_size_is_left_alone() -> None:
 
 @pytest.mark.parametrize("other", [Layout("other"), Layout("tuple"), Layout("tokens")])
 def test_what_is_no_map_has_no_bridge(other: Layout) -> None:
-    with pytest.raises(ValueError, match="one is no map"):
+    with pytest.raises(ValueError, match="expected two forms that hold a map"):
         LayoutConversion(FORMS[0], other)
-    with pytest.raises(ValueError, match="one is no map"):
+    with pytest.raises(ValueError, match="expected two forms that hold a map"):
         LayoutConversion(other, FORMS[0])
 
 
@@ -138,7 +138,7 @@ def cut(form: Layout, channels: int) -> Cut:
     return Cut("somewhere", shape, form.kind, grid, form.prefix_tokens)
 
 
-@pytest.mark.parametrize("form", FORMS, ids=described)
+@pytest.mark.parametrize("form", FORMS, ids=describe_form)
 def test_a_cut_tells_its_form(form: Layout) -> None:
     assert form_of(cut(form, 5)) == form
     assert holds_map(cut(form, 5))
@@ -154,7 +154,7 @@ def mixed(mix: nn.Module, form: Layout, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("own", [0, 1])
-@pytest.mark.parametrize(("source", "target"), list(itertools.combinations(FORMS, 2)), ids=described)
+@pytest.mark.parametrize(("source", "target"), list(itertools.combinations(FORMS, 2)), ids=describe_form)
 def test_an_adapter_is_a_bridge_and_a_matrix_at_each_place(source: Layout, target: Layout, own: int) -> None:
     torch.manual_seed(0)
     ends = cut(source, CHANNELS), cut(target, 4)
@@ -170,11 +170,11 @@ def test_an_adapter_is_a_bridge_and_a_matrix_at_each_place(source: Layout, targe
         got, wanted = (torch.cat([y[:, :carried], y[:, prefix:]], dim=1) for y in (got, wanted))
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12)
     assert adapter.projection.weight is adapter.weight
-    assert adapter.conversion == f"it converts {described(source)} to {described(target)}"
+    assert adapter.conversion == f"it converts {describe_form(source)} to {describe_form(target)}"
     assert sum(p.numel() for p in adapter.parameters()) == CHANNELS * 4
 
 
-@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(FORMS, 2)), ids=described)
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(FORMS, 2)), ids=describe_form)
 def test_the_matrix_is_applied_to_the_smaller_map(source: Layout, target: Layout) -> None:
     adapter = between(cut(source, 3), cut(target, 4), Adapter(3, 4), own=cut(Layout("NCHW", target.size), 4))
     if not isinstance(adapter, ConvertingAdapter):
@@ -185,7 +185,7 @@ def test_the_matrix_is_applied_to_the_smaller_map(source: Layout, target: Layout
     assert seen[0].shape[2] * seen[0].shape[3] == min(math.prod(source.size), math.prod(target.size))
 
 
-@pytest.mark.parametrize("form", FORMS, ids=described)
+@pytest.mark.parametrize("form", FORMS, ids=describe_form)
 def test_equal_forms_need_no_more_than_a_projection(form: Layout) -> None:
     ends = cut(form, 3), cut(form, 4)
     mix = projection(form.kind, 3, 4)
@@ -212,5 +212,5 @@ def test_projections_start_as_the_identity_where_widths_are_equal(layout: str) -
 
 @pytest.mark.parametrize("layout", ["NCHW", "other"])
 def test_linear_adapters_are_for_layouts_with_channels_last(layout: str) -> None:
-    with pytest.raises(ValueError, match="channels come last in NHWC and tokens"):
+    with pytest.raises(ValueError, match="layout must be NHWC or tokens, where channels come last"):
         LinearAdapter(5, 4, layout)

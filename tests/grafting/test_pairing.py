@@ -37,13 +37,13 @@ def longest_common(first: Sequence[int], second: Sequence[int]) -> int:
 @pytest.mark.parametrize("seed", range(40))
 def test_as_many_sizes_match_as_any_common_subsequence_has(seed: int) -> None:
     draw = random.Random(seed)
-    mine, theirs = ([draw.choice([4, 8, 16, 32]) for _ in range(draw.randint(1, 7))] for _ in range(2))
-    length = longest_common(mine, theirs)
+    teacher, student = ([draw.choice([4, 8, 16, 32]) for _ in range(draw.randint(1, 7))] for _ in range(2))
+    length = longest_common(teacher, student)
     if not length:
         with pytest.raises(RequestError):
-            pair(chain_of(mine), chain_of(theirs))
+            pair(chain_of(teacher), chain_of(student))
         return
-    pairing = pair(chain_of(mine), chain_of(theirs))
+    pairing = pair(chain_of(teacher), chain_of(student))
     assert len(pairing) == length + 1
     for wide, narrow in zip(pairing.teacher.cuts, pairing.student.cuts, strict=True):
         assert wide.size == narrow.size
@@ -52,7 +52,7 @@ def test_as_many_sizes_match_as_any_common_subsequence_has(seed: int) -> None:
         positions = [cut.channels for cut in chain.cuts]
         assert positions == sorted(set(positions))
     # every block of the unmerged chain is still there
-    assert sum(1 for m in pairing.teacher.modules() if isinstance(m, nn.Identity)) == len(mine) + 1
+    assert sum(1 for m in pairing.teacher.modules() if isinstance(m, nn.Identity)) == len(teacher) + 1
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -61,9 +61,9 @@ def test_a_stage_is_cut_where_it_ends(seed: int) -> None:
     counts = [(draw.randint(0, 3), draw.randint(0, 3)) for _ in range(4)]
     counts[0] = (2, 1)
     stages = list(zip((32, 16, 8, 4), counts, strict=True))
-    mine, theirs = ([size for size, both in stages for _ in range(both[k])] for k in (0, 1))
-    pairing = pair(chain_of(mine), chain_of(theirs))
-    for chain, sizes in ((pairing.teacher, mine), (pairing.student, theirs)):
+    teacher, student = ([size for size, both in stages for _ in range(both[k])] for k in (0, 1))
+    pairing = pair(chain_of(teacher), chain_of(student))
+    for chain, sizes in ((pairing.teacher, teacher), (pairing.student, student)):
         expected: list[int] = []
         for size, both in stages:
             # of n cuts at maps of this size, the last ones
@@ -133,8 +133,8 @@ def test_real_pairs(teacher: str, student: str, size: int) -> None:
     assert torch.equal(pairing.student(x), models[1](x))
     printed = str(pairing).splitlines()
     assert len(printed) == len(pairing) == len(sizes) + 1
-    mine, theirs = widths[0]
-    assert f"{mine}x{sizes[0]}x{sizes[0]} / {theirs}x{sizes[0]}x{sizes[0]}" in printed[0]
+    wide, narrow = widths[0]
+    assert f"{wide}x{sizes[0]}x{sizes[0]} / {narrow}x{sizes[0]}x{sizes[0]}" in printed[0]
 
 
 def paired(teacher: str, student: str, size: int) -> tuple[Pairing, nn.Module, nn.Module]:
@@ -224,7 +224,7 @@ def test_structure_is_equal_where_blocks_are_built_alike() -> None:
         "arithmetic": (toy(scale=True), [True, False, True]),
     }
     for name, (model, alike) in cases.items():
-        assert [mine == theirs for mine, theirs in zip(reference, structures(model), strict=True)] == alike, name
+        assert [first == second for first, second in zip(reference, structures(model), strict=True)] == alike, name
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenetv2_100", "efficientnet_b0", "regnety_002", "densenet121"])
@@ -269,7 +269,7 @@ def working(forms: Sequence[tuple[str, int, int]], *, last: int = 1) -> BlockCha
 
 def chosen(teacher: BlockChain, student: BlockChain) -> list[tuple[str, str]]:
     pairing = pair(teacher, student)
-    return [(mine.name, theirs.name) for mine, theirs in zip(pairing.teacher.cuts, pairing.student.cuts, strict=True)]
+    return [(wide.name, narrow.name) for wide, narrow in zip(pairing.teacher.cuts, pairing.student.cuts, strict=True)]
 
 
 def test_layouts_are_no_obstacle_where_sizes_are_equal() -> None:
@@ -321,9 +321,9 @@ def test_one_size_from_front_to_end_pairs_by_the_work_that_is_done(seed: int) ->
 
     count = min(len(depths), len(others))
     choices = [
-        list(zip(mine, theirs, strict=True))
-        for mine in itertools.combinations(range(len(depths)), count)
-        for theirs in itertools.combinations(range(len(others)), count)
+        list(zip(rows, columns, strict=True))
+        for rows in itertools.combinations(range(len(depths)), count)
+        for columns in itertools.combinations(range(len(others)), count)
     ]
     least = min(map(distance, choices))
     for teacher, student in ((pyramid, isotropic), (isotropic, pyramid)):

@@ -5,15 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netgraft.grafting.adapters import Adapter
 from netgraft.grafting.pairing import Pairing, inherit, pair
-from netgraft.grafting.scions import (
-    Adapter,
-    Scion,
-    assemble,
-    graft,
-    join,
-    make_scions,
-)
+from netgraft.grafting.scions import Scion, assemble, graft, join, make_scions
 from netgraft.splitting.split import split
 from tests.support.random_models import build, images, snapshot
 
@@ -123,7 +117,7 @@ def test_inherited_blocks_are_no_scions() -> None:
 @pytest.mark.parametrize("at", [range(0), range(2, 5), range(-1, 2), range(0, 4, 2), range(3, 2)])
 def test_no_run_of_the_stock_is_refused(at: range) -> None:
     pairing, _, _ = digits()
-    with pytest.raises(ValueError, match="is no run of the stock's 4 blocks"):
+    with pytest.raises(ValueError, match="expected a run of the stock's 4 blocks"):
         graft(pairing.teacher, Scion(nn.Identity()), at)
 
 

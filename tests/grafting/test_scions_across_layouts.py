@@ -123,8 +123,8 @@ def test_a_student_of_another_kind_trains_runs_alone_and_opens_again(name: str, 
         data_config=case.config,
     )
     cuts = zip(prepared.pairing.teacher.cuts, prepared.pairing.student.cuts, strict=True)
-    assert [(mine.layout, theirs.layout) for mine, theirs in cuts] == list(case.layouts)
-    differ = [mine != theirs for mine, theirs in case.layouts]
+    assert [(teacher.layout, student.layout) for teacher, student in cuts] == list(case.layouts)
+    differ = [teacher != student for teacher, student in case.layouts]
     assert [bool(conversion) for conversion in prepared.pairing.conversions] == differ
     # the adapters have a rate of their own, converting ones too
     for phase in prepared.plan.phases:
@@ -280,10 +280,10 @@ def one_step(phase: Phase, x: Tensor, *, seen: list[Any] | None = None) -> dict[
             state = block(state.clone())
         return state
 
-    frozen = [through(blocks) for blocks in network.reading.all()]
+    outputs = {blocks: through(blocks) for blocks in network.frozen.all()}
     if seen is not None:
-        seen.extend(frozen)
-    terms = network(frozen, None)
+        seen.extend(outputs.values())
+    terms = network(network.frozen.inputs(outputs, None))
     total(terms).backward()
     return terms
 

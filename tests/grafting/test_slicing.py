@@ -227,9 +227,9 @@ def test_equal_widths_are_copied_in_order(name: str) -> None:
     teacher, student = build(name, num_classes=3), build(name, 1, num_classes=3)
     x = images(1, 3, 32, 32)
     pairing = slice_from_teacher(pair(split(teacher, probe=x), split(student, probe=x)))
-    mine, theirs = teacher.state_dict(), student.state_dict()
-    assert all(torch.equal(value, theirs[key]) for key, value in mine.items())
-    assert all(value.data_ptr() != theirs[key].data_ptr() for key, value in mine.items())
+    expected, found = teacher.state_dict(), student.state_dict()
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    assert all(value.data_ptr() != found[key].data_ptr() for key, value in expected.items())
     for chosen, (wide, _) in zip(pairing.selections, pairing.widths, strict=True):
         assert torch.equal(chosen, torch.arange(wide))
 
@@ -238,8 +238,8 @@ def test_residual_blocks_that_the_student_has_not_are_left_out() -> None:
     teacher, student = build("resnet34", num_classes=3), build("resnet18", 1, num_classes=3)
     x = images(1, 3, 32, 32)
     pairing = slice_from_teacher(pair(split(teacher, probe=x), split(student, probe=x)))
-    theirs = teacher.state_dict()
-    assert all(torch.equal(value, theirs[key]) for key, value in student.state_dict().items())
+    expected = teacher.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in student.state_dict().items())
     # 3, 4, 6 and 3 blocks against 2 in each stage (He et al. 2016, table 1)
     repeats = [(1, [2]), (2, [2, 3]), (3, [2, 3, 4, 5]), (4, [2])]
     assert pairing.left_out == tuple(f"layer{stage}.{number}" for stage, numbers in repeats for number in numbers)
@@ -294,9 +294,9 @@ OTHERS: dict[str, tuple[tuple[nn.Module, ...], tuple[nn.Module, ...], str]] = {
 
 @pytest.mark.parametrize("difference", OTHERS)
 def test_models_that_are_no_twins_are_refused_with_the_place(difference: str) -> None:
-    mine, theirs, reason = OTHERS[difference]
+    wide, narrow, reason = OTHERS[difference]
     x = images(2, 3, 8, 8)
-    teacher, student = net(*mine), net(*theirs)
+    teacher, student = net(*wide), net(*narrow)
     for model in (teacher, student):
         model(x)
     pairing = paired(teacher, student, x, cuts=["0"])
@@ -323,7 +323,7 @@ class Wired(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("mine", "theirs", "reason"),
+    ("teacher", "student", "reason"),
     [
         (
             lambda m, x: x.add(m.b(m.a(x))),
@@ -338,7 +338,7 @@ class Wired(nn.Module):
         ),
     ],
 )
-def test_other_wirings_are_refused(mine: Callable[..., Tensor], theirs: Callable[..., Tensor], reason: str) -> None:
-    pairing = paired(Wired(mine), Wired(theirs), images(2, 3, 8, 8), cuts=["stem"])
+def test_other_wirings_are_refused(teacher: Callable[..., Tensor], student: Callable[..., Tensor], reason: str) -> None:
+    pairing = paired(Wired(teacher), Wired(student), images(2, 3, 8, 8), cuts=["stem"])
     with pytest.raises(RequestError, match=re.escape(reason)):
         slice_from_teacher(pairing)

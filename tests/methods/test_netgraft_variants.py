@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from netgraft.distillation import Distillation
 from netgraft.errors import RequestError
+from netgraft.grafting.adapters import Adapter
 from netgraft.grafting.pairing import Pairing, inherit, merge_to
 from netgraft.grafting.preparation import cut_and_pair
-from netgraft.grafting.scions import Adapter, make_scions
+from netgraft.grafting.scions import make_scions
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import NetGraft, choose
 from netgraft.plan import StepOutputs
