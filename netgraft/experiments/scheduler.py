@@ -22,15 +22,15 @@ from netgraft.experiments.results import ResultStore
 from netgraft.experiments.specification import Cell
 from netgraft.jobs.run_folder import RunFolder, RunFolderBusyError
 
-PREDICTIONS = "answers"
+PREDICTIONS = "answers"  # the folder's name on disk
 
 INTERRUPTED = 130
 
-PATIENCE = 60.0  # seconds that a cell has to save itself before it is killed
+STOP_TIMEOUT = 60.0  # seconds that a cell has to save itself before it is killed
 
-LOOK_EVERY = 0.2  # seconds between two looks at whether to stop
+POLL_INTERVAL = 0.2  # seconds between two looks at whether to stop
 
-LAST_WORDS = 20  # lines of a failed process that are kept
+KEPT_LINES = 20  # of what a process last wrote to stderr
 
 
 class Observer(Protocol):
@@ -41,7 +41,7 @@ class Observer(Protocol):
         ...
 
     def progressed(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        """The process has said something; see :class:`netgraft.cli.progress_display.JsonReporter`."""
+        """The process reports; see :class:`netgraft.cli.progress_display.JsonReporter`."""
         ...
 
     def finished(self, cell: Cell, result: Mapping[str, Any]) -> None:
@@ -55,6 +55,63 @@ class Observer(Protocol):
     def left(self, cell: Cell, reason: str) -> None:
         """The cell is left as it is: interrupted, or in the hands of another command."""
         ...
+
+
+@dataclass(frozen=True)
+class Started:
+    """See :meth:`Observer.started`."""
+
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """See :meth:`Observer.progressed`."""
+
+    cell: Cell
+    event: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """See :meth:`Observer.finished`."""
+
+    cell: Cell
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """See :meth:`Observer.failed`."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """See :meth:`Observer.left`."""
+
+    cell: Cell
+    reason: str
+
+
+Event = Started | Progressed | Finished | Failed | Left
+
+
+def tell(observer: Observer, event: Event) -> None:
+    """Call the observer's method for an event."""
+    match event:
+        case Started(cell):
+            observer.started(cell)
+        case Progressed(cell, report):
+            observer.progressed(cell, report)
+        case Finished(cell, result):
+            observer.finished(cell, result)
+        case Failed(cell, reason):
+            observer.failed(cell, reason)
+        case Left(cell, reason):
+            observer.left(cell, reason)
 
 
 @dataclass(frozen=True)
@@ -81,19 +138,18 @@ class Grid:
 
     def run(self, cells: Sequence[Cell], observer: Observer, stop: Callable[[], bool]) -> None:
         """Compute cells until all are done or ``stop`` says yes; then running ones save themselves."""
-        crew = WorkerPool(self, list(cells))
-        threads = [threading.Thread(target=crew.work, daemon=True) for _ in range(self.workers)]
+        pool = WorkerPool(self, list(cells))
+        threads = [threading.Thread(target=pool.work, daemon=True) for _ in range(self.workers)]
         for thread in threads:
             thread.start()
         try:
-            while any(thread.is_alive() for thread in threads) or not crew.said.empty():
+            while any(thread.is_alive() for thread in threads) or not pool.events.empty():
                 if stop():
-                    crew.stop()
+                    pool.stop()
                 with suppress(queue.Empty):
-                    what, *facts = crew.said.get(timeout=LOOK_EVERY)
-                    getattr(observer, what)(*facts)
+                    tell(observer, pool.events.get(timeout=POLL_INTERVAL))
         finally:
-            crew.stop()
+            pool.stop()
             for thread in threads:
                 thread.join()
 
@@ -107,11 +163,20 @@ class Grid:
 
 @dataclass
 class WorkerPool:
-    """Threads that take cells from one list, and what they have to say."""
+    """Threads that take cells from one list, each with a process for its cell.
+
+    Attributes:
+        grid: Whose cells they are.
+        waiting: Cells that nobody has taken yet.
+        events: What happened, in order, for the thread that started the pool.
+        running: Processes by their id.
+        stopping: No further cell is to be taken.
+        lock: Of ``waiting``, ``running`` and ``stopping``.
+    """
 
     grid: Grid
     waiting: list[Cell]
-    said: queue.SimpleQueue[tuple[Any, ...]] = field(default_factory=queue.SimpleQueue)
+    events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
     running: dict[int, subprocess.Popen[str]] = field(default_factory=dict)
     stopping: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -122,9 +187,9 @@ class WorkerPool:
             try:
                 self._compute(cell)
             except RunFolderBusyError:
-                self.said.put(("left", cell, "another command is computing it"))
+                self.events.put(Left(cell, "another command is computing it"))
             except (RunError, RequestError, OSError) as error:
-                self.said.put(("failed", cell, str(error)))
+                self.events.put(Failed(cell, str(error)))
 
     def stop(self) -> None:
         """Let running cells save themselves; a second signal would make them leave at once."""
@@ -147,10 +212,10 @@ class WorkerPool:
         process = self._start(cell)
         if process is None:
             return
-        self.said.put(("started", cell))
-        words = self._listen(cell, process)
+        self.events.put(Started(cell))
+        last_lines = self._pass_on_reports(cell, process)
         if process.returncode == INTERRUPTED and self.stopping:
-            self.said.put(("left", cell, "interrupted; it goes on when the command is given again"))
+            self.events.put(Left(cell, "interrupted; it goes on when the command is given again"))
             return
         if process.returncode == 0:
             with folder.lock():
@@ -158,11 +223,11 @@ class WorkerPool:
                 # a second command that began with the cell at the same moment may have stored it
                 stored = results.find(cell) if result is None else results.store(cell, result)
             if stored is not None:
-                self.said.put(("finished", cell, stored))
+                self.events.put(Finished(cell, stored))
                 return
         elif folder.is_locked():
             raise RunFolderBusyError
-        self.said.put(("failed", cell, _reason(process.returncode, words)))
+        self.events.put(Failed(cell, _reason(process.returncode, last_lines)))
 
     def _start(self, cell: Cell) -> subprocess.Popen[str] | None:
         # what PyTorch would use here, which a CPU affinity and OMP_NUM_THREADS bound
@@ -181,37 +246,36 @@ class WorkerPool:
             self.running[process.pid] = process
         return process
 
-    def _listen(self, cell: Cell, process: subprocess.Popen[str]) -> list[str]:
-        """Pass on what a process says until it ends; return its last words that are no events."""
-        words: deque[str] = deque(maxlen=LAST_WORDS)
+    def _pass_on_reports(self, cell: Cell, process: subprocess.Popen[str]) -> list[str]:
+        """Make events of what a process writes to stderr until it ends; return its last lines that are none."""
+        last_lines: deque[str] = deque(maxlen=KEPT_LINES)
         assert process.stderr is not None
-        watch = threading.Thread(target=self._lose_patience, args=[process], daemon=True)
-        watch.start()
+        threading.Thread(target=self.kill_after_timeout, args=[process], daemon=True).start()
         with process.stderr as lines:
             for line in lines:
                 try:
-                    self.said.put(("progressed", cell, dict(json.loads(line))))
+                    self.events.put(Progressed(cell, dict(json.loads(line))))
                 except (ValueError, TypeError):
-                    words.append(line.rstrip())
+                    last_lines.append(line.rstrip())
         process.wait()
         with self.lock:
             del self.running[process.pid]
-        return list(filter(None, words))
+        return list(filter(None, last_lines))
 
-    def _lose_patience(self, process: subprocess.Popen[str]) -> None:
-        """Kill a process that was asked to stop and doesn't."""
+    def kill_after_timeout(self, process: subprocess.Popen[str]) -> None:
+        """Wait until a process ends; kill it where it was asked to stop and doesn't within ``STOP_TIMEOUT``."""
         while not self.stopping:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(LOOK_EVERY)
+                process.wait(POLL_INTERVAL)
                 return
         try:
-            process.wait(PATIENCE)
+            process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
 
 
-def _reason(code: int, words: Sequence[str]) -> str:
+def _reason(code: int, last_lines: Sequence[str]) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}; if it ran out of memory, use fewer --workers"
-    said = words[-1].removeprefix("netgraft: ") if words else "it said nothing"
-    return f"{said} (exit code {code})"
+    reason = last_lines[-1].removeprefix("netgraft: ") if last_lines else "it said nothing"
+    return f"{reason} (exit code {code})"
