@@ -53,14 +53,10 @@ def _once(network: nn.Module, images: Tensor, *, train: bool, dropout: bool) -> 
     return [output.detach().clone() for output in outputs], gradients
 
 
-def _count(answer: object) -> int:
-    return len(answer) if isinstance(answer, tuple | list) else 1
-
-
-def _difference(mine: Tensor, theirs: Tensor, least: float = 1e-30) -> float:
-    if torch.equal(mine, theirs):
+def _difference(found: Tensor, expected: Tensor, least: float = 1e-30) -> float:
+    if torch.equal(found, expected):
         return 0.0
-    return float((mine - theirs).abs().max() / theirs.abs().max().clamp_min(least))
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(least))
 
 
 def compare(model: nn.Module, chain: nn.Module, images: Tensor, *, train: bool) -> dict[str, Any]:
@@ -75,13 +71,13 @@ def compare(model: nn.Module, chain: nn.Module, images: Tensor, *, train: bool) 
                 buffer.copy_(value)
         return outputs, gradients, after
 
-    (expected, gradients, statistics), (found, theirs, own_statistics) = (
+    (expected, gradients, statistics), (found, own_gradients, own_statistics) = (
         run(network, dropout=True) for network in (model, chain)
     )
     left_out = len(expected) - len(found)
     if left_out:
         # auxiliary outputs that the chain leaves out draw random numbers too, so masks differ
-        (expected, gradients, statistics), (found, theirs, own_statistics) = (
+        (expected, gradients, statistics), (found, own_gradients, own_statistics) = (
             run(network, dropout=False) for network in (model, chain)
         )
         # so the chain leaves their statistics alone
@@ -90,8 +86,10 @@ def compare(model: nn.Module, chain: nn.Module, images: Tensor, *, train: bool) 
         own_statistics = [value for value, used in zip(own_statistics, changed, strict=True) if used]
     # a gradient that is zero but for rounding is no measure
     largest = max((float(gradient.abs().max()) for gradient in gradients.values()), default=0.0)
-    missing = gradients.keys() - theirs.keys()
-    differing = [_difference(theirs[key], gradients[key], 1e-4 * largest) for key in gradients if key in theirs]
+    missing = gradients.keys() - own_gradients.keys()
+    differing = [
+        _difference(own_gradients[key], gradients[key], 1e-4 * largest) for key in gradients if key in own_gradients
+    ]
     return {
         "logits": _difference(found[0], expected[0]),
         "gradients": max(differing, default=0),

@@ -1,4 +1,4 @@
-"""Write the shared CIFAR-10 teacher without its batch norms: the same function, as a `cifar_vgg16`.
+"""Write the shared CIFAR-10 teacher without its batch norms: the same function, as a ``cifar_vgg16``.
 
     python -m benchmarks.studies.fuse_batch_norms cifar_vgg16.cifar10-jpeg.safetensors
 
@@ -22,14 +22,14 @@ from benchmarks.studies.cifar_task import teacher
 
 
 def without_batch_norm(model: nn.Module) -> nn.Module:
-    """Return a `cifar_vgg16` with the function of a `cifar_vgg16_bn` in eval mode."""
+    """Return a ``cifar_vgg16`` with the function of a ``cifar_vgg16_bn`` in eval mode."""
     plain = timm.create_model("cifar_vgg16", num_classes=model.get_submodule("head.fc").out_features)
     layers = list(model.eval().get_submodule("features").children())
     norms = {before: norm for before, norm in pairwise(layers) if isinstance(norm, nn.BatchNorm2d)}
     fused = [fuse_conv_bn_eval(layer, norms[layer]) for layer in layers if isinstance(layer, nn.Conv2d)]
     own = [layer for layer in plain.get_submodule("features").children() if isinstance(layer, nn.Conv2d)]
-    for mine, theirs in zip(own, fused, strict=True):
-        mine.load_state_dict(theirs.state_dict())
+    for layer, source in zip(own, fused, strict=True):
+        layer.load_state_dict(source.state_dict())
     plain.get_submodule("head").load_state_dict(model.get_submodule("head").state_dict())
     return plain
 

@@ -104,8 +104,8 @@ def _matching(phase: Phase, length: int) -> Phase:
         return phase
 
     def both(batch: StepOutputs) -> Mapping[str, Tensor]:
-        mine, theirs = batch.features[0].float(), batch.teacher_features[0].float()
-        distance = (mine - theirs).square().mean() / theirs.square().mean()
+        student, teacher = batch.features[0].float(), batch.teacher_features[0].float()
+        distance = (student - teacher).square().mean() / teacher.square().mean()
         return {**phase.objective(batch), "features": distance}
 
     return replace(phase, objective=both, features=(Feature(at),), teacher_features=(Feature(last),))
@@ -154,7 +154,7 @@ def solve_adapters(prepared: Distillation) -> None:
 
 
 def _moments(first: Tensor, second: Tensor) -> Tensor:
-    """Mean over images and places of the products of channels, (C, C')."""
+    """Mean over images and positions of the products of channels, (C, C')."""
     count = first.numel() / first.shape[1]
     return torch.einsum("bihw,bjhw->ij", first.float(), second.float()) / count
 
@@ -263,23 +263,23 @@ def measure(task: Task, idea: str, seed: int) -> dict[str, Any]:
     unseen = sorted(set(range(len(source.train))) - set(subset.indices))
     chosen = random.Random(0).sample(unseen, min(HELD_OUT, len(unseen)))
     loader: DataLoader[Any] = DataLoader(Subset(EvalDataset(source.train, prepared.data_config), chosen), 256)
-    mine, theirs = (predict(model, loader)[0] for model in (finished.student, teacher))
+    student_logits, teacher_logits = (predict(model, loader)[0] for model in (finished.student, teacher))
     return {
         "data": task.data,
         "student": task.student,
         "init": task.init,
         "idea": idea,
         "seed": seed,
-        "error": round(100 * error(mine, theirs), 4),
-        "agreement": round(agreement(mine, theirs), 4),
+        "error": round(100 * error(student_logits, teacher_logits), 4),
+        "agreement": round(agreement(student_logits, teacher_logits), 4),
         "images": len(chosen),
         "steps": finished.trained.steps,
     }
 
 
-def error(mine: Tensor, theirs: Tensor) -> float:
-    """Mean squared difference of logits (N, K), as a part of the variance of ``theirs``."""
-    return float((mine - theirs).square().mean() / theirs.var(correction=0))
+def error(student: Tensor, teacher: Tensor) -> float:
+    """Mean squared difference of logits (N, K), as a part of the variance of the teacher's."""
+    return float((student - teacher).square().mean() / teacher.var(correction=0))
 
 
 def run(task: Task, idea: str, seed: int) -> None:
@@ -298,10 +298,10 @@ def table(folder: Path = RESULTS) -> str:
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
     found: dict[tuple[str, str], list[float]] = {}
     for result in results:
-        place = ", ".join(result[key] for key in ("data", "student", "init"))
-        found.setdefault((place, result["idea"]), []).append(result["error"])
+        task = ", ".join(result[key] for key in ("data", "student", "init"))
+        found.setdefault((task, result["idea"]), []).append(result["error"])
     columns = [", ".join((task.data, task.student, task.init)) for task in TASKS]
-    columns = [column for column in columns if any(place == column for place, _ in found)]
+    columns = [column for column in columns if any(task == column for task, _ in found)]
     return markdown(
         Table(
             title="",

@@ -43,6 +43,10 @@ class ImageFiles(Protocol):
 def decode(content: bytes, name: str) -> Image.Image:
     """Decode an image in its own mode.
 
+    Args:
+        content: An encoded image.
+        name: Of the file, for people.
+
     Raises:
         RequestError: The content is no whole image; says which file.
     """
@@ -59,13 +63,16 @@ def decode(content: bytes, name: str) -> Image.Image:
 class FolderFiles:
     """The image files in a folder and its subfolders.
 
+    Args:
+        location: The folder; names that start with a dot are left out.
+
     Raises:
         RequestError: The folder can't be read or holds no image.
     """
 
     def __init__(self, location: Path) -> None:
         def refuse(error: OSError) -> None:
-            raise RequestError(f"expected a readable folder, got: {error}") from None
+            raise RequestError(f"expected a readable folder, got: {error}; check its permissions") from None
 
         found: list[str] = []
         for folder, subfolders, files in os.walk(location, onerror=refuse, followlinks=True):
@@ -78,14 +85,20 @@ class FolderFiles:
         self.names = tuple(sorted(found, key=_by_folder))
 
     def read(self, positions: Sequence[int]) -> list[bytes]:
-        """Return the content of the files at ``positions``."""
+        """Return the content of the files at ``positions``.
+
+        Raises:
+            RequestError: A file can't be read any more; says which.
+        """
         contents = []
         for position in positions:
             path = self.location / self.names[position]
             try:
                 contents.append(path.read_bytes())
             except OSError as error:
-                raise RequestError(f"expected a readable image at {path}, got: {error}") from None
+                raise RequestError(
+                    f"expected a readable image at {path}, got: {error}; check its permissions"
+                ) from None
         return contents
 
 
@@ -94,6 +107,10 @@ class TarFiles:
 
     A plain archive is read by offset. Of a small compressed one the files are kept in memory; a large one is read
     from front to back, again from the front only for a file before the last one read.
+
+    Args:
+        location: The archive.
+        kept_in_memory: Bytes of a compressed archive, below which its files are kept.
 
     Raises:
         RequestError: The archive can't be read or holds no image.
@@ -107,56 +124,62 @@ class TarFiles:
             keep = self._compressed and location.stat().st_size < kept_in_memory
             entries = _unpacked(location) if keep else _listed(location, compressed=self._compressed)
         except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-            raise RequestError(f"expected a whole tar archive at {location}, got: {error}") from None
+            raise RequestError(f"expected a whole tar archive at {location}, got: {error}; fetch it again") from None
         if not entries:
             raise RequestError(_no_image(location))
         entries.sort(key=lambda entry: _by_folder(entry[0]))
         self.names = tuple(name for name, *_ in entries)
-        self._places = [place for _, place, _, _ in entries]
+        self._offsets = [position for _, position, _, _ in entries]
         self._sizes = [size for _, _, size, _ in entries]
         self._contents = [content for *_, content in entries] if keep else None
-        self._tape: Iterator[bytes] | None = None
-        self._played = 0
+        self._stream: Iterator[bytes] | None = None
+        self._stream_position = 0
         self._process = 0
 
     def read(self, positions: Sequence[int]) -> list[bytes]:
-        """Return the content of the files at ``positions``."""
+        """Return the content of the files at ``positions``.
+
+        Raises:
+            RequestError: The archive has changed or can't be read any more.
+        """
         if self._contents is not None:
             return [self._contents[position] for position in positions]
         try:
             if self._compressed:
-                return self._read_tape(positions)
+                return self._read_stream(positions)
             contents = []
             with self.location.open("rb") as file:
                 for position in positions:
-                    file.seek(self._places[position])
+                    file.seek(self._offsets[position])
                     contents.append(file.read(self._sizes[position]))
         except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-            raise RequestError(f"expected a whole tar archive at {self.location}, got: {error}") from None
+            raise RequestError(
+                f"expected a whole tar archive at {self.location}, got: {error}; fetch it again"
+            ) from None
         return contents
 
-    def _read_tape(self, positions: Sequence[int]) -> list[bytes]:
-        wanted = {self._places[position] for position in positions}
+    def _read_stream(self, positions: Sequence[int]) -> list[bytes]:
+        wanted = {self._offsets[position] for position in positions}
         found: dict[int, bytes] = {}
         # a forked process shares the file's offset with its parent, so it opens its own
-        if self._tape is None or self._process != os.getpid() or min(wanted, default=0) < self._played:
-            self._tape, self._played, self._process = self._play(), 0, os.getpid()
+        if self._stream is None or self._process != os.getpid() or min(wanted, default=0) < self._stream_position:
+            self._stream, self._stream_position, self._process = self._contents_in_order(), 0, os.getpid()
         while len(found) < len(wanted):
-            content = next(self._tape, None)
+            content = next(self._stream, None)
             if content is None:
                 raise EOFError("fewer files than when it was opened")
-            if self._played in wanted:
-                found[self._played] = content
-            self._played += 1
-        return [found[self._places[position]] for position in positions]
+            if self._stream_position in wanted:
+                found[self._stream_position] = content
+            self._stream_position += 1
+        return [found[self._offsets[position]] for position in positions]
 
-    def _play(self) -> Iterator[bytes]:
+    def _contents_in_order(self) -> Iterator[bytes]:
         with tarfile.open(self.location, "r|gz") as archive:
             for _, member in _image_members(archive):
                 yield _content(archive, member)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tape": None}
+        return {**self.__dict__, "_stream": None}
 
 
 def is_tar(path: Path) -> bool:
@@ -169,7 +192,7 @@ class Partition:
     """Files of one partition.
 
     Attributes:
-        positions: In the `ImageFiles`.
+        positions: In the ``ImageFiles``.
         folders: Class folder of each file; None where the files lie in no class folder.
     """
 
@@ -182,6 +205,13 @@ def arrange(names: Sequence[str], location: Path) -> tuple[Partition, Partition 
 
     Understood are ``train/`` with or without ``test/``, ``val/`` or ``validation/`` (the first of them that has
     class folders) beside it; class folders; and files in no folder. Folders that hold everything are skipped.
+
+    Args:
+        names: Paths inside ``location``, parts joined by ``/``.
+        location: For people.
+
+    Returns:
+        The training partition, or all images; the evaluation partition if there is one.
 
     Raises:
         RequestError: Images lie beside class folders.
@@ -248,7 +278,7 @@ def _unpacked(location: Path) -> list[tuple[str, int, int, bytes]]:
 
 
 def _listed(location: Path, *, compressed: bool) -> list[tuple[str, int, int, bytes]]:
-    """Name, place and size of each image: its offset, or its number on a tape, which has no offsets."""
+    """Name, offset and size of each image; in a stream, which has no offsets, its number instead."""
     with tarfile.open(location, "r|gz" if compressed else "r:") as archive:
         return [
             (name, number if compressed else member.offset_data, member.size, b"")

@@ -9,10 +9,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 from PIL import Image
 
-from netgraft.data.image_files import (
-    ImageFiles,
-    decode,
-)
+from netgraft.data.image_files import ImageFiles, decode
 from netgraft.errors import RequestError
 
 
@@ -107,32 +104,39 @@ class DataSource:
 
 
 @dataclass(frozen=True)
-class _ArrayStore:
+class ArrayStore:
+    """Images in one array (N, H, W) or (N, H, W, 3) of bytes."""
+
     pixels: NDArray[Any]
 
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        """Return the decoded images at ``positions``."""
         return [Image.fromarray(self.pixels[position]) for position in positions]
 
 
 @dataclass(frozen=True)
-class _FileStore:
+class FileStore:
+    """Encoded images in a folder or an archive, decoded when they are asked for."""
+
     files: ImageFiles
     positions: tuple[int, ...]
 
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        """Return the decoded images at ``positions``."""
         inside = [self.positions[position] for position in positions]
         names = (str(self.files.location / self.files.names[position]) for position in inside)
         return [decode(content, name) for content, name in zip(self.files.read(inside), names, strict=True)]
 
 
 @dataclass(frozen=True)
-class _ReaderStore:
+class ReaderStore:
     """Read through timm's reader: its data set would put another image in the place of a broken one."""
 
     reader: Any
     name: str
 
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        """Return the decoded images at ``positions``."""
         images = []
         for position in positions:
             with self.reader[position][0] as stream:
@@ -141,10 +145,13 @@ class _ReaderStore:
 
 
 @dataclass(frozen=True)
-class _TorchvisionStore:
+class TorchvisionStore:
+    """Read through a data set of torchvision, which gives PIL images."""
+
     dataset: Any
 
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        """Return the decoded images at ``positions``."""
         return [self.dataset[position][0] for position in positions]
 
 

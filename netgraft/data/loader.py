@@ -17,10 +17,10 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
 
     Args:
         images: Of any mode; converted to what the model takes.
-        data_config: The model's own, as `timm.data.resolve_data_config` gives it.
+        data_config: The model's own, as ``timm.data.resolve_data_config`` gives it.
 
     Raises:
-        RequestError: As `image_mode`.
+        RequestError: As ``image_mode``.
     """
 
     def __init__(self, images: ImageSet, data_config: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ def eval_loader(
     """Return a loader of batches (B, C, H, W), float32, and labels (B,), -1 where there is none, in order.
 
     Raises:
-        RequestError: As `EvalDataset`.
+        RequestError: As ``EvalDataset``.
     """
     dataset: Dataset[Any] = EvalDataset(images, data_config)
     return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())

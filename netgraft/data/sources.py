@@ -1,4 +1,4 @@
-"""Names and paths of data sets -> images with labels, and the loader that evaluation reads them with."""
+"""Names and paths of data sets -> images with labels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from netgraft.data.image_files import (
     is_tar,
 )
 from netgraft.data.image_set import (
+    ArrayStore,
     DataSource,
+    FileStore,
     ImageSet,
-    _ArrayStore,
-    _FileStore,
-    _ReaderStore,
-    _TorchvisionStore,
+    ReaderStore,
+    TorchvisionStore,
 )
 from netgraft.errors import RequestError
 
@@ -35,25 +35,35 @@ DIGITS_TRAIN = 1197
 
 
 def data_root() -> Path:
-    """Return the folder that `NETGRAFT_DATA` names, ``~/.cache/netgraft`` by default."""
+    """Return the folder that ``NETGRAFT_DATA`` names, ``~/.cache/netgraft`` by default."""
     return Path(os.environ.get(DATA_FOLDER) or "~/.cache/netgraft").expanduser()
 
 
 def open_data(spec: str, *, root: Path | None = None, download: bool = False) -> DataSource:
     """Open a data set by its name or path.
 
+    Classes are numbered in alphabetical order.
+
     Args:
         spec: ``digits``, ``cifar10``, ``cifar100``, ``cifar10-jpeg``, ``tinyimagenet100``, ``imagenet``;
-            ``timm:NAME`` for one that `timm.data.create_dataset` opens by the name ``torch/...`` or ``hfds/...``;
+            ``timm:NAME`` for one that ``timm.data.create_dataset`` opens by the name ``torch/...`` or ``hfds/...``;
             or the path of a folder or a tar archive that holds ``train/`` beside ``test/``, ``val/`` or
             ``validation/``, or class folders, or images without classes.
-        root: Where the data sets lie; `data_root` by default.
+        root: Where the data sets lie; ``data_root()`` by default.
         download: Whether ``cifar10``, ``cifar100`` and torchvision's sets may be fetched.
 
-    Classes are numbered in alphabetical order.
+    Returns:
+        The training set, and the test set if there is one; images are read when they are asked for.
 
     Raises:
         RequestError: There is no such data set, or it is empty or unreadable.
+
+    Examples:
+        >>> source = open_data("digits")
+        >>> len(source.train), len(source.test), source.train.classes
+        (1197, 600, 10)
+        >>> source.train.load(0).size, source.train.labels[0]
+        ((8, 8), 0)
     """
     root = data_root() if root is None else root
     if spec in _NAMED:
@@ -66,7 +76,9 @@ def open_data(spec: str, *, root: Path | None = None, download: bool = False) ->
     if path.is_file() and is_tar(path):
         return _open_files(path.name.partition(".")[0], TarFiles(path))
     if path.exists():
-        raise RequestError(f"expected a folder or a .tar, .tar.gz or .tgz archive of images, got {spec}")
+        raise RequestError(
+            f"expected a folder or a .tar, .tar.gz or .tgz archive of images, got {spec}; name one of these"
+        )
     close = difflib.get_close_matches(spec, _NAMED, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise RequestError(
@@ -162,7 +174,9 @@ def _open_timm(name: str, root: Path, download: bool) -> DataSource:
                 break
     # whatever the data set's own library raises
     except Exception as error:
-        raise RequestError(f"expected a data set that timm opens, got timm:{name}: {error or type(error)}") from None
+        raise RequestError(
+            f"expected a data set that timm opens, got timm:{name}: {error or type(error)}; check its name"
+        ) from None
     # a mirrored digit or letter is another sign
     return DataSource(name, train, test, hflip=which not in {"mnist", "qmnist", "kmnist"})
 
@@ -180,18 +194,18 @@ def _from_timm(name: str, split: str, root: Path, download: bool) -> ImageSet:
     else:
         labels = [reader[index][1] for index in range(len(reader))]
     numbers = tuple(int(label) for label in labels)
-    store = _TorchvisionStore(dataset) if reader is None else _ReaderStore(reader, name)
+    store = TorchvisionStore(dataset) if reader is None else ReaderStore(reader, name)
     return ImageSet(f"{name}/{split}", len(numbers), store, numbers, max(numbers) + 1)
 
 
 def _from_arrays(name: str, pixels: NDArray[Any], labels: tuple[int, ...], names: tuple[str, ...]) -> ImageSet:
-    return ImageSet(name, len(labels), _ArrayStore(pixels), labels, len(names), None, names)
+    return ImageSet(name, len(labels), ArrayStore(pixels), labels, len(names), None, names)
 
 
 def _from_files(name: str, files: ImageFiles, part: Partition, class_names: tuple[str, ...] | None) -> ImageSet:
     """Number the class folders, by the ``class_names`` of the training partition where it has some."""
     names = tuple(files.names[position] for position in part.positions)
-    store = _FileStore(files, part.positions)
+    store = FileStore(files, part.positions)
     if part.folders is None:
         return ImageSet(name, len(names), store, names=names)
     class_names = class_names or tuple(sorted(set(part.folders)))

@@ -116,7 +116,7 @@ class FewShotSubset:
 
     @classmethod
     def from_json(cls, text: str) -> FewShotSubset:
-        """Read what `to_json` wrote.
+        """Read what ``to_json`` wrote.
 
         Raises:
             RequestError: The text is no subset, or its digest doesn't belong to its fields.

@@ -64,7 +64,7 @@ class Views:
 
     Raises:
         ValueError: No images, labels together with a policy that mixes images, or another number of them.
-        RequestError: As `image_mode`.
+        RequestError: As ``image_mode``.
     """
 
     def __init__(

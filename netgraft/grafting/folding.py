@@ -73,7 +73,7 @@ def fold_with_report(student: nn.Sequential) -> Folding:
         student: Blocks and adapters; stays as it is.
 
     Returns:
-        What :func:`fold` returns, and what became of each adapter.
+        What ``fold`` returns, and what became of each adapter.
     """
     layers: list[nn.Module] = []
     folded: list[str] = []

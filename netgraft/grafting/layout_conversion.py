@@ -32,11 +32,6 @@ def describe_form(form: Layout) -> str:
     return f"{form.kind} {size}" + (f"+{form.prefix_tokens}" if form.prefix_tokens else "")
 
 
-def as_map(form: Layout) -> Layout:
-    """Return the form of the same map with channels first."""
-    return Layout("NCHW", form.size)
-
-
 class LayoutConversion(nn.Module):
     """Brings tensors of one form into another: (B, C, H, W), (B, H, W, C) or (B, P + H * W, C) with P prefix tokens.
 

@@ -143,6 +143,6 @@ def assemble(pairing: Pairing, scions: Sequence[Scion]) -> nn.Sequential:
         scions: Of all blocks that are not inherited, in order.
 
     Returns:
-        The student with every adapter as a visible layer; :func:`netgraft.grafting.folding.fold` folds them away.
+        The student with every adapter as a visible layer; ``fold`` folds them away.
     """
     return nn.Sequential(*pairing.student.blocks()[: pairing.inherited], *join(scions))

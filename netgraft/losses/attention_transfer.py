@@ -41,7 +41,7 @@ def attention_map(features: Tensor, power: float = 2.0) -> Tensor:
 
 
 class AttentionTransfer(nn.Module):
-    """``mean_b 1/2 sum_l ||Q_S - Q_T||_2`` with ``Q`` the `attention_map` of the l-th pair of features.
+    """``mean_b 1/2 sum_l ||Q_S - Q_T||_2`` with ``Q`` the ``attention_map`` of the l-th pair of features.
 
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.1, equation 2. The norm
     is not squared, so its gradient has the same length however close the maps are; where they are equal it is zero.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,20 +19,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a safetensors file or from a checkpoint, never executing anything in it.
 
     Checkpoints may keep the state dict under ``state_dict_ema``, ``state_dict`` or ``model``, and prefix its keys
-    with ``module.``.
+    with ``module.`` or ``_orig_mod.``, as parallel and compiled models do.
+
+    Args:
+        path: A ``.safetensors`` file, or a pickle of any other name.
+
+    Returns:
+        Tensors on the CPU, under the names that they have in the model.
 
     Raises:
         RequestError: No such file, not readable, or a pickle that holds more than tensors and plain values.
     """
     if not path.is_file():
-        raise RequestError(f"there is no weights file {path}")
+        raise RequestError(f"there is no weights file {path}; check the path")
+    # not timm.models.load_state_dict: it unpickles argparse.Namespace too, and prefers other keys
     try:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
-        raise RequestError(f"{path} is no readable safetensors file ({error})") from error
+        raise RequestError(f"{path} is no readable safetensors file ({error}); save it again") from error
     except Exception as error:  # torch.load raises many kinds
         raise RequestError(
             f"{path} holds more than tensors, or is damaged, and was not loaded ({type(error).__name__}); "
@@ -41,9 +49,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise RequestError(f"{path} holds no state dict: expected names and tensors")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
+        raise RequestError(f"{path} holds no state dict: expected names and tensors; save the model's state_dict()")
+    return timm.models.clean_state_dict(dict(content))
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -109,7 +109,7 @@ class TracedForward:
         The boundary moves behind pooling and activations without weights, and behind the unpacking of a tuple.
 
         Args:
-            name: One of :meth:`modules`.
+            name: One of ``modules``.
             several: Whether a tuple may cross.
         """
         if name not in self._ends:

@@ -97,7 +97,7 @@ def layout_of(
     """Tell the layout of a tensor by its shape and by what a changed half of the image changes in it.
 
     Args:
-        state: What the model makes of :func:`halves`, (3, ...); None to go by shapes alone.
+        state: What the model makes of ``halves``, (3, ...); None to go by shapes alone.
         shape: Of the tensor, without the batch dimension.
         size: Height and width of the image.
         prefix_tokens: How many the model says that it has.

@@ -1,8 +1,8 @@
 """Cut any image classifier into a chain of blocks that is proven equal to the model.
 
 The model's forward is traced with ``torch.fx``, into nothing but the modules that contain a cut point
-(:mod:`netgraft.splitting.tracing`), and cut wherever what crosses is all that the rest needs
-(:mod:`netgraft.splitting.boundaries`): a skip connection across a cut can't be lost, it makes the cut illegal. The
+(``netgraft.splitting.tracing``), and cut wherever what crosses is all that the rest needs
+(``netgraft.splitting.boundaries``): a skip connection across a cut can't be lost, it makes the cut illegal. The
 blocks share the model's parameters: training a block trains the model.
 """
 

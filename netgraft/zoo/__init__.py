@@ -1,7 +1,7 @@
 """CIFAR-size models, built from timm's own classes and registered with timm when this module is imported.
 
-Every name works with `timm.create_model(name, num_classes=..., in_chans=..., drop_rate=...)`, including
-`features_only=True` and `local-dir:` folders. No pretrained weights are published for them.
+Every name works with ``timm.create_model(name, num_classes=..., in_chans=..., drop_rate=...)``, including
+``features_only=True`` and ``local-dir:`` folders. Of pretrained weights only those of ``digits_vgg7_bn`` exist, and ship with the package.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ DIGITS_STD = (0.3753,)
 
 
 # As in timm.models.vgg: the width of a 3x3 convolution, or "M" for a 2x2 max pool.
-Layout: TypeAlias = list[int | str]
+VGGConfig: TypeAlias = list[int | str]
 
 
-VGG16: Layout = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
+VGG16: VGGConfig = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
 
-VGG16_HALF: Layout = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 256, 256, 256, "M", 256, 256, 256, "M"]
+VGG16_HALF: VGGConfig = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 256, 256, 256, "M", 256, 256, 256, "M"]
 
-VGG8: Layout = [32, 32, "M", 64, 64, "M", 128, 128, "M"]
+VGG8: VGGConfig = [32, 32, "M", 64, 64, "M", 128, 128, "M"]
 
-VGG8_HALF: Layout = [32, 32, "M", 32, 32, "M", 64, 64, "M"]
+VGG8_HALF: VGGConfig = [32, 32, "M", 32, 32, "M", 64, 64, "M"]
 
 
 # Table 2 of the article with stride 1 in the 24-channel stage: ends at 32, 32, 16, 8, 8, 4 and 4 pixels.
@@ -66,12 +66,12 @@ def _placement(kwargs: dict[str, Any]) -> dict[str, Any]:
 class SmallVGG(VGG):
     """timm's VGG with its classifier straight on the last pool: no 4096-wide layers.
 
-    Images `(B, in_chans, H, W)` become logits `(B, num_classes)`; H and W at least 2 to the number of pools.
+    Images ``(B, in_chans, H, W)`` become logits ``(B, num_classes)``; H and W at least 2 to the number of pools.
     """
 
     def __init__(
         self,
-        cfg: Layout,
+        cfg: VGGConfig,
         num_classes: int = 10,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
@@ -99,7 +99,7 @@ class SmallVGG(VGG):
 class SmallResNet(ResNet):
     """timm's ResNet with a 3x3 stride-1 stem, no stem pooling, any first width and any number of stages.
 
-    Images `(B, in_chans, H, W)` become logits `(B, num_classes)`.
+    Images ``(B, in_chans, H, W)`` become logits ``(B, num_classes)``.
     """
 
     feature_info: list[dict[str, Any]]
@@ -136,7 +136,7 @@ class SmallResNet(ResNet):
         return checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images `(B, in_chans, H, W)` to the last stage's maps `(B, num_features, H / r, W / r)`."""
+        """Images ``(B, in_chans, H, W)`` to the last stage's maps ``(B, num_features, H / r, W / r)``."""
         x = self.act1(self.bn1(self.conv1(x)))
         for name in self.stage_names:
             x = self._stage(name, x)
@@ -151,9 +151,9 @@ class SmallResNet(ResNet):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Return the chosen entries of `feature_info`, after the last maps unless `intermediates_only`.
+        """Return the chosen entries of ``feature_info``, after the last maps unless ``intermediates_only``.
 
-        There is no last norm, so `norm` changes nothing. Raises AssertionError unless `output_fmt` is NCHW.
+        There is no last norm, so ``norm`` changes nothing. Raises AssertionError unless ``output_fmt`` is NCHW.
         """
         assert output_fmt == "NCHW", "Output shape must be NCHW."
         chosen, last = feature_take_indices(len(self.feature_info), indices)
@@ -168,7 +168,7 @@ class SmallResNet(ResNet):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages behind the last chosen entry of `feature_info`, and the head with them."""
+        """Drop the stages behind the last chosen entry of ``feature_info``, and the head with them."""
         chosen, last = feature_take_indices(len(self.feature_info), indices)
         dropped = self.stage_names[last:]
         for name in dropped:
@@ -183,7 +183,7 @@ class SmallResNet(ResNet):
 class SmallMobileNet(EfficientNet):
     """timm's EfficientNet with a stride-1 stem.
 
-    Images `(B, in_chans, H, W)` become logits `(B, num_classes)`.
+    Images ``(B, in_chans, H, W)`` become logits ``(B, num_classes)``.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -239,7 +239,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _vgg(variant: str, pretrained: bool, layout: Layout, **kwargs: Any) -> SmallVGG:
+def _vgg(variant: str, pretrained: bool, layout: VGGConfig, **kwargs: Any) -> SmallVGG:
     taps = layout.count("M") + 1
     feature_cfg = {"flatten_sequential": True, "out_indices": tuple(range(taps))}
     return build_model_with_cfg(
@@ -273,19 +273,19 @@ def cifar_vgg16(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
 
 @register_model
 def cifar_vgg16_half(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
-    """`cifar_vgg16` with the last two stages 256 wide: the student of arXiv 2012.04915."""
+    """``cifar_vgg16`` with the last two stages 256 wide: the student of arXiv 2012.04915."""
     return _vgg("cifar_vgg16_half", pretrained, VGG16_HALF, **kwargs)
 
 
 @register_model
 def cifar_vgg16_bn(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
-    """`cifar_vgg16` with batch norm behind each convolution; 14.73 M parameters."""
+    """``cifar_vgg16`` with batch norm behind each convolution; 14.73 M parameters."""
     return _vgg("cifar_vgg16_bn", pretrained, VGG16, **{"norm_layer": nn.BatchNorm2d, **kwargs})
 
 
 @register_model
 def cifar_vgg16_bn_half(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
-    """`cifar_vgg16_bn` with the last two stages 256 wide."""
+    """``cifar_vgg16_bn`` with the last two stages 256 wide."""
     return _vgg("cifar_vgg16_bn_half", pretrained, VGG16_HALF, **{"norm_layer": nn.BatchNorm2d, **kwargs})
 
 
@@ -297,7 +297,7 @@ def digits_vgg7_bn(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
 
 @register_model
 def digits_vgg7_bn_half(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
-    """`digits_vgg7_bn` with the same first stage and the others half as wide."""
+    """``digits_vgg7_bn`` with the same first stage and the others half as wide."""
     return _vgg("digits_vgg7_bn_half", pretrained, VGG8_HALF, **{"norm_layer": nn.BatchNorm2d, **kwargs})
 
 
@@ -313,25 +313,25 @@ def cifar_resnet8(pretrained: bool = False, **kwargs: Any) -> SmallResNet:
 
 @register_model
 def cifar_resnet20(pretrained: bool = False, **kwargs: Any) -> SmallResNet:
-    """ResNet-20: as `cifar_resnet8` (shortcuts are 1x1 convolutions, option B) with n = 3."""
+    """ResNet-20: as ``cifar_resnet8`` (shortcuts are 1x1 convolutions, option B) with n = 3."""
     return _he_resnet("cifar_resnet20", pretrained, 3, **kwargs)
 
 
 @register_model
 def cifar_resnet32(pretrained: bool = False, **kwargs: Any) -> SmallResNet:
-    """ResNet-32: as `cifar_resnet8` (shortcuts are 1x1 convolutions, option B) with n = 5."""
+    """ResNet-32: as ``cifar_resnet8`` (shortcuts are 1x1 convolutions, option B) with n = 5."""
     return _he_resnet("cifar_resnet32", pretrained, 5, **kwargs)
 
 
 @register_model
 def cifar_resnet56(pretrained: bool = False, **kwargs: Any) -> SmallResNet:
-    """ResNet-56: as `cifar_resnet8` (shortcuts are 1x1 convolutions, option B) with n = 9."""
+    """ResNet-56: as ``cifar_resnet8`` (shortcuts are 1x1 convolutions, option B) with n = 9."""
     return _he_resnet("cifar_resnet56", pretrained, 9, **kwargs)
 
 
 @register_model
 def cifar_resnet110(pretrained: bool = False, **kwargs: Any) -> SmallResNet:
-    """ResNet-110: as `cifar_resnet8` (shortcuts are 1x1 convolutions, option B) with n = 18."""
+    """ResNet-110: as ``cifar_resnet8`` (shortcuts are 1x1 convolutions, option B) with n = 18."""
     return _he_resnet("cifar_resnet110", pretrained, 18, **kwargs)
 
 

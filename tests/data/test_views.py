@@ -26,7 +26,7 @@ STD = (0.25, 0.24, 0.26)
 
 
 def noise(number: int, size: tuple[int, int] = (32, 32), low: int = 0, high: int = 256) -> list[Image.Image]:
-    """RGB images of (width, height) `size`."""
+    """RGB images of (width, height) ``size``."""
     generator = np.random.default_rng(number)
     shape = (size[1], size[0], 3)
     return [Image.fromarray(generator.integers(low, high, shape, dtype=np.uint8)) for _ in range(number)]

@@ -39,12 +39,14 @@ def state(seed: int = 0) -> tuple[dict[str, Tensor], nn.Module]:
         ("model", ".pth"),
         ("state_dict_ema", ".pth"),
         ("wrapped prefix", ".pth"),
+        ("compiled prefix", ".pth"),
     ],
 )
 def test_weights_files_are_read(wrap: str, suffix: str, tmp_path: Path) -> None:
     weights, model = state()
     path = tmp_path / f"teacher{suffix}"
-    content: dict[str, Any] = {("module." if "prefix" in wrap else "") + name: value for name, value in weights.items()}
+    prefix = {"prefix": "module.", "wrapped prefix": "module.", "compiled prefix": "_orig_mod."}.get(wrap, "")
+    content: dict[str, Any] = {prefix + name: value for name, value in weights.items()}
     if wrap in {"state_dict", "model", "state_dict_ema", "wrapped prefix"}:
         content = {wrap.replace("wrapped prefix", "state_dict"): content, "epoch": 3, "arch": "cifar_resnet8"}
     if wrap == "state_dict_ema":
