@@ -156,7 +156,12 @@ class TorchvisionStore:
 
 
 def image_mode(channels: int, mean: Sequence[float], std: Sequence[float]) -> str:
-    """Return the PIL mode of images for a model with so many input channels.
+    """Return the PIL mode of images for a model: ``L`` or ``RGB``.
+
+    Args:
+        channels: That the model takes.
+        mean: Of each channel.
+        std: Of each channel.
 
     Raises:
         RequestError: Neither one channel nor three, or ``mean`` or ``std`` is of other channels.

@@ -20,7 +20,7 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
         data_config: The model's own, as ``timm.data.resolve_data_config`` gives it.
 
     Raises:
-        RequestError: As ``image_mode``.
+        RequestError: The model takes images of other than 1 or 3 channels, or its data config doesn't fit them.
     """
 
     def __init__(self, images: ImageSet, data_config: Mapping[str, Any]) -> None:
@@ -48,10 +48,19 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
 def eval_loader(
     images: ImageSet, data_config: Mapping[str, Any], batch_size: int = 256, workers: int = 0
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Return a loader of batches (B, C, H, W), float32, and labels (B,), -1 where there is none, in order.
+    """Return a loader of batches in order, as timm's own evaluation prepares them.
+
+    Args:
+        images: Of any mode.
+        data_config: The model's own, as ``timm.data.resolve_data_config`` gives it.
+        batch_size: B; the last batch may be smaller.
+        workers: Processes that decode; 0 for none besides this one.
+
+    Returns:
+        Batches of images (B, C, H, W), float32, normalised, and labels (B,), -1 where there is none.
 
     Raises:
-        RequestError: As ``EvalDataset``.
+        RequestError: The model takes images of other than 1 or 3 channels, or its data config doesn't fit them.
     """
     dataset: Dataset[Any] = EvalDataset(images, data_config)
     return DataLoader(dataset, batch_size, num_workers=workers, pin_memory=torch.cuda.is_available())

@@ -33,6 +33,18 @@ class FewShotSubset:
 
     Raises:
         RequestError: Indices that repeat or lie outside the population.
+
+    Examples:
+        >>> from netgraft import open_data
+        >>> source = open_data("digits")
+        >>> subset = FewShotSubset.draw(source.train.labels, shots=5, seed=0, dataset=source.name)
+        >>> print(subset)
+        digits: 5 images a class x 10 classes = 50 of 1,197, seed 0, digest 9418b912bf32
+        >>> images = source.train.load_many(subset.indices)
+        >>> len(images), images[0].size
+        (50, (8, 8))
+        >>> FewShotSubset.from_json(subset.to_json()) == subset
+        True
     """
 
     dataset: str
@@ -90,7 +102,13 @@ class FewShotSubset:
 
     @classmethod
     def draw_unlabeled(cls, population: int, *, images: int, seed: int, dataset: str) -> FewShotSubset:
-        """Draw ``images`` of ``population`` images regardless of their class.
+        """Draw images regardless of their class.
+
+        Args:
+            population: Images in the training partition.
+            images: How many of them.
+            seed: Of the draw; the same seed with fewer images draws a subset.
+            dataset: Name of the data set.
 
         Raises:
             RequestError: ``images`` is not positive or more than there are.
@@ -124,7 +142,7 @@ class FewShotSubset:
         try:
             content = json.loads(text)
         except ValueError as error:
-            raise RequestError(f"expected a subset in JSON, got a text that is none ({error})") from None
+            raise RequestError(f"expected a subset in JSON, got a text that is none ({error}); draw it again") from None
         subset = cls(**_checked_fields(content))
         if content["digest"] != subset.digest:
             raise RequestError(
@@ -151,7 +169,7 @@ class FewShotSubset:
         try:
             return cls.from_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise RequestError(f"expected a readable subset file at {path}, got: {error}") from None
+            raise RequestError(f"expected a readable subset file at {path}, got: {error}; check the path") from None
         except RequestError as error:
             raise RequestError(f"{path}: {error}") from None
 
@@ -179,7 +197,9 @@ def _checked_fields(content: Any) -> dict[str, Any]:
     """Return the fields of a subset read from JSON, each of its type."""
     names = {field.name for field in fields(FewShotSubset)}
     if not isinstance(content, dict) or set(content) != names | {"digest"}:
-        raise RequestError(f"expected a subset with {', '.join(sorted(names))} and digest, got other fields")
+        raise RequestError(
+            f"expected a subset with {', '.join(sorted(names))} and digest, got other fields; draw it again"
+        )
 
     def is_integer(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
@@ -192,7 +212,7 @@ def _checked_fields(content: Any) -> dict[str, Any]:
         and all(is_integer(index) for index in content["indices"])
     )
     if not well_formed:
-        raise RequestError("expected a subset with whole numbers and a list of indices, got other types")
+        raise RequestError("expected a subset with whole numbers and a list of indices, got other types; draw it again")
     values = {name: content[name] for name in names}
     values["indices"] = tuple(values["indices"])
     return values

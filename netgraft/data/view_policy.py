@@ -25,6 +25,13 @@ class ViewPolicy:
 
     Raises:
         ValueError: A value outside its range, or both kinds of crop.
+
+    Examples:
+        >>> print(ViewPolicy("mild", pad=4, hflip=0.5, colour=0.2, pool=2048))
+        mild: random crops after 4 pixels of zeros, mirrored 50%, colour 0.2; 2,048 views
+        >>> ViewPolicy("mild", hflip=2.0)
+        Traceback (most recent call last):
+        ValueError: hflip must be a probability, not 2.0; give a number from 0 to 1
     """
 
     name: str
@@ -38,15 +45,15 @@ class ViewPolicy:
 
     def __post_init__(self) -> None:
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale must be a range within (0, 1], got {self.crop_scale}")
+            raise ValueError(f"crop_scale must be a range within (0, 1], not {self.crop_scale}")
         if self.crop_scale is not None and self.pad:
-            raise ValueError("a view is cropped by crop_scale or by pad, not by both")
+            raise ValueError("a view is cropped by crop_scale or by pad, not by both; leave one out")
         if self.pad < 0 or self.pool < 0:
             raise ValueError(f"pad and pool can't be negative, got {self.pad} and {self.pool}")
         if not 0 <= self.colour <= 1:
-            raise ValueError(f"colour must lie within [0, 1], got {self.colour}")
+            raise ValueError(f"colour must lie within [0, 1], not {self.colour}")
         if not 0 <= self.hflip <= 1:
-            raise ValueError(f"hflip must be a probability, got {self.hflip}")
+            raise ValueError(f"hflip must be a probability, not {self.hflip}; give a number from 0 to 1")
         if min(self.mixup, self.cutmix) < 0 or self.mixup + self.cutmix > 1:
             raise ValueError(f"mixup and cutmix must share one probability, got {self.mixup} and {self.cutmix}")
 
@@ -81,7 +88,11 @@ VIEW_POLICIES: dict[str, ViewPolicy] = {
 
 
 def find_policy(name: str) -> ViewPolicy:
-    """Return a named policy. Raises RequestError where there is none of that name."""
+    """Return a named policy.
+
+    Raises:
+        RequestError: There is none of that name.
+    """
     if name not in VIEW_POLICIES:
         raise RequestError(f"there is no view policy {name!r}; choose from {', '.join(VIEW_POLICIES)}")
     return VIEW_POLICIES[name]

@@ -27,6 +27,9 @@ from netgraft.data.counter_rng import uniform_numbers
 from netgraft.data.image_set import image_mode
 from netgraft.data.view_policy import ViewPolicy
 
+# Crops, resizes and colours are torch's own calls: torchvision's v2 functions crop and resize to the same bits more
+# slowly, one view at a time, and round colours in another way.
+
 ASPECT = (3 / 4, 4 / 3)  # width over height of a random resized crop, as everywhere in the field
 
 ATTEMPTS = 10  # boxes to try before one is clipped to the image
@@ -45,6 +48,10 @@ INGREDIENT_SLOTS = BOXES + 2 * ATTEMPTS
 class Views:
     """Views of a few images: number ``k`` shows image ``k % n``, and there are ``n * per_image``.
 
+    A view without a random resized crop starts from timm's evaluation image. One with such a crop starts from the
+    whole image, kept so large that the smallest box, at its most stretched, still has the input's pixels: a larger
+    copy would add nothing but memory.
+
     Args:
         images: PIL images of any mode and size; converted once.
         policy: How the views are made.
@@ -58,13 +65,9 @@ class Views:
         labels: Class of each image.
         crop_mode: The model's own, one of timm's.
 
-    A view without a random resized crop starts from timm's evaluation image. One with such a crop starts from the
-    whole image, kept so large that the smallest box, at its most stretched, still has the input's pixels: a larger
-    copy would add nothing but memory.
-
     Raises:
         ValueError: No images, labels together with a policy that mixes images, or another number of them.
-        RequestError: As ``image_mode``.
+        RequestError: The model takes images of other than 1 or 3 channels, or ``mean`` or ``std`` is of other channels.
     """
 
     def __init__(
@@ -82,11 +85,13 @@ class Views:
         crop_mode: str = "center",
     ) -> None:
         if not images:
-            raise ValueError("no images to make views of")
+            raise ValueError("expected images to make views of, got no images; hand in at least one")
         if labels is not None and policy.mixes:
-            raise ValueError(f"a view of policy {policy.name!r} may show two images, so it has no label")
+            raise ValueError(
+                f"a view of policy {policy.name!r} may show two images, so it has no label; leave labels out"
+            )
         if labels is not None and len(labels) != len(images):
-            raise ValueError(f"{len(images)} images with {len(labels)} labels")
+            raise ValueError(f"got {len(images)} images with {len(labels)} labels; give each image one")
         channels, height, width = size
         mode = image_mode(channels, mean, std)
         self.policy = policy
@@ -122,7 +127,19 @@ class Views:
         seed: int,
         labels: Sequence[int] | None = None,
     ) -> Views:
-        """Make views with a model's preprocessing, in timm's words (``resolve_model_data_config``)."""
+        """Return views with a model's preprocessing.
+
+        Args:
+            images: PIL images of any mode and size.
+            policy: How the views are made.
+            data_config: The preprocessing, as ``timm.data.resolve_model_data_config`` gives it.
+            seed: Of all views.
+            labels: Class of each image.
+
+        Raises:
+            ValueError: As the class itself.
+            RequestError: As the class itself.
+        """
         return cls(
             images,
             policy,
@@ -152,13 +169,23 @@ class Views:
         return digest.hexdigest()
 
     def labels(self, indices: Sequence[int] | Tensor) -> Tensor | None:
-        """Return the class (B,) of the image that each view shows; None where there are no labels."""
+        """Return the class (B,) of the image that each view shows; None where there are no labels.
+
+        Raises:
+            IndexError: There is no view of that number.
+        """
         if self._labels is None:
             return None
         return self._labels[torch.from_numpy(self._numbers(indices) % len(self._sources))]
 
     def batch(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """Return the views with the numbers ``indices``: float32 (B, C, H, W), normalised.
+        """Return views, computed when they are asked for, whatever the batch that they are in.
+
+        Args:
+            indices: Numbers of the views, (B,).
+
+        Returns:
+            float32 (B, C, H, W), normalised.
 
         Raises:
             IndexError: There is no view of that number.
@@ -183,7 +210,7 @@ class Views:
             indices = indices.cpu()
         numbers = np.asarray(indices, dtype=np.int64).reshape(-1)
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < len(self):
-            raise IndexError(f"views are numbered from 0 to {len(self) - 1}")
+            raise IndexError(f"views are numbered from 0 to {len(self) - 1}, got {numbers.min()} to {numbers.max()}")
         return numbers
 
     def _ingredients(self, images: NDArray[np.int64], random: NDArray[np.float64]) -> Tensor:

@@ -222,7 +222,10 @@ def pair(teacher: BlockChain, student: BlockChain) -> Pairing:
         >>> names = ("digits_vgg7_bn", "digits_vgg7_bn_half")
         >>> teacher, student = (split(timm.create_model(name), probe=probe) for name in names)
         >>> print(pair(teacher, student))
-        block 1: features.6 / features.6  32x4x4 / 32x4x4
+        block 1: features.5 / features.5  32x4x4 / 32x4x4
+        block 2: features.12 / features.12  64x2x2 / 32x2x2
+        block 3: features.19 / features.19  128x1x1 / 64x1x1
+        block 4: head / head
     """
     common = _corresponding(teacher, student)
     if not common:

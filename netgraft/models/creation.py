@@ -33,8 +33,19 @@ def load_teacher(name: str, *, weights: Path | None = None, image_size: int | No
             timm's own pretrained weights. The model gets as many outputs as its classifier in there.
         image_size: Height and width of the images that it takes; the model's own if None.
 
+    Returns:
+        A model of images (B, C, H, W) to logits (B, K).
+
     Raises:
         RequestError: No such model, no pretrained weights, or weights that don't fit.
+
+    Examples:
+        >>> import torch
+        >>> teacher = load_teacher("digits_vgg7_bn")
+        >>> teacher(torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+        >>> teacher.training
+        False
     """
     sized = {} if image_size is None else _sized(name, (image_size, image_size))
     if weights is None:
@@ -48,7 +59,12 @@ def load_teacher(name: str, *, weights: Path | None = None, image_size: int | No
 
 
 def build_student(name: str, *, teacher: nn.Module, seed: int) -> nn.Module:
-    """Return an untrained model with the teacher's inputs and outputs; its weights depend on nothing but ``seed``.
+    """Return an untrained model with the teacher's inputs and outputs, in eval mode.
+
+    Args:
+        name: A timm model.
+        teacher: A timm model, which says how many channels, pixels and classes there are.
+        seed: Of the weights, which depend on nothing else.
 
     Raises:
         RequestError: No such model.
@@ -60,11 +76,11 @@ def build_student(name: str, *, teacher: nn.Module, seed: int) -> nn.Module:
 
 
 def build_model(name: str, *, seed: int, image_size: int | None = None, **options: Any) -> nn.Module:
-    """Return an untrained timm model, made with ``options``; its weights depend on nothing but ``seed``.
+    """Return an untrained timm model, made with ``options``.
 
     Args:
         name: A timm model, or ``torchvision:NAME``.
-        seed: Of the weights.
+        seed: Of the weights, which depend on nothing else.
         image_size: Height and width of the images that it takes; the model's own if None.
         options: For timm.
 
@@ -81,19 +97,19 @@ def _build(name: str, seed: int, **options: Any) -> nn.Module:
 
 
 def image_channels(model: nn.Module) -> int:
-    """Channels of the images that ``model`` takes, from its first convolution or else its timm configuration."""
+    """Return the channels of the images that ``model`` takes, by its first convolution or else its configuration."""
     # the configuration is the architecture's, whatever in_chans the model was made with
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     return int(pretrained_cfg(model)["input_size"][0]) if first is None else first.in_channels
 
 
 def class_count(model: nn.Module) -> int:
-    """Outputs of a timm classifier."""
+    """Return the number of outputs K of a timm classifier."""
     return int(cast(Any, model).num_classes)
 
 
 def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
-    """A timm model's description of itself; empty for other modules."""
+    """Return a timm model's description of itself; empty for other modules."""
     return getattr(model, "pretrained_cfg", None) or {}
 
 

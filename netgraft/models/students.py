@@ -41,6 +41,17 @@ def save_student(
 
     Raises:
         RunError: The folder can't be written.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import timm, torch
+        >>> import netgraft.zoo
+        >>> model = timm.create_model("digits_vgg7_bn_half").eval()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_student(Path(folder, "student"), model, model, cuts=(), data_config=model.pretrained_cfg)
+        ...     sorted(path.name for path in Path(folder, "student").iterdir())
+        ['config.json', 'model.safetensors']
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
     replaced = folder.with_name(folder.name + ".replaced")
@@ -93,7 +104,7 @@ def _arguments(model: nn.Module, data_config: Mapping[str, Any]) -> dict[str, An
 def _save_sequence(
     folder: Path, student: nn.Sequential, model: nn.Module, cuts: tuple[str, ...], data_config: Mapping[str, Any]
 ) -> None:
-    layers = [_described(layer) or "block" for layer in student]
+    layers = [_adapter_spec(layer) or "block" for layer in student]
     description = {
         "format": 1,
         "architecture": pretrained_cfg(model)["architecture"],
@@ -108,21 +119,42 @@ def _save_sequence(
 
 def _layer_states(student: nn.Sequential) -> dict[str, Tensor]:
     """Weights under the layer's number and the name in the model, whichever blocks a layer was merged from."""
-    states = [layer.state_dict() if _described(layer) else state_of(layer) for layer in student]
+    states = [layer.state_dict() if _adapter_spec(layer) else state_of(layer) for layer in student]
     return {f"{number}.{name}": value for number, state in enumerate(states) for name, value in state.items()}
 
 
 def load_student(folder: str | Path) -> nn.Module:
-    """Return the student in eval mode, ready for images (B, C, H, W); ``pretrained_cfg`` holds its preprocessing.
+    """Return the student in eval mode, ready for images (B, C, H, W).
+
+    Args:
+        folder: What ``save_student`` wrote.
+
+    Returns:
+        A timm model, or a sequence of a timm model's blocks and of adapters that stayed; its ``pretrained_cfg`` holds
+        its preprocessing.
 
     Raises:
         RequestError: The folder holds no student, or a damaged one.
+
+    Examples:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import timm, torch
+        >>> import netgraft.zoo
+        >>> from netgraft import save_student
+        >>> model, images = timm.create_model("digits_vgg7_bn_half").eval(), torch.randn(2, 1, 8, 8)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_student(Path(folder, "student"), model, model, cuts=(), data_config=model.pretrained_cfg)
+        ...     torch.equal(load_student(Path(folder, "student"))(images), model(images))
+        True
     """
     folder = Path(folder)
     if (folder / "config.json").is_file():
         return load_teacher(f"local-dir:{folder}")
     if not (folder / _DESCRIPTION).is_file():
-        raise RequestError(f"{folder} holds no student: expected config.json (timm's) or {_DESCRIPTION} in it")
+        raise RequestError(
+            f"{folder} holds no student: expected config.json (timm's) or {_DESCRIPTION} in it; check the path"
+        )
     try:
         return _load_sequence(folder)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, StopIteration) as error:
@@ -149,7 +181,7 @@ def _load_sequence(folder: Path) -> nn.Module:
     return student.eval()
 
 
-def _described(layer: nn.Module) -> list[int | str] | None:
+def _adapter_spec(layer: nn.Module) -> list[int | str] | None:
     """Widths of an adapter, and its layout unless that is NCHW; None for blocks."""
     if isinstance(layer, LinearAdapter):
         return [layer.in_features, layer.out_features, layer.layout]

@@ -10,18 +10,22 @@ from torch import Tensor, fx, nn
 
 @dataclass(frozen=True)
 class Cut:
-    """Where one block ends and the next begins: the shape of the tensor that crosses."""
+    """Where one block ends and the next begins: the shape of the tensor that crosses.
+
+    Attributes:
+        name: Of the module that ends here.
+        shape: Without the batch dimension; empty where several tensors cross.
+        layout: ``NCHW``; ``NHWC``; ``tokens`` (batch, length, channels), in rows behind the prefix; ``tuple`` where
+            several tensors cross; ``other``, where no picture can be found in the tensor.
+        grid: Height and width of the map that tokens make; empty for other layouts.
+        prefix_tokens: Class, distillation and register tokens in front of the map's.
+    """
 
     name: str
     shape: tuple[int, ...]
-    """Without the batch dimension; empty where several tensors cross."""
     layout: str
-    """``NCHW``; ``NHWC``; ``tokens`` (batch, length, channels), in rows behind the prefix; ``tuple`` where several
-    tensors cross; ``other``, where no picture can be found in the tensor."""
     grid: tuple[int, ...] = ()
-    """Height and width of the map that tokens make; empty for other layouts."""
     prefix_tokens: int = 0
-    """Class, distillation and register tokens in front of the map's."""
 
     @property
     def channels(self) -> int:
@@ -45,11 +49,32 @@ class BlockChain(nn.Sequential):
     Attributes:
         cuts: One fewer than there are blocks.
         names: Of the blocks: the module that each ends with, ``head`` for the last.
+
+    Args:
+        blocks: In order; each takes in what the one before returns.
+        names: One a block.
+        cuts: One fewer.
+
+    Raises:
+        ValueError: There are other numbers of names or cuts.
+
+    Examples:
+        >>> import torch
+        >>> from netgraft import load_teacher, split
+        >>> chain = split(load_teacher("digits_vgg7_bn"), probe=torch.randn(2, 1, 8, 8))
+        >>> len(chain), chain.names
+        (4, ('features.5', 'features.12', 'features.19', 'head'))
+        >>> merged = chain.merge([1])
+        >>> [str(cut) for cut in merged.cuts]
+        ['64x2x2']
     """
 
     def __init__(self, blocks: Sequence[nn.Module], names: Sequence[str], cuts: Sequence[Cut]) -> None:
         if len(blocks) != len(names) or len(cuts) != len(blocks) - 1:
-            raise ValueError(f"{len(blocks)} blocks with {len(names)} names and {len(cuts)} cuts are no chain")
+            raise ValueError(
+                f"{len(blocks)} blocks with {len(names)} names and {len(cuts)} cuts are no chain; "
+                "give each block a name and each pair of neighbours a cut"
+            )
         super().__init__()
         self.names = tuple(names)
         self.cuts = tuple(cuts)
@@ -62,7 +87,14 @@ class BlockChain(nn.Sequential):
         return list(self.children())
 
     def merge(self, kept: Sequence[int]) -> BlockChain:
-        """Join neighbouring blocks so that only the cuts with the numbers in ``kept`` remain."""
+        """Join neighbouring blocks.
+
+        Args:
+            kept: Numbers of the cuts that remain, in order.
+
+        Returns:
+            A new chain that shares its modules with this one.
+        """
         borders = [*(cut + 1 for cut in kept), len(self)]
         blocks, start = [], 0
         for border in borders:

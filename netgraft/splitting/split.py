@@ -58,6 +58,19 @@ def split(
 
     Raises:
         RequestError: The model can't be traced, has no such modules, or the chain's output differs.
+
+    Examples:
+        >>> import torch
+        >>> from netgraft import load_teacher
+        >>> teacher = load_teacher("digits_vgg7_bn")
+        >>> images = torch.randn(2, 1, 8, 8)
+        >>> chain = split(teacher, probe=images)
+        >>> [str(cut) for cut in chain.cuts]
+        ['32x4x4', '64x2x2', '128x1x1']
+        >>> torch.equal(chain(images), teacher(images))
+        True
+        >>> len(split(teacher, probe=images, blocks=2))
+        2
     """
     if cuts is not None and blocks is not None:
         raise RequestError("split takes names of modules to cut behind or a number of blocks, not both; leave one out")

@@ -1,7 +1,8 @@
 """CIFAR-size models, built from timm's own classes and registered with timm when this module is imported.
 
 Every name works with ``timm.create_model(name, num_classes=..., in_chans=..., drop_rate=...)``, including
-``features_only=True`` and ``local-dir:`` folders. Of pretrained weights only those of ``digits_vgg7_bn`` exist, and ship with the package.
+``features_only=True`` and ``local-dir:`` folders. Only ``digits_vgg7_bn`` has pretrained weights, which
+ship with the package.
 """
 
 from __future__ import annotations
