@@ -20,6 +20,9 @@ class ActivationBoundary(nn.Module):
 
     Args:
         margin: ``m``, how far from its boundary a neuron of the student has to be to cost nothing.
+
+    Raises:
+        ValueError: The margin is no finite number above 0.
     """
 
     def __init__(self, margin: float = 1.0) -> None:
@@ -29,7 +32,18 @@ class ActivationBoundary(nn.Module):
         self.margin = margin
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare responses (B, ...) *before* the activation function; returns a scalar in float32 or wider."""
+        """Compare responses.
+
+        Args:
+            student: Responses (B, ...) *before* the activation function.
+            teacher: Of the same shape; a response of 0 isn't active.
+
+        Returns:
+            A scalar in float32 or wider.
+
+        Raises:
+            ValueError: Shapes differ, or there is nothing in them.
+        """
         _require_responses(student, teacher)
         student = at_least_float32(student)
         missing = torch.where(teacher > 0, self.margin - student, self.margin + student).relu()

@@ -20,12 +20,17 @@ def attention_map(features: Tensor, power: float = 2.0) -> Tensor:
 
     A sample of zeros has a map of zeros. Summing over channels or averaging them gives the same map.
 
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.1.
+
     Args:
         features: Maps (B, C, H, W).
         power: Exponent of at least 1; larger ones weigh the strongest features more.
 
     Returns:
         Maps (B, H * W) in float32 or wider.
+
+    Raises:
+        ValueError: The features are no such maps or empty, or the exponent is below 1.
     """
     if features.ndim != 4 or not features.numel():
         raise ValueError(f"an attention map needs features (B, C, H, W), none of them 0, not {tuple(features.shape)}")
@@ -50,6 +55,9 @@ class AttentionTransfer(nn.Module):
         power: Exponent of the attention maps, at least 1.
         form: ``paper`` is the equation above; ``code`` is what the authors' program computes instead:
             ``sum_l mean_b,hw (Q_S - Q_T)^2``, without the 1/2 and smaller the larger the maps.
+
+    Raises:
+        ValueError: The exponent is below 1, or the form is another.
     """
 
     def __init__(self, power: float = 2.0, form: str = "paper") -> None:
@@ -60,10 +68,17 @@ class AttentionTransfer(nn.Module):
         self.form = form
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Compare lists of maps (B, C, H, W) of student and teacher, pair by pair.
+        """Compare lists of maps, pair by pair.
 
-        The widths C of a pair may differ, B, H and W may not; H and W may change from pair to pair.
-        Returns a scalar in float32 or wider.
+        Args:
+            student: Maps (B, C, H, W); H and W may change from pair to pair.
+            teacher: As many; of a pair the widths C may differ, B, H and W may not.
+
+        Returns:
+            A scalar in float32 or wider.
+
+        Raises:
+            ValueError: The lists differ in length or are empty, or a pair can't be compared.
         """
         if len(student) != len(teacher) or not len(student):
             raise ValueError(

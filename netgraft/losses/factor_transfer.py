@@ -18,6 +18,9 @@ class FactorTransfer(nn.Module):
     Args:
         reduction: ``sample``: the sum over a sample's factor, as the equation has it; ``element``: the mean over its
             elements, as the authors' code has it, to which their weight of 500 belongs. Both are means over the batch.
+
+    Raises:
+        ValueError: Another reduction.
     """
 
     def __init__(self, reduction: str = "sample") -> None:
@@ -25,7 +28,18 @@ class FactorTransfer(nn.Module):
         self.reduction = known_reduction(reduction, "sample", "element")
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare factors of one shape (B, m, H, W); returns a scalar in float32 or wider."""
+        """Compare factors.
+
+        Args:
+            student: Factors (B, m, H, W).
+            teacher: Of the same shape.
+
+        Returns:
+            A scalar in float32 or wider.
+
+        Raises:
+            ValueError: Shapes differ, or are other ones.
+        """
         if student.dim() != 4 or student.shape != teacher.shape:
             raise ValueError(
                 "student and teacher must be factors of one shape (B, m, H, W), "

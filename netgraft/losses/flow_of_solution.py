@@ -15,8 +15,17 @@ from netgraft.losses.reductions import known_reduction
 def flow_matrix(first: Tensor, second: Tensor) -> Tensor:
     """Compute ``G_ij = sum_hw first_i second_j / (H W)`` (Yim et al., CVPR 2017, equation 1).
 
-    Maps (B, C1, H1, W1) and (B, C2, H2, W2) give (B, C1, C2) in float32 or wider. Where the maps differ in size, the
-    larger are max-pooled to the size of the smaller, as in the article.
+    Where the maps differ in size, the larger are max-pooled to the size of the smaller, as in the article.
+
+    Args:
+        first: Maps (B, C1, H1, W1).
+        second: Maps (B, C2, H2, W2).
+
+    Returns:
+        Matrices (B, C1, C2) in float32 or wider.
+
+    Raises:
+        ValueError: They are no maps, or not of one batch.
     """
     if first.dim() != 4 or second.dim() != 4 or len(first) != len(second):
         raise ValueError(
@@ -43,6 +52,9 @@ class FlowOfSolution(nn.Module):
     Args:
         reduction: ``sample``: the sum over a matrix, as in the equation; ``element``: the mean over a matrix, as common
             toolkits do. Stages are summed in both.
+
+    Raises:
+        ValueError: Another reduction.
     """
 
     def __init__(self, reduction: str = "sample") -> None:
@@ -50,10 +62,17 @@ class FlowOfSolution(nn.Module):
         self.reduction = known_reduction(reduction, "sample", "element")
 
     def forward(self, student: Sequence[tuple[Tensor, Tensor]], teacher: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """Compare stages; returns a scalar in float32 or wider.
+        """Compare stages.
 
-        A stage is the pair of maps (B, C1, H1, W1) at its start and (B, C2, H2, W2) at its end. Student and teacher
-        have as many stages with the same B, C1 and C2 each; their sizes of maps may differ.
+        Args:
+            student: Of each stage the maps (B, C1, H1, W1) at its start and (B, C2, H2, W2) at its end.
+            teacher: As many stages, with the same B, C1 and C2 each; their sizes of maps may differ.
+
+        Returns:
+            A scalar in float32 or wider.
+
+        Raises:
+            ValueError: The numbers of stages differ or are 0, or a stage's maps can't be compared.
         """
         if not student or len(student) != len(teacher):
             raise ValueError(

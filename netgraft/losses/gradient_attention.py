@@ -19,7 +19,18 @@ class GradientAttention(nn.Module):
     """
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare input gradients (B, C, H, W) of student and teacher; returns a scalar in float32 or wider."""
+        """Compare gradients at the images.
+
+        Args:
+            student: Gradients (B, C, H, W).
+            teacher: Of the same shape.
+
+        Returns:
+            A scalar in float32 or wider.
+
+        Raises:
+            ValueError: Shapes differ, or there is nothing in them.
+        """
         if student.shape != teacher.shape or student.ndim != 4 or not student.numel():
             raise ValueError(
                 f"gradient attention needs input gradients of one shape (B, C, H, W), none of them 0, "

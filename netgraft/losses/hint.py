@@ -17,6 +17,9 @@ class Hint(nn.Module):
     Args:
         reduction: ``sample`` sums over a sample as in the article; ``element`` is the plain mean squared error, without
             the 1/2, that toolkits use and that doesn't grow with the size of the features.
+
+    Raises:
+        ValueError: Another reduction.
     """
 
     def __init__(self, reduction: str = "sample") -> None:
@@ -24,7 +27,18 @@ class Hint(nn.Module):
         self.reduction = known_reduction(reduction, "sample", "element")
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare features (B, ...) of student and teacher; returns a scalar in float32 or wider."""
+        """Compare features.
+
+        Args:
+            student: Features (B, ...).
+            teacher: Of the same shape.
+
+        Returns:
+            A scalar in float32 or wider.
+
+        Raises:
+            ValueError: Shapes differ, or there is nothing in them.
+        """
         if student.shape != teacher.shape or student.ndim < 2 or not student.numel():
             raise ValueError(
                 f"hints need features of one shape (B, ...) that isn't empty, "

@@ -14,6 +14,14 @@ class LogitMSE(nn.Module):
     """
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare logits (B, K) of student and teacher; returns a scalar in float32 or wider."""
+        """Compare logits.
+
+        Args:
+            student: Logits (B, K).
+            teacher: Of the same shape.
+
+        Returns:
+            A scalar in float32 or wider.
+        """
         student, teacher = at_least_float32(student), at_least_float32(teacher)
         return (student - teacher).square().mean()

@@ -23,6 +23,9 @@ class NeuronSelectivity(nn.Module):
             the union of a sample's two sets. It is taken as a constant: no gradient flows through it.
         degree: Degree of the polynomial, an integer of at least 1.
         constant: Constant of the polynomial, at least 0.
+
+    Raises:
+        ValueError: Another kernel, or a degree or constant out of range.
     """
 
     def __init__(self, kernel: str = "polynomial", degree: int = 2, constant: float = 0.0) -> None:
@@ -38,9 +41,19 @@ class NeuronSelectivity(nn.Module):
         self.constant = constant
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare maps (B, C_S, H, W) and (B, C_T, H, W); returns a scalar in float32 or wider.
+        """Compare the channels' patterns as two sets.
 
         The largest tensor made is as large as the maps or one matrix of pairs a sample, whichever is larger.
+
+        Args:
+            student: Maps (B, C_S, H, W).
+            teacher: Maps (B, C_T, H, W).
+
+        Returns:
+            A scalar in float32 or wider.
+
+        Raises:
+            ValueError: They are no maps, or differ in B, H or W.
         """
         if student.dim() != 4 or teacher.dim() != 4 or _all_but_channels(student) != _all_but_channels(teacher):
             raise ValueError(

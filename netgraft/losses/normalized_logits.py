@@ -15,6 +15,9 @@ class NormalizedLogits(nn.Module):
     Args:
         reduction: ``sum`` over the batch, as in the article, or ``mean``, which doesn't change with its size.
         eps: Logits no longer than this have no direction: they count as zero and get no gradient.
+
+    Raises:
+        ValueError: Another reduction.
     """
 
     def __init__(self, reduction: str = "sum", eps: float = 1e-12) -> None:
@@ -23,7 +26,15 @@ class NormalizedLogits(nn.Module):
         self.eps = eps
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare logits (B, K) of student and teacher; returns a scalar in float32 or wider."""
+        """Compare logits.
+
+        Args:
+            student: Logits (B, K).
+            teacher: Of the same shape.
+
+        Returns:
+            A scalar in float32 or wider.
+        """
         student, teacher = at_least_float32(student), at_least_float32(teacher)
         difference = directions(student, self.eps) - directions(teacher, self.eps)
         total = difference.square().sum()

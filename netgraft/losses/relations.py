@@ -20,9 +20,19 @@ class RelationalDistance(nn.Module):
     """
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare embeddings (B, D_S) and (B, D_T); returns a scalar in float32 or wider.
+        """Compare the distances within a batch.
 
         Fewer than three samples give 0, since two always are one mean distance apart.
+
+        Args:
+            student: Embeddings (B, D_S).
+            teacher: Embeddings (B, D_T) of the same batch.
+
+        Returns:
+            A scalar in float32 or wider.
+
+        Raises:
+            ValueError: They are no embeddings, or not of one batch.
         """
         _check(student, teacher)
         return F.smooth_l1_loss(*_same_type(_relative_distances(student), _relative_distances(teacher)))
@@ -39,9 +49,19 @@ class RelationalAngle(nn.Module):
     """
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare embeddings (B, D_S) and (B, D_T); returns a scalar in float32 or wider.
+        """Compare the angles within a batch.
 
         Makes tensors of B^3 and of B*B*D numbers, none larger. Fewer than three samples give 0.
+
+        Args:
+            student: Embeddings (B, D_S).
+            teacher: Embeddings (B, D_T) of the same batch.
+
+        Returns:
+            A scalar in float32 or wider.
+
+        Raises:
+            ValueError: They are no embeddings, or not of one batch.
         """
         _check(student, teacher)
         return F.smooth_l1_loss(*_same_type(_cosines(student), _cosines(teacher)))

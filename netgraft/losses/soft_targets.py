@@ -10,7 +10,18 @@ from netgraft.losses.dtypes import at_least_float32
 
 
 def softened(logits: Tensor, temperature: float) -> Tensor:
-    """Return ``softmax(logits / temperature)`` over the last axis, in float32 or wider (Hinton et al., equation 1)."""
+    """Return ``softmax(logits / temperature)`` (Hinton et al., equation 1).
+
+    Args:
+        logits: (..., K).
+        temperature: Larger is softer.
+
+    Returns:
+        Probabilities (..., K) in float32 or wider.
+
+    Raises:
+        ValueError: The temperature is no finite number above 0.
+    """
     return (at_least_float32(logits) / _checked(temperature)).softmax(dim=-1)
 
 
@@ -23,6 +34,9 @@ class SoftTargets(nn.Module):
 
     Args:
         temperature: ``tau``, what both networks' logits are divided by; larger is softer.
+
+    Raises:
+        ValueError: The temperature is no finite number above 0.
     """
 
     def __init__(self, temperature: float = 4.0) -> None:
@@ -30,7 +44,18 @@ class SoftTargets(nn.Module):
         self.temperature = _checked(temperature)
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare logits (B, K) of student and teacher; returns a scalar in float32 or wider."""
+        """Compare logits.
+
+        Args:
+            student: Logits (B, K).
+            teacher: Of the same shape.
+
+        Returns:
+            A scalar in float32 or wider.
+
+        Raises:
+            ValueError: Shapes differ, or there is nothing in them.
+        """
         if student.shape != teacher.shape or student.ndim != 2 or not student.numel():
             raise ValueError(
                 f"soft targets need logits of one shape (B, K), neither of them 0, "
