@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-import time
+import logging
 from collections.abc import Callable, Iterable
 
 import torch
@@ -24,12 +23,17 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Answer every image of a loader in eval mode; each module's mode is as before afterwards.
 
-    The loader yields images `(B, C, H, W)` and labels `(B,)`, -1 where there is no label. Images are cast to
-    the model's floating-point type. `device` None is where the model lies; with any other the model moves
-    there and stays. `progress` hears the number of images of each finished batch.
+    Args:
+        model: (B, C, H, W) -> (B, K); images are cast to its floating-point type.
+        loader: Yields images (B, C, H, W) and labels (B,), -1 where there is no label.
+        device: Where the model moves and stays; where it lies if None.
+        progress: Told the number of images of each finished batch.
 
-    Returns logits `(N, K)`, float32, and labels `(N,)`, both on the CPU and in the loader's order. Raises
-    RequestError if the loader is empty.
+    Returns:
+        Logits (N, K), float32, and labels (N,), both on the CPU and in the loader's order.
+
+    Raises:
+        RequestError: The loader is empty.
     """
     if device is not None:
         model.to(device)
@@ -45,50 +49,66 @@ def predict(
             if progress is not None:
                 progress(len(images))
     if not logits:
-        raise RequestError("Expected at least one image to evaluate, got none; check the data set.")
-    # Joined outside inference mode, so that the results may be used in training.
+        raise RequestError("expected at least one image to evaluate, got none; check the data set")
+    # joined outside inference mode, so that the results may be used in training.
     return torch.cat(logits), torch.cat(labels)
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:
-    """Percentage of logits `(N, K)` whose largest entry is at the label `(N,)`.
+    """Return the percentage of images whose largest logit is at the label.
 
-    Raises RequestError for other shapes or labels outside 0..K-1 (-1: no label), RunError for NaN logits.
+    Args:
+        logits: (N, K).
+        labels: Class indices (N,).
+
+    Raises:
+        RequestError: The shapes don't fit, or a label is outside 0..K-1 (-1: no label).
+        RunError: A logit is NaN.
     """
     guesses = _classes(logits)
     if labels.shape != guesses.shape:
         raise RequestError(
-            f"Expected one label for each of {len(guesses)} answers, got the shape {tuple(labels.shape)}; "
-            "pass the labels that predict returned with the logits."
+            f"expected one label for each of {len(guesses)} answers, got the shape {tuple(labels.shape)}; "
+            "pass the labels that predict returned with the logits"
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= logits.shape[1]:
         raise RequestError(
-            f"Expected labels from 0 to {logits.shape[1] - 1}, one for each output of the model, "
-            f"got {low} to {high}; use labelled data with the model's classes."
+            f"expected labels from 0 to {logits.shape[1] - 1}, one for each output of the model, "
+            f"got {low} to {high}; use labelled data with the model's classes"
         )
     return _percent_equal(guesses, labels)
 
 
 def agreement(logits_a: Tensor, logits_b: Tensor) -> float:
-    """Percentage of images for which two models, logits `(N, K)` each, name the same class.
+    """Return the percentage of images for which two models name the same class.
 
-    Raises RequestError if the shapes differ, RunError for NaN logits.
+    Args:
+        logits_a: Of one model, (N, K).
+        logits_b: Of the other, on the same images.
+
+    Raises:
+        RequestError: The shapes differ.
+        RunError: A logit is NaN.
     """
     if logits_a.shape != logits_b.shape:
         raise RequestError(
-            f"Expected the logits of two models on the same images and classes, got shapes "
-            f"{tuple(logits_a.shape)} and {tuple(logits_b.shape)}; predict both with one loader."
+            f"expected the logits of two models on the same images and classes, got shapes "
+            f"{tuple(logits_a.shape)} and {tuple(logits_b.shape)}; predict both with one loader"
         )
     return _percent_equal(_classes(logits_a), _classes(logits_b))
 
 
 def macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
-    """Count the multiply-accumulates for one image `(C, H, W)`.
+    """Count the multiply-accumulates for one image.
 
-    Half the operations that `torch.utils.flop_counter` counts: convolutions, linear layers and other matrix
+    Half the operations that ``torch.utils.flop_counter`` counts: convolutions, linear layers and other matrix
     products, attention. Biases, norms, activations, pooling and sums of paths are free. A layer that runs
     twice counts twice. The model's mode and state stay as they are.
+
+    Args:
+        model: Takes images in.
+        input_size: Of the image, (C, H, W).
     """
     where, dtype = _placement(model)
     with eval_mode(model):
@@ -104,40 +124,56 @@ def latency(
     device: torch.device | str | None = None,
     repeats: int = 20,
 ) -> float:
-    """Median milliseconds of a forward of `batch` images `(C, H, W)`, in eval and inference mode.
+    """Return the median milliseconds of a forward, in eval and inference mode.
 
-    Three unmeasured forwards come first; an accelerator is synchronised before and after each measured one.
-    `device` is as in `predict`. Raises RequestError if `batch` or `repeats` is below 1.
+    ``WARM_UP`` unmeasured forwards come first, and two more in front of each measured one; an accelerator is
+    synchronised around each (:class:`torch.utils.benchmark.Timer`).
+
+    Args:
+        model: Takes images in.
+        input_size: Of an image, (C, H, W).
+        batch: Images a forward.
+        device: As in :func:`predict`.
+        repeats: Measured forwards.
+
+    Raises:
+        RequestError: ``batch`` or ``repeats`` is below 1.
     """
     if batch < 1 or repeats < 1:
-        message = f"Expected batch and repeats of at least 1, got {batch} and {repeats}; raise them."
-        raise RequestError(message)
+        raise RequestError(f"expected batch and repeats of at least 1, got {batch} and {repeats}; raise them")
     if device is not None:
         model.to(device)
     where, dtype = _placement(model)
     x = torch.zeros(batch, *input_size, device=where, dtype=dtype)
-    seconds = []
     with eval_mode(model), torch.inference_mode():
         for _ in range(WARM_UP):
             model(x)
-        for _ in range(repeats):
-            _synchronize(where)
-            start = time.perf_counter()
-            model(x)
-            _synchronize(where)
-            seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds)
+        return 1000 * _median_seconds(model, x, repeats)
+
+
+def _median_seconds(model: nn.Module, images: Tensor, repeats: int) -> float:
+    # the import looks for a compiler, and warns on stderr of one for CUDA where there is no GPU
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    from torch.utils.benchmark import Measurement, Timer
+
+    logger.setLevel(level)
+    # its own default is one thread
+    timer = Timer("model(images)", globals={"model": model, "images": images}, num_threads=torch.get_num_threads())
+    [measured] = Measurement.merge(timer.timeit(1) for _ in range(repeats))
+    return measured.median
 
 
 def _classes(logits: Tensor) -> Tensor:
     if logits.ndim != 2 or not len(logits):
         raise RequestError(
-            f"Expected logits of shape (images, classes) with at least one image, got {tuple(logits.shape)}; "
-            "pass what predict returned."
+            f"expected logits of shape (images, classes) with at least one image, got {tuple(logits.shape)}; "
+            "pass what predict returned"
         )
-    # argmax would name the place of the NaN, and the figure would look like an answer.
+    # argmax would name the place of the NaN, and the figure would look like an answer
     if logits.isnan().any():
-        raise RunError("The model's logits hold NaN, so no accuracy exists; look at the training loss.")
+        raise RunError("expected finite logits, got NaN, so no accuracy exists; look at the training loss")
     return logits.argmax(dim=1)
 
 
@@ -151,8 +187,3 @@ def _placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
         if parameter.is_floating_point():
             return parameter.device, parameter.dtype
     return torch.device("cpu"), torch.float32
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

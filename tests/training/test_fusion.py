@@ -1,4 +1,4 @@
-"""Copies of frozen blocks compute the same with fewer layers, and a frozen model is left as it was found."""
+"""Copies of frozen blocks compute the same with fewer layers, or as matrix products."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from timm.layers import BatchNormAct2d, Conv2dSame, StdConv2d
 from torch import Tensor, nn
 
 from netgraft import split
-from netgraft.modules import freeze, shares_parameters, state_digest
-from netgraft.training.fusion import fused_copies, fused_copy
+from netgraft.modules import shares_parameters, state_digest
+from netgraft.training.fusion import DenseConvolution, fused_copies, fused_copy, with_dense_convolutions
 from tests.support.random_models import images, randomise, snapshot
 
 NORMS = nn.BatchNorm2d
@@ -261,53 +261,67 @@ def test_only_weights_of_convolutions_and_linear_layers_are_lowered() -> None:
     assert (got - expected).abs().max() < 2**-5 * expected.abs().max()
 
 
-# --- freezing
+# --- convolutions on tiny maps
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_frozen_models_are_left_as_they_were_found(fails: bool) -> None:
-    chain = small_chain()
-    modules = nn.ModuleList([chain, nn.Sequential(chain[0], nn.Dropout())])
-    for number, module in enumerate(modules.modules()):
-        module.training = number % 3 > 0
-    for number, parameter in enumerate(modules.parameters()):
-        parameter.requires_grad_(number % 2 > 0)
-    before = snapshot(modules)
-    objects = list(modules.parameters())
-
-    def body() -> None:
-        with freeze(modules):
-            assert not any(module.training for module in modules.modules())
-            assert not any(p.requires_grad for p in modules.parameters())
-            weight = chain[1].conv1.weight  # type: ignore[union-attr]
-            assert isinstance(weight, nn.Parameter)
-            assert weight.is_contiguous(memory_format=torch.channels_last)
-            chain[1].requires_grad_(True).train()
-            chain(images(2, 3, 8, 8)).sum().backward()
-            assert weight.grad is not None
-            chain[1].load_state_dict(copy.deepcopy(saved))
-            if fails:
-                raise ZeroDivisionError
-
-    saved = copy.deepcopy(chain[1].state_dict())
-    if fails:
-        with pytest.raises(ZeroDivisionError):
-            body()
-    else:
-        body()
-    assert snapshot(modules) == before
-    assert [id(p) for p in modules.parameters()] == [id(p) for p in objects]
-    assert all(p.is_contiguous() and p.grad is None for p in modules.parameters())
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 3), (4, 1)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": (3, 5), "padding": (1, 2)},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": 5, "padding": 4, "stride": (1, 2)},
+    ],
+)
+def test_values_and_gradients_are_the_convolutions(layer: dict[str, object], size: tuple[int, int], bias: bool) -> None:
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(3, 4, bias=bias, **layer).double()  # type: ignore[arg-type]
+    maps = torch.randn(5, 3, *size, dtype=torch.float64).requires_grad_()
+    twin = maps.detach().clone().contiguous(memory_format=torch.channels_last).requires_grad_()
+    expected, got = convolution(maps), DenseConvolution(convolution, size)(twin)
+    torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+    slope = torch.randn_like(expected)
+    expected.backward(slope)
+    got.backward(slope)
+    torch.testing.assert_close(twin.grad, maps.grad, atol=1e-12, rtol=1e-12)
 
 
-def test_overlap_is_a_shared_module_or_parameter() -> None:
-    first, second, act = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.ReLU()
-    tied = nn.Conv2d(3, 3, 1)
-    tied.weight = first.weight
-    assert shares_parameters(first, first)
-    assert shares_parameters(nn.Sequential(first), nn.Sequential(nn.Sequential(first)))
-    assert shares_parameters(tied, nn.Sequential(first))
-    assert shares_parameters(nn.Sequential(act, first), nn.Sequential(act, second))
-    assert not shares_parameters(first, second)
-    assert not shares_parameters(nn.Sequential(nn.ReLU(), tied), nn.Sequential(nn.ReLU(), second))
-    assert not shares_parameters(nn.Identity(), first)
+def test_another_size_is_refused() -> None:
+    dense = DenseConvolution(nn.Conv2d(3, 4, 3, padding=1), (2, 2))
+    with pytest.raises(ValueError, match=r"expected maps of \(2, 2\), got \(3, 2\)"):
+        dense(torch.zeros(1, 3, 3, 2))
+
+
+class Twice(nn.Module):
+    """Calls one layer on maps of two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.layer(nn.functional.max_pool2d(self.layer(maps), 2))
+
+
+def test_only_plain_convolutions_on_maps_smaller_than_their_kernel_are_replaced() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),  # 4x4: no
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 1),  # 2x2, but one position a kernel: no
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),  # no
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),  # no
+        nn.Conv2d(4, 4, 3, padding="same"),  # no
+        nn.Sequential(nn.Conv2d(4, 3, 3, padding=1), nn.ReLU()),  # yes
+        Twice(),  # no
+        nn.Conv2d(3, 5, 3, padding=1),  # 1x1: yes
+    ).double()
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    plain = copy.deepcopy(network)
+    dense = with_dense_convolutions(network, images)
+    replaced = {name for name, module in dense.named_modules() if isinstance(module, DenseConvolution)}
+    assert replaced == {"6.0", "8"}
+    torch.testing.assert_close(dense(images), plain(images), atol=1e-12, rtol=1e-12)
