@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from netgraft.progress import ProgressReporter
+from netgraft.progress import ProgressReporter, in_training_steps
 
 from .options import (
     given,
@@ -41,13 +41,13 @@ def run_job(job: Job, *, quiet: bool | None, as_json: bool | None, show: Callabl
     """Carry out a job in front of a person or a program: progress, signals, and the result at the end."""
     from .output import emit_json
     from .progress_display import open_reporter
-    from .signals import heeding_signals
+    from .signals import interruptible
 
     _hush_libraries()
     silent = bool(quiet) or not is_first_process()
     with (
-        open_reporter(sys.stderr, quiet=silent, json_lines=bool(as_json)) as speaker,
-        heeding_signals(speaker) as (reporter, interruption),
+        open_reporter(sys.stderr, quiet=silent, json_lines=bool(as_json)) as reporter,
+        interruptible(in_training_steps) as interruption,
     ):
         result = job.run(reporter, interruption.requested)
         _leave_processes()

@@ -1,84 +1,55 @@
-"""Ctrl-C and SIGTERM: the first one during training lets the run save itself, any other leaves at once."""
+"""Ctrl-C and SIGTERM: the first one lets work that can stop save itself, any other leaves at once."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TypeVar
-
-from netgraft.progress import ProgressReporter
-
-T = TypeVar("T")
 
 
 class Interruption:
-    """What the signals have asked for, and whether a training step will hear it.
+    """What the signals have asked for.
 
-    Between its steps a run asks :meth:`requested` and saves itself; everywhere else nobody would ask, so a signal
-    raises ``KeyboardInterrupt`` there.
+    Args:
+        will_be_heard: Says whether somebody asks :meth:`requested` again and again just now. Where nobody does, a
+            signal raises ``KeyboardInterrupt``.
     """
 
-    def __init__(self) -> None:
-        self._heard = False
-        self.stepping = False
+    def __init__(self, will_be_heard: Callable[[], bool]) -> None:
+        self._will_be_heard = will_be_heard
+        self._requested = False
 
     def requested(self) -> bool:
-        """Answer a run that asks before each step whether to stop."""
-        self.stepping = True
-        return self._heard
+        """Whether to save and leave."""
+        return self._requested
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """Receive a signal."""
-        if self._heard or not self.stepping:
+        """Receive a signal.
+
+        Raises:
+            KeyboardInterrupt: It is the second one, or nobody would hear of it.
+        """
+        if self._requested or not self._will_be_heard():
             raise KeyboardInterrupt
-        self._heard = True
+        self._requested = True
 
 
-class Attentive:
-    """A reporter that passes everything on, and takes note where training steps end."""
-
-    def __init__(self, reporter: ProgressReporter, interruption: Interruption) -> None:
-        self._reporter = reporter
-        self._interruption = interruption
-
-    def note(self, message: str) -> None:
-        """Pass it on."""
-        self._reporter.note(message)
-
-    def phase_started(self, number: int, count: int, name: str, steps: int, done: int) -> None:
-        """Pass it on."""
-        self._reporter.phase_started(number, count, name, steps, done)
-
-    def progressed(self, done: int, terms: Mapping[str, float]) -> None:
-        """Pass it on."""
-        self._reporter.progressed(done, terms)
-
-    def phase_finished(self, seconds: float) -> None:
-        """Pass it on; no step follows for a while."""
-        self._interruption.stepping = False
-        self._reporter.phase_finished(seconds)
-
-    def track(self, items: Iterable[T], *, total: int, name: str) -> Iterator[T]:
-        """Pass it on."""
-        return self._reporter.track(items, total=total, name=name)
+def _always() -> bool:
+    return True
 
 
 @contextmanager
-def interruptible() -> Iterator[Interruption]:
-    """Let the signals ask for an interruption; the former handlers come back afterwards."""
-    interruption = Interruption()
+def interruptible(will_be_heard: Callable[[], bool] = _always) -> Iterator[Interruption]:
+    """Let the signals ask for an interruption; the former handlers come back afterwards.
+
+    Args:
+        will_be_heard: See :class:`Interruption`.
+    """
+    interruption = Interruption(will_be_heard)
     former = {number: signal.signal(number, interruption.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interruption
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def heeding_signals(reporter: ProgressReporter) -> Iterator[tuple[ProgressReporter, Interruption]]:
-    """Give a reporter and an interruption to run a job with."""
-    with interruptible() as interruption:
-        yield Attentive(reporter, interruption), interruption

@@ -15,7 +15,7 @@ from benchmarks.studies.cifar_task import faster_precision, task
 from netgraft.distillation import Distillation
 from netgraft.modules import freeze
 from netgraft.plan import Phase, StepOutputs
-from netgraft.training.frozen_cache import frozen_prefix
+from netgraft.training.frozen_cache import split_before_training
 from netgraft.training.fusion import fused_copies
 from netgraft.training.precision import autocast, compute_dtype
 from netgraft.training.runner import Runner
@@ -43,7 +43,7 @@ class BareLoop:
         with freeze(self.modules):
             phase.trainable.requires_grad_(True)
             phase.trainable.train()
-            prefix, rest = frozen_prefix(phase.model, phase.trainable)
+            prefix, rest = split_before_training(phase.model, phase.trainable)
             body = nn.Sequential(*(self.copies.get(block, block) for block in rest))
             with torch.no_grad(), autocast(self.precision, self.device):
                 inputs = self.images

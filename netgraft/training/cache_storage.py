@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ SHARE = 0.5  # of what is free that caches may take by default
 
 DISK_RESERVE = 2**30  # bytes that a cache leaves free on a disk
 
-
+# limit and use of a container's memory, which psutil doesn't look at
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -29,22 +30,13 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be taken on ``device``; on the CPU within the limit of the container, if there is one."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = [_available()]
+    free = [psutil.virtual_memory().available]
     for limit, usage in _CGROUPS:
         try:
             free.append(int(Path(limit).read_text()) - int(Path(usage).read_text()))
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return max(0, min(free))
-
-
-def _available() -> int:
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        # elsewhere only the size is known: take a quarter of it to be free
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
 
 
 class Storage(Protocol):

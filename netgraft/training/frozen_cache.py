@@ -1,4 +1,7 @@
-"""What is frozen is computed once: the outputs of frozen blocks for every view that a plan shows."""
+"""Outputs of frozen blocks for every view that a plan shows, computed once.
+
+Blocks are frozen when no phase trains them from here on, until their output has been read for the last time.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from netgraft.training.cache_storage import Storage, amount
 
 FrozenBlocks = tuple[nn.Module, ...]
 
-"""Blocks in order, from the image on, none of which changes while its output is cached."""
+"""Frozen blocks in order, from the image on; without any, the views themselves."""
 
 
 PIXELS = 2**18  # of the views that are computed at a time, as far as CHUNKS allows
@@ -42,8 +45,15 @@ class ViewSource(Protocol):
         ...
 
 
-def frozen_prefix(model: nn.Sequential, trainable: nn.Module) -> tuple[FrozenBlocks, nn.Sequential]:
-    """Divide ``model`` in front of the first block that shares a module or a parameter with ``trainable``."""
+def split_before_training(model: nn.Sequential, trainable: nn.Module) -> tuple[FrozenBlocks, nn.Sequential]:
+    """Divide ``model`` in front of the first block that shares a module or a parameter with ``trainable``.
+
+    Returns:
+        The blocks in front, frozen while ``trainable`` is trained, and the rest.
+
+    Raises:
+        ValueError: No block shares anything with ``trainable``.
+    """
     blocks = list(model)
     for number, block in enumerate(blocks):
         if shares_parameters(block, trainable):
@@ -80,16 +90,20 @@ class ReadingOrder:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    values: Tensor
-    place: Storage
-    filled: list[bool]
-    """Of each chunk of rows."""
-    exact: bool
-    """Whether nothing was rounded off in keeping it."""
+class CachedOutputs:
+    """Outputs of some blocks for all views that are read, as far as they have been computed.
 
-    def has(self, chunk: int) -> bool:
-        return self.filled[chunk]
+    Attributes:
+        values: One row for each view, in reading order, (rows, ...).
+        storage: Where they lie.
+        filled: Of each chunk of rows, whether it has been computed.
+        exact: Whether nothing was rounded off in keeping them.
+    """
+
+    values: Tensor
+    storage: Storage
+    filled: list[bool]
+    exact: bool
 
 
 @dataclass
@@ -103,7 +117,7 @@ class FrozenCache:
         views: Where images come from.
         order: Which views will be read.
         device: Where blocks run and outputs are wanted.
-        places: Where outputs may be kept, fastest first; what fits nowhere is computed whenever it is asked for.
+        storages: Where outputs may be kept, fastest first; what fits nowhere is computed whenever it is asked for.
         autocast: Gives the context in which blocks run.
         dtype: Of what is kept, for maps and tokens; logits and other vectors keep float32.
         faster: Copies of blocks that compute the same.
@@ -113,55 +127,56 @@ class FrozenCache:
     views: ViewSource
     order: ReadingOrder
     device: torch.device
-    places: Sequence[Storage]
+    storages: Sequence[Storage]
     autocast: Callable[[], AbstractContextManager[object]]
     dtype: torch.dtype = torch.float32
     faster: Mapping[nn.Module, nn.Module] = field(default_factory=dict)
     seconds: float = 0.0
-    _kept: dict[FrozenBlocks, _Kept] = field(default_factory=dict)
-    _noted: set[FrozenBlocks] = field(default_factory=set)
-    _said: bool = False
+    _cached: dict[FrozenBlocks, CachedOutputs] = field(default_factory=dict)
+    _reported: set[FrozenBlocks] = field(default_factory=set)
+    _best_reported: bool = False
 
     def keep(self, wanted: Sequence[FrozenBlocks], reporter: ProgressReporter) -> None:
         """Make room for ``wanted``, the most urgent first, and free everything else."""
         wanted = list(dict.fromkeys(wanted))
-        self._kept = {prefix: kept for prefix, kept in self._kept.items() if prefix in wanted}
-        missing = [prefix for prefix in wanted if prefix not in self._kept]
+        self._cached = {prefix: cached for prefix, cached in self._cached.items() if prefix in wanted}
+        missing = [prefix for prefix in wanted if prefix not in self._cached]
         # what is read once is not worth keeping
         if missing and self.order.repeated:
             samples = self._compute(self.order.numbers[:1], missing)
             for prefix in missing:
                 self._make_room(prefix, samples[prefix], reporter)
-            self._say(missing, reporter)
+            self._report_best(missing, reporter)
 
-    def rows(self, wanted: Sequence[FrozenBlocks], indices: Tensor) -> list[Tensor]:
-        """Return the outputs of each of ``wanted`` for some views, (B, ...)."""
-        kept = {prefix: self._kept[prefix] for prefix in wanted if prefix in self._kept}
-        missing = [prefix for prefix in wanted if prefix not in kept]
+    def read(self, wanted: Sequence[FrozenBlocks], indices: Tensor) -> dict[FrozenBlocks, Tensor]:
+        """Return the outputs of each of ``wanted`` for the views with the numbers ``indices``, (B, ...)."""
+        cached = {prefix: self._cached[prefix] for prefix in wanted if prefix in self._cached}
+        missing = [prefix for prefix in wanted if prefix not in cached]
         found = self._compute(indices, missing) if missing else {}
-        if kept:
+        if cached:
             rows = self.order.rows[indices]
-            self._fill(list(kept.values()), rows)
-            at = {device: rows.to(device, non_blocking=True) for device in {k.values.device for k in kept.values()}}
-            for prefix, entry in kept.items():
-                chosen = entry.values[at[entry.values.device]]
+            self._fill(list(cached.values()), rows)
+            devices = {entry.values.device for entry in cached.values()}
+            rows_on = {device: rows.to(device, non_blocking=True) for device in devices}
+            for prefix, entry in cached.items():
+                chosen = entry.values[rows_on[entry.values.device]]
                 found[prefix] = chosen.to(self.device, non_blocking=True)
-        return [found[prefix] for prefix in wanted]
+        return found
 
-    def _fill(self, needed: Sequence[_Kept], rows: Tensor) -> None:
+    def _fill(self, needed: Sequence[CachedOutputs], rows: Tensor) -> None:
         """Compute the chunks in which ``rows`` lie, of everything that is kept: what is shared runs once."""
-        if all(all(kept.filled) for kept in needed):
+        if all(all(cached.filled) for cached in needed):
             return
         for chunk in torch.unique(rows // self._chunk).tolist():
-            if all(kept.has(chunk) for kept in needed):
+            if all(cached.filled[chunk] for cached in needed):
                 continue
-            empty = [prefix for prefix, kept in self._kept.items() if not kept.has(chunk)]
+            empty = [prefix for prefix, cached in self._cached.items() if not cached.filled[chunk]]
             span = self._span(chunk)
             start = self._now()
             for prefix, values in self._compute(self.order.numbers[span], empty, chunk).items():
-                kept = self._kept[prefix]
-                kept.values[span] = values.to(kept.values.device, kept.values.dtype)
-                kept.filled[chunk] = True
+                cached = self._cached[prefix]
+                cached.values[span] = values.to(cached.values.device, cached.values.dtype)
+                cached.filled[chunk] = True
             self.seconds += self._now() - start
 
     def _span(self, chunk: int) -> slice:
@@ -177,30 +192,32 @@ class FrozenCache:
     def _make_room(self, prefix: FrozenBlocks, sample: Tensor, reporter: ProgressReporter) -> None:
         count = len(self.order.numbers)
         shape, dtype = (count, *sample.shape[1:]), self.dtype if sample.dim() > 2 else torch.float32
-        for place in self.places:
-            taken = sum(kept.values.nbytes for kept in self._kept.values() if kept.place is place)
-            values = place.allocate(shape, dtype, taken)
+        for storage in self.storages:
+            taken = sum(cached.values.nbytes for cached in self._cached.values() if cached.storage is storage)
+            values = storage.allocate(shape, dtype, taken)
             if values is not None:
-                self._kept[prefix] = _Kept(values, place, [False] * -(-count // self._chunk), sample.dtype == dtype)
-                where = f"kept in {place}"
+                chunks = -(-count // self._chunk)
+                self._cached[prefix] = CachedOutputs(values, storage, [False] * chunks, exact=sample.dtype == dtype)
+                where = f"kept in {storage}"
                 break
         else:
-            where = f"computed again at every step: there is no room in {', nor in '.join(map(str, self.places))}"
-        first_choice = prefix in self._kept and self._kept[prefix].place is self.places[0]
-        if not first_choice and prefix not in self._noted:
-            self._noted.add(prefix)
+            where = f"computed again at every step: there is no room in {', nor in '.join(map(str, self.storages))}"
+        first_choice = prefix in self._cached and self._cached[prefix].storage is self.storages[0]
+        if not first_choice and prefix not in self._reported:
+            self._reported.add(prefix)
             blocks = "block" if len(prefix) == 1 else "blocks"
             what = f"the output of {len(prefix)} frozen {blocks}" if prefix else "views"
             size = amount(count * sample.numel() * dtype.itemsize)
             reporter.note(f"{what} ({size}): {where}; --cache-memory gives more memory")
 
-    def _say(self, wanted: Sequence[FrozenBlocks], reporter: ProgressReporter) -> None:
-        """Say, the first time, what lies where it is best."""
-        best = [self._kept[prefix] for prefix in wanted if prefix in self._kept and prefix not in self._noted]
-        if best and not self._said:
-            self._said = True
-            size = amount(sum(kept.values.nbytes for kept in best))
-            reporter.note(f"outputs of frozen blocks for {len(self.order.numbers):,} views ({size}): {self.places[0]}")
+    def _report_best(self, wanted: Sequence[FrozenBlocks], reporter: ProgressReporter) -> None:
+        """Say, the first time, what lies in the fastest storage."""
+        best = [self._cached[prefix] for prefix in wanted if prefix in self._cached and prefix not in self._reported]
+        if best and not self._best_reported:
+            self._best_reported = True
+            size = amount(sum(cached.values.nbytes for cached in best))
+            views = f"{len(self.order.numbers):,} views"
+            reporter.note(f"outputs of frozen blocks for {views} ({size}): {self.storages[0]}")
 
     def _now(self) -> float:
         if self.device.type == "cuda":
@@ -213,9 +230,9 @@ class FrozenCache:
     ) -> dict[FrozenBlocks, Tensor]:
         """Outputs of each prefix for some views; goes on from what is kept of them if they are a chunk."""
         done = {
-            prefix: kept.values[self._span(chunk)].to(self.device)
-            for prefix, kept in self._kept.items()
-            if kept.exact and chunk is not None and kept.has(chunk) and any(_begins(prefix, p) for p in wanted)
+            prefix: cached.values[self._span(chunk)].to(self.device)
+            for prefix, cached in self._cached.items()
+            if cached.exact and chunk is not None and cached.filled[chunk] and any(_begins(prefix, p) for p in wanted)
         }
         if not all(any(_begins(start, prefix) for start in done) for prefix in wanted):
             images = self.views.batch(indices).to(self.device, non_blocking=True)

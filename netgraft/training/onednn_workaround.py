@@ -1,4 +1,15 @@
-"""Taps of convolutions that meet nothing but padding, because the map is smaller than the kernel."""
+"""Works around a fault of oneDNN: gradients that are not numbers where a kernel meets nothing but padding.
+
+In bfloat16 on CPUs with AVX-512, oneDNN's gradient of a convolution's weights (``jit_bf16:avx512_core_bf16``,
+``backward_weights``) multiplies memory that nobody wrote by the zeros of the padding. Where the bits that lie there
+happen to be those of a NaN or of an infinity, the gradient of those weights is one too, and the run ends in "no longer
+finite". Right is zero: these weights never touch a picture. Seen on maps of 1x1, 3x3 kernels with stride 2 and 5x5 ones
+with stride 1, and on maps of 1x2; with torch 2.14.1 (oneDNN 3.12.0).
+
+The fault is not reported upstream as of November 2026; the place for it is https://github.com/uxlfoundation/oneDNN/issues.
+``tests/training/test_onednn_workaround.py`` reproduces it, by filling freed memory with the bits of NaNs, and fails as
+soon as it is gone: then this file can go too.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +22,7 @@ from torch import Tensor, nn
 
 
 def taps_on_map(conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
-    """Say which taps of a zero-padded convolution ever meet a map.
+    """Say which taps of a zero-padded convolution's kernel ever meet a map.
 
     Args:
         conv: With padding in numbers.
@@ -25,17 +36,14 @@ def taps_on_map(conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
         stride, padding, dilation = conv.stride[side], int(conv.padding[side]), conv.dilation[side]
         taps = torch.arange(conv.kernel_size[side]) * dilation
         starts = torch.arange(-padding, extent + padding - int(taps[-1]), stride)
-        places = taps[:, None] + starts
-        sides.append(((places >= 0) & (places < extent)).any(1))
+        positions = taps[:, None] + starts
+        sides.append(((positions >= 0) & (positions < extent)).any(1))
     return sides[0][:, None] & sides[1]
 
 
 @contextmanager
-def unmet_taps_at_rest(module: nn.Module) -> Iterator[None]:
-    """Keep the gradients of taps that meet padding alone at zero, what they are.
-
-    In bfloat16 on CPUs, oneDNN's kernels (3.13, maps of 1x1) multiply memory that nobody wrote by the zeros there, and
-    where its bits happen to be those of a NaN, so is the gradient.
+def zeroed_gradients_of_padding_taps(module: nn.Module) -> Iterator[None]:
+    """Set the gradients of weights that meet padding alone to zero, what they are, whatever oneDNN makes of them.
 
     Args:
         module: Trained in this context; its weights must ask for gradients already.
@@ -44,29 +52,33 @@ def unmet_taps_at_rest(module: nn.Module) -> Iterator[None]:
         for conv in module.modules():
             # subclasses may pad by themselves
             if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
-                for handle in _Rest(conv).handles:
+                for handle in _PaddingTaps(conv).handles:
                     hooks.callback(handle.remove)
         yield
 
 
-class _Rest:
-    """What a convolution has seen, and the hooks that look."""
+class _PaddingTaps:
+    """The taps of a convolution that have met padding alone so far, and the hooks that follow it."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self.conv = conv
         self.sizes: set[tuple[int, int]] = set()
-        self.unmet: Tensor | None = None
+        self.mask: Tensor | None = None
+        """True at those taps, (kernel height, kernel width); None where there are none."""
         self.handles: list[Any] = []
         if max(conv.kernel_size) > 1 and conv.weight.requires_grad:
-            self.handles = [conv.register_forward_pre_hook(self._look), conv.weight.register_hook(self._rest)]
+            self.handles = [
+                conv.register_forward_pre_hook(self._note_size),
+                conv.weight.register_hook(self._zero_gradient),
+            ]
 
-    def _look(self, conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _note_size(self, conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         height, width = inputs[0].shape[-2:]
         if (height, width) in self.sizes:
             return
         self.sizes.add((height, width))
-        met = torch.stack([taps_on_map(self.conv, size) for size in self.sizes]).any(0)
-        self.unmet = None if met.all() else ~met.to(inputs[0].device)
+        on_map = torch.stack([taps_on_map(self.conv, size) for size in self.sizes]).any(0)
+        self.mask = None if on_map.all() else ~on_map.to(inputs[0].device)
 
-    def _rest(self, gradient: Tensor) -> Tensor | None:
-        return None if self.unmet is None else gradient.masked_fill(self.unmet, 0.0)
+    def _zero_gradient(self, gradient: Tensor) -> Tensor | None:
+        return None if self.mask is None else gradient.masked_fill(self.mask, 0.0)

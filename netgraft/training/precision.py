@@ -72,7 +72,8 @@ def fastest(model: nn.Module, images: Tensor) -> tuple[str, str]:
 def _best(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
     """Shortest time of each, called in turn: other work on the machine can only make one longer.
 
-    What takes milliseconds is repeated more often, since a short disturbance changes the whole of it.
+    What takes milliseconds is repeated more often, since a short disturbance changes the whole of it. By hand, since
+    ``torch.utils.benchmark.Timer`` repeats one statement, warmed up each time, and these take turns.
     """
     for run in runs.values():
         run()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,22 +15,21 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from netgraft.data.views import Views
-from netgraft.errors import InterruptedRunError, RequestError, RunError
+from netgraft.errors import RequestError, RunError
 from netgraft.modules import freeze
-from netgraft.plan import Plan, TrainingSchedule
-from netgraft.progress import ProgressReporter, SilentReporter
+from netgraft.plan import Plan
+from netgraft.progress import ProgressReporter, SilentReporter, training_steps
 from netgraft.seeding import derived_seed, seed_generators
 from netgraft.training.cache_storage import storages
-from netgraft.training.checkpoint import Checkpoint, what_stays
-from netgraft.training.frozen_cache import FrozenBlocks, FrozenCache, ReadingOrder
+from netgraft.training.frozen_cache import FrozenCache, ReadingOrder
 from netgraft.training.fusion import EXAMPLES, fused_copies
-from netgraft.training.metrics_log import MetricsLog
-from netgraft.training.onednn_workaround import unmet_taps_at_rest
+from netgraft.training.onednn_workaround import zeroed_gradients_of_padding_taps
 from netgraft.training.optimizers import make_optimizer
-from netgraft.training.parallel import independent_groups, lane
+from netgraft.training.parallel import Processes, group_of, independent_groups
 from netgraft.training.precision import PRECISIONS, autocast, compute_dtype, fastest, timed_images
-from netgraft.training.sampling import batch_indices
-from netgraft.training.step import StepModule, explained, still_frozen, total
+from netgraft.training.sampling import Batches
+from netgraft.training.session import ResumePoint, Session
+from netgraft.training.step import FrozenParts, StepModule, explained, frozen_reads, total
 
 LOG_EVERY = 10  # steps between two looks at the loss; each look waits for the device
 
@@ -124,278 +123,215 @@ class Runner:
         if self.precision not in PRECISIONS:
             raise RequestError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         device = self.fabric.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            return _Execution(self, plan, views, folder, fingerprint, reporter or SilentReporter(), stop or _never).run(
-                resume
+        processes = Processes(self.fabric)
+        batches = Batches(
+            self.seed,
+            images=len(views) // views.per_image,
+            per_image=views.per_image,
+            schedules=[phase.fit for phase in plan.phases],
+        )
+        smallest = batches.smallest()
+        if smallest is not None and smallest < processes.count:
+            raise RequestError(
+                f"{processes.count} processes can't share a batch of {smallest}; use larger batches or fewer devices"
             )
+        session = Session(
+            folder=folder,
+            fingerprint=fingerprint,
+            precision=self.precision,
+            save_every=self.checkpoint_seconds,
+            stop=stop or _never,
+            trainables=_trainables(plan),
+            processes=processes,
+        )
+        loop = _Loop(
+            plan=plan,
+            views=views,
+            batches=batches,
+            device=device,
+            cache_gib=self.cache_gib,
+            folder=folder,
+            processes=processes,
+            session=session,
+            # one process speaks for all
+            reporter=SilentReporter() if reporter is None or processes.rank else reporter,
+        )
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return loop.run(resume)
 
 
 @dataclass
-class _Execution:
-    """One plan being carried out by one of the processes."""
+class _Loop:
+    """The phases of a plan, one after another, in one of the processes."""
 
-    runner: Runner
     plan: Plan
     views: Views
+    batches: Batches
+    device: torch.device
+    cache_gib: float | None
     folder: Path | None
-    fingerprint: str
+    processes: Processes
+    session: Session
     reporter: ProgressReporter
-    stop: Callable[[], bool]
-
-    def __post_init__(self) -> None:
-        self.fabric = self.runner.fabric
-        self.rank, self.ranks = self.fabric.global_rank, self.fabric.world_size
-        # whether this process shares its batches with no other
-        self.alone = self.ranks == 1
-        if self.rank:
-            self.reporter = SilentReporter()
-        suffix = f"-{self.rank}" if self.rank else ""
-        self.path = self.folder / f"checkpoint{suffix}.pt" if self.folder else None
-        self.log = MetricsLog(self.folder / f"metrics{suffix}.jsonl") if self.folder else None
-        phases = self.plan.phases
-        connectors = [feature.connector for p in phases for feature in (*p.features, *p.teacher_features)]
-        parts = [*connectors, *(m for p in phases for m in (p.model, p.teacher, p.trainable))]
-        everything = [part for part in parts if part is not None]
-        # the deployed student too, whose inherited blocks no phase runs
-        self.modules = nn.ModuleList([*everything, self.plan.student]).to(self.fabric.device)
-        self.trainables = nn.ModuleList(phase.trainable for phase in self.plan.phases)
-        self.groups = list(independent_groups(self.plan.phases))
-        self.precision = self.runner.precision
-        self.saved_at = time.monotonic()
-        self.seconds = 0.0
-        smallest = min((self._smallest_batch(phase.fit) for phase in self.plan.phases), default=self.ranks)
-        if smallest < self.ranks:
-            raise RequestError(
-                f"{self.ranks} processes can't share a batch of {smallest}; use larger batches or fewer devices"
-            )
 
     def run(self, resume: bool) -> Trained:
-        number, done, optimizer = self._restore(resume)
-        if number == len(self.plan.phases):
-            return Trained(self.plan.steps, self.seconds, 0.0, self.precision)
-        with freeze(self.modules):
-            self._prepare()
-            while number < len(self.plan.phases):
-                group = self._group(number)
-                if self.ranks > 1 and len(group) > 1:
-                    self._fit_side_by_side(group, number, done, optimizer)
-                    number = group.stop
-                else:
-                    self._fit(number, done, optimizer)
-                    number += 1
-                done, optimizer = 0, {}
-                self._save(number, 0, {})
-        return Trained(self.plan.steps, self.seconds, self.cache.seconds, self.precision)
+        phases, session = self.plan.phases, self.session
+        groups = list(independent_groups(phases))
+        modules = _modules(self.plan).to(self.device)
+        start = session.restore(resume, groups)
+        frozen_seconds = 0.0
+        if start.phase < len(phases):
+            with freeze(modules):
+                examples = self._examples()
+                self._choose_precision(examples)
+                cache = self._open_cache(groups, examples)
+                while start.phase < len(phases):
+                    start = self._fit_next(start, group_of(start.phase, groups), cache)
+                    session.save(start.phase, 0, {})
+            frozen_seconds = cache.seconds
+        return Trained(self.plan.steps, session.seconds, frozen_seconds, session.precision)
 
-    def _group(self, number: int) -> range:
-        return next((group for group in self.groups if number in group), range(number, number + 1))
+    def _choose_precision(self, images: Tensor) -> None:
+        if self.session.precision == "auto":
+            first = self.plan.phases[0]
+            chosen, why = fastest(first.model if first.teacher is None else first.teacher, images)
+            self.session.precision = self.processes.of_first(chosen)
+            self.reporter.note(f"precision {self.session.precision}: {why}")
 
-    def _smallest_batch(self, fit: TrainingSchedule) -> int:
-        last = len(self.views) // self.views.per_image % fit.batch_size
-        return last if fit.whole_epochs and last else fit.batch_size
-
-    def _restore(self, resume: bool) -> tuple[int, int, dict[str, Any]]:
-        """Load weights; return where to go on and the state of the optimiser there."""
-        own: Checkpoint | None = None
-        if resume and self.path is not None and self.path.exists():
-            own = Checkpoint.load(self.path, self.fingerprint)
-        main = own if self.ranks == 1 else self.fabric.broadcast(own)
-        if main is None:
-            self._rewind(0, 0)
-            return 0, 0, {}
-        # a process that trained phases of its own goes on with those, or begins them again: the first has only its own
-        group = self._group(main.phase)
-        loaded = own if own is not None and own.phase in group else main
-        begins_again = self.rank > 0 and loaded is main and len(group) > 1
-        phase, step, optimizer = (group.start, 0, {}) if begins_again else (loaded.phase, loaded.step, loaded.optimizer)
-        if self.precision not in {"auto", loaded.precision}:
-            raise RequestError(
-                f"{self.path} was computed with precision {loaded.precision}, not {self.precision}; "
-                "ask for the same, or choose another --out"
-            )
-        self.precision = loaded.precision
-        self.trainables.load_state_dict(loaded.weights)
-        self.seconds = loaded.seconds
-        self._rewind(phase, step)
-        return phase, step, optimizer
-
-    def _rewind(self, phase: int, step: int) -> None:
-        if self.log is not None:
-            self.log.rewind(phase, step)
-
-    def _prepare(self) -> None:
-        """Choose the precision, make the copies of what never trains, and open the cache."""
-        device = self.fabric.device
-        phases = self.plan.phases
+    def _examples(self) -> Tensor:
+        """Return a few views, for measurements and proofs."""
         images = self.views.batch(range(min(len(self.views), timed_images(self.views.size))))
-        images = images.to(device).to(memory_format=torch.channels_last)
-        if self.precision == "auto":
-            chosen, why = fastest(phases[0].model if phases[0].teacher is None else phases[0].teacher, images)
-            self.precision = chosen if self.ranks == 1 else self.fabric.broadcast(chosen)
-            self.reporter.note(f"precision {self.precision}: {why}")
-        models = (m for phase in phases for m in (phase.teacher, phase.model) if m is not None)
-        dtype = compute_dtype(self.precision)
-        limit = None if self.runner.cache_gib is None else int(self.runner.cache_gib * 2**30)
-        self.cache = FrozenCache(
+        return images.to(self.device).to(memory_format=torch.channels_last)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.session.precision, self.device)
+
+    def _open_cache(self, groups: Sequence[range], images: Tensor) -> FrozenCache:
+        models = (m for phase in self.plan.phases for m in (phase.teacher, phase.model) if m is not None)
+        dtype = compute_dtype(self.session.precision)
+        limit = None if self.cache_gib is None else int(self.cache_gib * 2**30)
+        return FrozenCache(
             views=self.views,
-            order=ReadingOrder.of(self._readings(), len(self.views)),
-            device=device,
-            places=storages(device, limit, self.folder, sharing=self.ranks),
+            order=ReadingOrder.of(self._readings(groups), len(self.views)),
+            device=self.device,
+            storages=storages(self.device, limit, self.folder, sharing=self.processes.count),
             autocast=self._autocast,
             dtype=dtype,
-            faster=fused_copies(models, self.trainables, images[:EXAMPLES], dtype),
+            faster=fused_copies(models, _trainables(self.plan), images[:EXAMPLES], dtype),
         )
 
-    def _autocast(self) -> Any:
-        return autocast(self.precision, self.fabric.device)
-
-    def _readings(self) -> Iterator[Tensor]:
-        """The views that are read over the whole plan; of batches that are shared, the part of this process.
+    def _readings(self, groups: Sequence[range]) -> Iterator[Tensor]:
+        """Yield the views that are read over the whole plan; of shared batches, the part of this process.
 
         Phases that other processes train count: so views are computed together as in one process alone, and a matrix
         product, whose rounding depends on the row, gives the same bits.
         """
         for number, phase in enumerate(self.plan.phases):
-            apart = self.ranks > 1 and len(self._group(number)) > 1
+            divided = self.processes.divide(group_of(number, groups))
             for step in range(phase.fit.steps):
-                whole = self._batch(number, step)
-                yield whole if apart else whole[self.rank :: self.ranks]
+                batch = self.batches.indices(number, step)
+                yield batch if divided else self.processes.part(batch)
 
-    def _batch(self, number: int, step: int) -> Tensor:
-        fit = self.plan.phases[number].fit
-        return batch_indices(
-            self.runner.seed,
-            number,
-            step,
-            images=len(self.views) // self.views.per_image,
-            per_image=self.views.per_image,
-            batch_size=fit.batch_size,
-            whole_epochs=fit.whole_epochs,
-        )
+    def _fit_next(self, start: ResumePoint, group: range, cache: FrozenCache) -> ResumePoint:
+        """Train a phase, or a group of phases side by side; return where to go on."""
+        if not self.processes.divide(group):
+            self._fit(start, cache)
+            return ResumePoint(start.phase + 1)
 
-    def _fit_side_by_side(self, group: range, first: int, done: int, optimizer: dict[str, Any]) -> None:
-        """Train each phase of a group in one process alone, then give its result to all."""
-        failure: InterruptedRunError | RunError | None = None
-        self.alone = True
-        try:
-            for number in lane(group, self.rank, self.ranks):
-                if number >= first:
-                    resumed = number == first
-                    self._fit(number, done if resumed else 0, optimizer if resumed else {})
-                    # the last of them is done, the group is not
-                    self._save(number, self.plan.phases[number].fit.steps, {})
-        except (InterruptedRunError, RunError) as error:
-            failure = error
-        self.alone = False
-        if not self._everywhere(failure is None):
-            raise failure or InterruptedRunError("another process has stopped; go on with --resume")
-        for place, number in enumerate(group):
-            self._share(self.plan.phases[number].trainable.state_dict().values(), place % self.ranks)
+        def fit_alone(number: int) -> None:
+            if number < start.phase:
+                return
+            self._fit(start if number == start.phase else ResumePoint(number), cache)
+            # the last of them is done, the group is not
+            self.session.save(number, self.plan.phases[number].fit.steps, {})
 
-    def _fit(self, number: int, done: int, optimizer_state: dict[str, Any]) -> None:
-        phase = self.plan.phases[number]
-        started = time.monotonic()
-        spent = self.seconds
-        self.reporter.phase_started(number + 1, len(self.plan.phases), phase.name, phase.fit.steps, done)
-        # what later phases read of the same views is computed along with it
-        self.cache.keep(list(still_frozen(self.plan.phases[number:])), self.reporter)
-        phase.trainable.requires_grad_(True)
-        phase.trainable.train()
-        optimizer = make_optimizer(phase)
-        if optimizer_state:
-            optimizer.load_state_dict(optimizer_state)
-        # the network's own mode means nothing to its blocks, which keep theirs
-        plain = StepModule(phase, self.cache.faster, self._autocast)
-        reading = plain.reading.all()
-        network: Any = plain if self.alone else self.fabric.setup_module(plain)
-        with unmet_taps_at_rest(phase.trainable):
-            for step in range(done, phase.fit.steps):
-                self._heed_stop(number, step, optimizer, started, spent)
-                terms = self._step(number, step, reading, network, optimizer)
-                looked = (step + 1) % LOG_EVERY == 0 or step + 1 == phase.fit.steps or self.fabric.device.type == "cpu"
-                if looked:
-                    self._look(number, step, terms, phase.fit)
-                self.seconds = spent + time.monotonic() - started
-                if looked and time.monotonic() - self.saved_at > self.runner.checkpoint_seconds:
-                    self._save(number, step + 1, optimizer.state_dict())
-        if not self.alone:
-            # what is frozen must be the same everywhere
-            self._share(phase.trainable.buffers(), 0)
-        phase.trainable.eval()
-        phase.trainable.requires_grad_(False)
-        self.seconds = spent + time.monotonic() - started
-        self.reporter.phase_finished(time.monotonic() - started)
+        self.processes.each_alone(group, fit_alone, _trainables(self.plan))
+        return ResumePoint(group.stop)
+
+    def _fit(self, start: ResumePoint, cache: FrozenCache) -> None:
+        """Train a phase from some step on."""
+        number, phase = start.phase, self.plan.phases[start.phase]
+        before = self.session.seconds
+        with self.session.training():
+            self.reporter.phase_started(number + 1, len(self.plan.phases), phase.name, phase.fit.steps, start.step)
+            # what later phases read of the same views is computed along with it
+            cache.keep(list(frozen_reads(self.plan.phases[number:])), self.reporter)
+            phase.trainable.requires_grad_(True)
+            phase.trainable.train()
+            optimizer = make_optimizer(phase)
+            if start.optimizer:
+                optimizer.load_state_dict(start.optimizer)
+            # the network's own mode means nothing to its blocks, which keep theirs
+            module = StepModule(phase, cache.faster, self._autocast)
+            network = self.processes.connect(module)
+            with zeroed_gradients_of_padding_taps(phase.trainable), training_steps():
+                for step in range(start.step, phase.fit.steps):
+                    self.session.heed_stop(number, step, optimizer)
+                    terms = self._step(number, step, network, module.frozen, cache, optimizer)
+                    logged = (step + 1) % LOG_EVERY == 0 or step + 1 == phase.fit.steps
+                    if logged or self.device.type == "cpu":
+                        values = self._checked(number, step, terms)
+                        self.reporter.progressed(step + 1, values)
+                        if logged:
+                            lr = phase.fit.lr * phase.fit.factor(step)
+                            self.session.log({"phase": number, "step": step + 1, "lr": lr, **values})
+                        if self.session.due:
+                            self.session.save(number, step + 1, optimizer.state_dict())
+            # what is frozen from here on must be the same everywhere
+            self.processes.share(phase.trainable.buffers(), 0)
+            phase.trainable.eval()
+            phase.trainable.requires_grad_(False)
+        self.reporter.phase_finished(self.session.seconds - before)
 
     def _step(
-        self, number: int, step: int, reading: Sequence[FrozenBlocks], network: Any, optimizer: torch.optim.Optimizer
+        self,
+        number: int,
+        step: int,
+        network: Any,
+        frozen: FrozenParts,
+        cache: FrozenCache,
+        optimizer: torch.optim.Optimizer,
     ) -> Mapping[str, Tensor]:
-        rank, ranks = (0, 1) if self.alone else (self.rank, self.ranks)
-        seed_generators(derived_seed("step", self.runner.seed, number, step, rank), self.fabric.device)
-        whole = self._batch(number, step)
-        indices = whole[rank::ranks]
-        labels = self.views.labels(indices)
-        phase = self.plan.phases[number]
+        """Take one optimiser step; return the terms of the loss."""
+        phase, processes = self.plan.phases[number], self.processes
+        seed_generators(derived_seed("step", self.batches.seed, number, step, processes.place_in_batch), self.device)
+        batch = self.batches.indices(number, step)
+        part = processes.part(batch)
+        labels = self.views.labels(part)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * phase.fit.factor(step)
         with explained(phase):
-            terms: dict[str, Tensor] = network(
-                self.cache.rows(reading, indices),
-                None if labels is None else labels.to(self.fabric.device, non_blocking=True),
-            )
-            # the processes' gradients are averaged; each counts by its part of the batch
-            loss = len(indices) * ranks / len(whole) * total(terms)
-            if self.alone:
-                loss.backward()
-            else:
-                self.fabric.backward(loss)
+            outputs = cache.read(frozen.all(), part)
+            on_device = None if labels is None else labels.to(self.device, non_blocking=True)
+            terms: dict[str, Tensor] = network(frozen.inputs(outputs, on_device))
+            processes.backward(processes.weight(part, batch) * total(terms))
         optimizer.step()
         optimizer.zero_grad()
         return {name: value.detach() for name, value in terms.items()}
 
-    def _look(self, number: int, step: int, terms: Mapping[str, Tensor], fit: TrainingSchedule) -> None:
+    def _checked(self, number: int, step: int, terms: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the terms of a loss as numbers.
+
+        Raises:
+            RunError: One is not finite, here or in another process.
+        """
         values = dict(zip(terms, torch.stack([value.float() for value in terms.values()]).tolist(), strict=True))
-        if not self._everywhere(all(map(math.isfinite, values.values()))):
-            kept = "nothing was saved" if self.path is None else what_stays(self.path)
+        if not self.processes.everywhere(all(map(math.isfinite, values.values()))):
+            phase = self.plan.phases[number]
             raise RunError(
-                f"the loss is {values} at step {step + 1} of phase {number + 1} "
-                f"({self.plan.phases[number].name}); {kept}; try a lower rate than {fit.lr:g}"
+                f"the loss is {values} at step {step + 1} of phase {number + 1} ({phase.name}); "
+                f"{self.session.what_stays()}; try a lower rate than {phase.fit.lr:g}"
             )
-        self.reporter.progressed(step + 1, values)
-        if self.log and self._writes and ((step + 1) % LOG_EVERY == 0 or step + 1 == fit.steps):
-            self.log.append({"phase": number, "step": step + 1, "lr": fit.lr * fit.factor(step), **values})
+        return values
 
-    def _heed_stop(self, number: int, step: int, optimizer: Any, started: float, spent: float) -> None:
-        if not self._everywhere(not self.stop()):
-            self.seconds = spent + time.monotonic() - started
-            self._save(number, step, optimizer.state_dict())
-            raise InterruptedRunError(
-                f"stopped before step {step + 1} of phase {number + 1}"
-                + (f"; saved in {self.folder}, go on with --resume" if self.folder else "")
-            )
 
-    @property
-    def _writes(self) -> bool:
-        return self.alone or self.rank == 0
+def _trainables(plan: Plan) -> nn.ModuleList:
+    return nn.ModuleList(phase.trainable for phase in plan.phases)
 
-    def _everywhere(self, fine: bool) -> bool:
-        """Whether all is fine in every process: they must leave at the same step."""
-        if self.alone:
-            return fine
-        votes = self.fabric.all_reduce(torch.tensor(float(fine), device=self.fabric.device), reduce_op="sum")
-        assert isinstance(votes, Tensor)
-        return int(votes) == self.ranks
 
-    def _save(self, phase: int, step: int, optimizer: dict[str, Any]) -> None:
-        if self.path is None or not self._writes:
-            return
-        weights = {name: value.cpu() for name, value in self.trainables.state_dict().items()}
-        Checkpoint(self.fingerprint, self.precision, phase, step, self.seconds, weights, optimizer).save(self.path)
-        self.saved_at = time.monotonic()
-
-    @staticmethod
-    def _share(tensors: Iterable[Tensor], owner: int) -> None:
-        """Give every process the values of one."""
-        for tensor in tensors:
-            values = tensor.contiguous()
-            torch.distributed.broadcast(values, src=owner)
-            tensor.copy_(values)
+def _modules(plan: Plan) -> nn.ModuleList:
+    """Return everything that a plan runs or trains, and the deployed student, whose inherited blocks no phase runs."""
+    features = [feature for phase in plan.phases for feature in (*phase.features, *phase.teacher_features)]
+    parts = [feature.connector for feature in features]
+    parts += [part for phase in plan.phases for part in (phase.model, phase.teacher, phase.trainable)]
+    return nn.ModuleList([*(part for part in parts if part is not None), plan.student])

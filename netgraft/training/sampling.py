@@ -5,12 +5,14 @@ A resumed run needs no loader state and no generator state, only the step number
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from netgraft.plan import steps_per_epoch
+from netgraft.plan import TrainingSchedule, steps_per_epoch
 from netgraft.seeding import derived_seed
 
 
@@ -63,3 +65,41 @@ def batch_indices(
         parts.append(chosen + images * views)
         start = end
     return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of all phases of a plan.
+
+    Attributes:
+        seed: Of the run.
+        images: How many images there are.
+        per_image: How many views each has.
+        schedules: Of the phases, in order.
+    """
+
+    seed: int
+    images: int
+    per_image: int
+    schedules: Sequence[TrainingSchedule]
+
+    def indices(self, phase: int, step: int) -> Tensor:
+        """Return the numbers of the views that a step of a phase sees, (B,); see :func:`batch_indices`."""
+        schedule = self.schedules[phase]
+        return batch_indices(
+            self.seed,
+            phase,
+            step,
+            images=self.images,
+            per_image=self.per_image,
+            batch_size=schedule.batch_size,
+            whole_epochs=schedule.whole_epochs,
+        )
+
+    def smallest(self) -> int | None:
+        """Return how many views the smallest batch has; None without phases."""
+        return min(map(self._smallest_of, self.schedules), default=None)
+
+    def _smallest_of(self, schedule: TrainingSchedule) -> int:
+        last = self.images % schedule.batch_size
+        return last if schedule.whole_epochs and last else schedule.batch_size

@@ -1,11 +1,11 @@
-"""What one step of a phase computes, and what it reads instead of computing it."""
+"""What one step of a phase computes, and which outputs of frozen blocks it reads instead of computing them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,55 +14,89 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from netgraft.errors import RequestError, RunError
 from netgraft.modules import shares_parameters
 from netgraft.plan import Feature, Phase, StepOutputs
-from netgraft.training.frozen_cache import FrozenBlocks, frozen_prefix
+from netgraft.training.frozen_cache import FrozenBlocks, split_before_training
+
+
+class StepInputs(NamedTuple):
+    """What a step starts from. A named tuple, since what sends inputs to a device (DDP) takes no dataclass apart.
+
+    Attributes:
+        prefix: Output of the frozen blocks in front, which the first trained block takes in, (B, ...).
+        front: Block number -> output of the model up to that block, for its features that lie in front.
+        teacher: The teacher's answer, (B, K); None without a teacher.
+        teacher_features: In the order of the phase, connectors included.
+        labels: Class indices (B,); None on the unlabeled track.
+    """
+
+    prefix: Tensor
+    front: dict[int, Tensor]
+    teacher: Tensor | None
+    teacher_features: tuple[Tensor, ...]
+    labels: Tensor | None
 
 
 @dataclass(frozen=True)
-class FrozenInputs:
-    """The frozen outputs that a step of a phase starts from, found from the phase itself."""
+class FrozenParts:
+    """The frozen blocks whose outputs a step of a phase starts from, found from the phase itself.
+
+    Attributes:
+        prefix: In front of the first trained block.
+        front: Block number -> the model up to that block, for its features that lie within the prefix.
+        teacher: The whole teacher; None without one.
+        teacher_features: The teacher up to each of its features, connectors included.
+    """
 
     prefix: FrozenBlocks
-    front: tuple[FrozenBlocks, ...]
-    """For the features of the model that lie within the prefix."""
+    front: Mapping[int, FrozenBlocks]
     teacher: FrozenBlocks | None
     teacher_features: tuple[FrozenBlocks, ...]
 
     @classmethod
-    def of(cls, phase: Phase) -> FrozenInputs:
-        """Find what is frozen in a phase: leading blocks that share nothing with its trainable part.
+    def of(cls, phase: Phase) -> FrozenParts:
+        """Find what is frozen while a phase runs: leading blocks that share nothing with its trainable part.
 
         Raises:
             ValueError: The phase trains a part of its own teacher, whose answers would change meanwhile.
         """
         if phase.teacher is not None and shares_parameters(phase.teacher, phase.trainable):
             raise ValueError(f"phase {phase.name!r} trains a part of its teacher; give it a copy to learn from")
-        prefix, _ = frozen_prefix(phase.model, phase.trainable)
-        teacher = tuple(phase.teacher) if phase.teacher is not None else None
+        prefix, _ = split_before_training(phase.model, phase.trainable)
         inside = sorted({feature.block for feature in phase.features if feature.block < len(prefix)})
+        teacher = None if phase.teacher is None else tuple(phase.teacher)
         return cls(
             prefix=prefix,
-            front=tuple(prefix[: number + 1] for number in inside),
+            front={number: prefix[: number + 1] for number in inside},
             teacher=teacher,
-            teacher_features=tuple(_through(teacher or (), feature) for feature in phase.teacher_features),
+            teacher_features=tuple(_up_to(feature, teacher or ()) for feature in phase.teacher_features),
         )
 
     def all(self) -> list[FrozenBlocks]:
-        """Return everything that is read."""
+        """Return everything whose output is read, the most urgent first."""
         teacher = [] if self.teacher is None else [self.teacher]
-        return [self.prefix, *self.front, *teacher, *self.teacher_features]
+        return [self.prefix, *self.front.values(), *teacher, *self.teacher_features]
+
+    def inputs(self, outputs: Mapping[FrozenBlocks, Tensor], labels: Tensor | None) -> StepInputs:
+        """Name the outputs of :meth:`all` for one batch."""
+        return StepInputs(
+            prefix=outputs[self.prefix],
+            front={number: outputs[blocks] for number, blocks in self.front.items()},
+            teacher=None if self.teacher is None else outputs[self.teacher],
+            teacher_features=tuple(outputs[blocks] for blocks in self.teacher_features),
+            labels=labels,
+        )
 
 
-def _through(blocks: FrozenBlocks, feature: Feature) -> FrozenBlocks:
+def _up_to(feature: Feature, blocks: FrozenBlocks) -> FrozenBlocks:
     return (*blocks[: feature.block + 1], *([] if feature.connector is None else [feature.connector]))
 
 
-def still_frozen(phases: Sequence[Phase]) -> Iterator[FrozenBlocks]:
-    """What the phases read, left out what an earlier one of them trains: that is not final yet."""
+def frozen_reads(phases: Sequence[Phase]) -> Iterator[FrozenBlocks]:
+    """Yield what the phases read, left out what an earlier one of them trains: that is not frozen yet."""
     trained: list[nn.Module] = []
     for phase in phases:
-        for prefix in FrozenInputs.of(phase).all():
-            if not any(shares_parameters(block, trainable) for block in prefix for trainable in trained):
-                yield prefix
+        for blocks in FrozenParts.of(phase).all():
+            if not any(shares_parameters(block, trainable) for block in blocks for trainable in trained):
+                yield blocks
         trained.append(phase.trainable)
 
 
@@ -83,20 +117,20 @@ class StepModule(nn.Module):
     ) -> None:
         super().__init__()
         self._phase = phase
-        self.reading = FrozenInputs.of(phase)
+        self.frozen = FrozenParts.of(phase)
         self._autocast = autocast
-        start = len(self.reading.prefix)
+        start = len(self.frozen.prefix)
         self._numbers = range(start, len(phase.model))
         self.blocks = nn.ModuleList(faster.get(block, block) for block in list(phase.model)[start:])
         self.trainable = phase.trainable
 
-    def forward(self, frozen: Sequence[Tensor], labels: Tensor | None) -> dict[str, Tensor]:
-        """Return the terms of the loss, from what was read in the order of :meth:`FrozenInputs.all`."""
-        inputs, *rest = frozen
-        shared = any(other is inputs for other in rest)
-        front, rest = rest[: len(self.reading.front)], rest[len(self.reading.front) :]
-        outputs = {len(blocks) - 1: value for blocks, value in zip(self.reading.front, front, strict=True)}
-        target = rest.pop(0) if self.reading.teacher is not None else None
+    def forward(self, given: StepInputs) -> dict[str, Tensor]:
+        """Return the terms of the loss."""
+        inputs = given.prefix
+        # the cache gives equal blocks the very same tensor
+        others = (*given.front.values(), given.teacher, *given.teacher_features)
+        shared = any(other is inputs for other in others)
+        outputs = dict(given.front)
         if self._phase.differentiates_input:
             inputs = inputs.detach().requires_grad_()  # not a target that is the same tensor
         tapped = {feature.block for feature in self._phase.features}
@@ -114,10 +148,10 @@ class StepModule(nn.Module):
         terms = self._phase.objective(
             StepOutputs(
                 output=state,
-                target=target,
-                labels=labels,
+                target=given.teacher,
+                labels=given.labels,
                 features=tuple(features),
-                teacher_features=tuple(rest),
+                teacher_features=given.teacher_features,
                 inputs=inputs if self._phase.differentiates_input else None,
             )
         )
@@ -139,10 +173,12 @@ def explained(phase: Phase) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         if "more than 1 value per channel" in str(error):
+            remedy = f"raise batch_size from {phase.fit.batch_size}"
+            if phase.fit.whole_epochs:
+                remedy += ", or change the number of images: the last batch of an epoch is smaller"
             raise RunError(
                 f"batch norm can't take statistics of a single value, which it meets in phase {phase.name!r}: "
-                f"expected batches of at least 2 views, got one of 1; raise batch_size from {phase.fit.batch_size}"
-                + (", or change the number of images: the last batch of an epoch is smaller" * phase.fit.whole_epochs)
+                f"expected batches of at least 2 views, got one of 1; {remedy}"
             ) from error
         if phase.differentiates_input and "derivative for" in str(error):
             raise RunError(

@@ -6,10 +6,8 @@ import json
 import os
 import pickle
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import timm
 import torch
 from netgraft.cli.main import run
 from netgraft.cli.output import show_distilled
-from netgraft.cli.signals import heeding_signals
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models import register_model
@@ -28,7 +25,6 @@ import netgraft.zoo
 from netgraft.methods.hyperparameters import meanings
 from netgraft.methods.netgraft import NetGraft
 from netgraft.modules import state_digest
-from netgraft.progress import SilentReporter
 from tests.support.cli import FEW_STEPS, QUICK, fails, run_json
 
 COMMAND = [sys.executable, "-m", "netgraft.cli.main"]
@@ -315,43 +311,6 @@ def test_two_processes_make_one_student_and_one_summary() -> None:
     refused = shell(*QUICK, "--devices", "2", "--device", "cpu", "--out", str(folder))
     assert refused.returncode == 2
     assert refused.stderr.count("already holds a run") == 1
-
-
-def test_an_interrupted_run_resumes_to_the_same_student(capsys: pytest.CaptureFixture[str]) -> None:
-    request = ["distill", "--shots", "2", "--views", "plain", "--block-steps", "1500,2", "--join-steps", "2"]
-    request += ["--precision", "32"]  # not by measurement: two runs are compared
-    running = subprocess.Popen([*COMMAND, *request, "--out", "run"], stderr=subprocess.PIPE, text=True)
-    while running.poll() is None and not Path("run/metrics.jsonl").exists():
-        time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
-    _, rest = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert "netgraft: stopped before step" in rest
-    assert "go on with --resume" in rest
-    assert "Traceback" not in rest
-    assert not Path("run/result.json").exists()
-    resumed = run_json(capsys, *request, "--out", "run", "--resume")
-    whole = run_json(capsys, *request, "--out", "other")
-    assert resumed["student_digest"] == whole["student_digest"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_heard_between_steps_and_at_once_elsewhere(number: signal.Signals) -> None:
-    former = signal.getsignal(number)
-    with heeding_signals(SilentReporter()) as (reporter, interruption):
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)  # no step would hear it
-        assert not interruption.requested()
-        signal.raise_signal(number)
-        assert interruption.requested()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)  # the second one
-    with heeding_signals(SilentReporter()) as (reporter, interruption):
-        interruption.requested()
-        reporter.phase_finished(1.0)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(number)
-    assert signal.getsignal(number) == former
 
 
 def test_output_into_a_closed_pipe_is_no_failure() -> None:

@@ -72,7 +72,7 @@ def cache(
     views: Pictures,
     *,
     order: Sequence[Tensor] | None = None,
-    places: Sequence[Storage] = (MemoryStorage(torch.device("cpu"), PLENTY),),
+    storages: Sequence[Storage] = (MemoryStorage(torch.device("cpu"), PLENTY),),
     dtype: torch.dtype = torch.float32,
     faster: Mapping[nn.Module, nn.Module] | None = None,
 ) -> FrozenCache:
@@ -80,7 +80,7 @@ def cache(
         return nullcontext()
 
     read = ReadingOrder.of(every_view() if order is None else order, len(views))
-    return FrozenCache(views, read, torch.device("cpu"), places, plain, dtype, faster or {})
+    return FrozenCache(views, read, torch.device("cpu"), storages, plain, dtype, faster or {})
 
 
 def memory(limit: int) -> MemoryStorage:
@@ -88,8 +88,12 @@ def memory(limit: int) -> MemoryStorage:
 
 
 def one(outputs: FrozenCache, prefix: FrozenBlocks, indices: Tensor) -> Tensor:
-    [values] = outputs.rows([prefix], indices)
-    return values
+    return outputs.read([prefix], indices)[prefix]
+
+
+def several(outputs: FrozenCache, prefixes: Sequence[FrozenBlocks], indices: Tensor) -> list[Tensor]:
+    found = outputs.read(prefixes, indices)
+    return [found[prefix] for prefix in prefixes]
 
 
 @torch.no_grad()

@@ -9,11 +9,13 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
-from netgraft.training import cache_storage as memory
+from netgraft.training import cache_storage
 from netgraft.training.cache_storage import (
     DISK_RESERVE,
     DiskStorage,
@@ -48,18 +50,15 @@ def test_a_container_has_no_more_than_its_limit(
     (tmp_path / "usage").write_text(usage + "\n")
     missing = str(tmp_path / "missing")
     pairs = ((missing, missing), (str(tmp_path / "limit"), str(tmp_path / "usage")))
-    monkeypatch.setattr(memory, "_CGROUPS", pairs)
-    monkeypatch.setattr(memory, "_available", lambda: 2**40)
+    monkeypatch.setattr(cache_storage, "_CGROUPS", pairs)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
     assert free_memory(CPU) == (2**40 if expected is None else expected)
 
 
-def test_where_nothing_says_what_is_free_a_quarter_of_the_size_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_file(self: Path, **options: object) -> None:
-        raise FileNotFoundError(self)
-
-    monkeypatch.setattr(memory, "_CGROUPS", ())
-    monkeypatch.setattr(Path, "open", no_file)
-    assert free_memory(CPU) == physical() // 4
+def test_without_a_container_all_that_is_available_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_storage, "_CGROUPS", ())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=12345, free=1, total=10**6))
+    assert free_memory(CPU) == 12345
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -68,8 +67,8 @@ def test_where_nothing_says_what_is_free_a_quarter_of_the_size_is(monkeypatch: p
 def test_tensors_have_the_shape_and_the_order_asked_for(
     kind: str, shape: tuple[int, ...], dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    place: Storage = MemoryStorage(CPU, 2**20) if kind == "memory" else DiskStorage(tmp_path)
-    tensor = place.allocate(shape, dtype, 0)
+    storage: Storage = MemoryStorage(CPU, 2**20) if kind == "memory" else DiskStorage(tmp_path)
+    tensor = storage.allocate(shape, dtype, 0)
     assert tensor is not None
     assert (tuple(tensor.shape), tensor.dtype, tensor.device) == (shape, dtype, CPU)
     layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
@@ -80,16 +79,16 @@ def test_tensors_have_the_shape_and_the_order_asked_for(
 
 
 def test_memory_refuses_what_is_above_its_limit() -> None:
-    place = MemoryStorage(CPU, 4 * 100)
-    assert place.allocate((100,), torch.float32, 0) is not None
-    assert place.allocate((101,), torch.float32, 0) is None
-    assert place.allocate((200,), torch.bfloat16, 0) is not None
-    assert place.allocate((50,), torch.float32, 200) is not None
-    assert place.allocate((50,), torch.float32, 201) is None
+    storage = MemoryStorage(CPU, 4 * 100)
+    assert storage.allocate((100,), torch.float32, 0) is not None
+    assert storage.allocate((101,), torch.float32, 0) is None
+    assert storage.allocate((200,), torch.bfloat16, 0) is not None
+    assert storage.allocate((50,), torch.float32, 200) is not None
+    assert storage.allocate((50,), torch.float32, 201) is None
     assert MemoryStorage(CPU, 0).allocate((1,), torch.float32, 0) is None
 
 
-def test_places_say_what_they_are(tmp_path: Path) -> None:
+def test_storages_say_what_they_are(tmp_path: Path) -> None:
     assert str(MemoryStorage(CPU, 3 * 2**29)) == "memory (up to 1.5 GiB)"
     assert str(MemoryStorage(torch.device("cuda:1"), 2**30)) == "the memory of cuda:1 (up to 1 GiB)"
     assert str(DiskStorage(tmp_path)) == f"memory-mapped files in {tmp_path}"
@@ -191,12 +190,12 @@ def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# --- which places there are
+# --- which storages there are
 
 
-def test_places_come_fastest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_storages_come_fastest_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda:0")
-    monkeypatch.setattr(memory, "free_memory", lambda device: 4000 if device.type == "cuda" else 1000)
+    monkeypatch.setattr(cache_storage, "free_memory", lambda device: 4000 if device.type == "cuda" else 1000)
     assert storages(CPU, None, None) == [MemoryStorage(CPU, 500)]
     assert storages(CPU, None, tmp_path, sharing=4) == [MemoryStorage(CPU, 125), DiskStorage(tmp_path)]
     assert storages(cuda, None, tmp_path) == [MemoryStorage(cuda, 2000), MemoryStorage(CPU, 500), DiskStorage(tmp_path)]

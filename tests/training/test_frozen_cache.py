@@ -1,12 +1,17 @@
-"""Caching: what comes out of the cache is what the blocks answer, and each block runs once for each view."""
+"""What comes out of the cache is what the blocks answer; each block runs once for each view, and outputs lie where
+there is room, the most urgent first."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from netgraft.training.frozen_cache import FrozenBlocks, ReadingOrder, frozen_prefix
+from netgraft.training.cache_storage import DiskStorage
+from netgraft.training.frozen_cache import FrozenBlocks, FrozenCache, ReadingOrder, split_before_training
 from tests.support.counting_cache import (
     CHUNK,
     COUNT,
@@ -21,6 +26,7 @@ from tests.support.counting_cache import (
     every_view,
     memory,
     one,
+    several,
 )
 from tests.support.tiny_plan import Notebook
 
@@ -55,7 +61,7 @@ def test_kept_outputs_are_the_blocks_answers() -> None:
     prefixes = [tuple(chain[:length]) for length in range(5)]
     outputs = cache(views)
     outputs.keep(prefixes, Notebook())
-    answers = outputs.rows(prefixes, SOME)
+    answers = several(outputs, prefixes, SOME)
     for prefix, values in zip(prefixes, answers, strict=True):
         # float32 against float64: rounding only
         torch.testing.assert_close(values.double(), direct(views, prefix, SOME), atol=1e-5, rtol=1e-5)
@@ -64,13 +70,13 @@ def test_kept_outputs_are_the_blocks_answers() -> None:
 def test_without_memory_the_same_is_computed_again() -> None:
     views, chain = Pictures(), blocks()
     prefixes = [tuple(chain[:length]) for length in range(5)]
-    kept, poor = cache(views), cache(views, places=[memory(0)])
+    kept, poor = cache(views), cache(views, storages=[memory(0)])
     kept.keep(prefixes, Notebook())
     poor.keep(prefixes, Notebook())
-    expected = kept.rows(prefixes, SOME)
+    expected = several(kept, prefixes, SOME)
     views.rendered.clear()
     for _ in range(2):
-        for values, answer in zip(poor.rows(prefixes, SOME), expected, strict=True):
+        for values, answer in zip(several(poor, prefixes, SOME), expected, strict=True):
             # the batch is another one than the cache's, so a convolution may add in another order
             torch.testing.assert_close(values, answer, atol=1e-5, rtol=1e-5)
     assert views.rendered == SOME.tolist() * 2
@@ -82,11 +88,11 @@ def test_blocks_that_work_in_place_leave_other_outputs_alone() -> None:
     prefixes: list[FrozenBlocks] = [(), (clipping,), (clipping, zeroing), (zeroing,)]
     zeros = torch.zeros(len(SOME), 3, 6, 6)
     expected = [views.pixels[SOME], views.pixels[SOME].clamp(-0.5, 0.5), zeros, zeros]
-    for place in (memory(PLENTY), memory(0)):
-        outputs = cache(views, places=[place])
+    for storage in (memory(PLENTY), memory(0)):
+        outputs = cache(views, storages=[storage])
         for wanted in (prefixes[:2], prefixes):  # what is kept of the first request starts the second
             outputs.keep(wanted, Notebook())
-            for values, answer in zip(outputs.rows(wanted, SOME), expected, strict=False):
+            for values, answer in zip(several(outputs, wanted, SOME), expected, strict=False):
                 assert torch.equal(values, answer)
 
 
@@ -106,7 +112,7 @@ def test_maps_are_kept_in_half_the_bytes_when_asked_and_logits_never() -> None:
     first, last = tuple(chain[:1]), tuple(chain)
     outputs = cache(views, dtype=torch.bfloat16)
     outputs.keep([first, last], Notebook())
-    maps, logits = outputs.rows([first, last], SOME)
+    maps, logits = several(outputs, [first, last], SOME)
     assert (maps.dtype, logits.dtype) == (torch.bfloat16, torch.float32)
     # bfloat16 has eight significant bits
     torch.testing.assert_close(maps.double(), direct(views, first, SOME), rtol=2**-8, atol=1e-5)
@@ -118,8 +124,8 @@ def test_faster_copies_run_in_place_of_the_blocks_given_and_of_no_other() -> Non
     copies: dict[nn.Module, nn.Module] = {
         chain[1]: Counting(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Hardtanh(0.0, 0.1)))
     }
-    for place in (memory(PLENTY), memory(0)):
-        outputs = cache(views, places=[place], faster=copies)
+    for storage in (memory(PLENTY), memory(0)):
+        outputs = cache(views, storages=[storage], faster=copies)
         prefix = tuple(chain[:3])
         outputs.keep([prefix], Notebook())
         values = one(outputs, prefix, SOME)
@@ -141,12 +147,12 @@ def test_each_shared_block_runs_once() -> None:
     outputs = cache(views)
     outputs.keep(forked, Notebook())
     for batch in every_view():
-        outputs.rows(forked[:1], batch)  # what is kept along with it is computed along with it
+        several(outputs, forked[:1], batch)  # what is kept along with it is computed along with it
     assert [block.views for block in (*chain, other)] == [COUNT + FIRST_LOOK] * 5
     assert len(views.rendered) == COUNT + FIRST_LOOK
     outputs.keep(forked, Notebook())
     for batch in every_view():
-        outputs.rows(forked, batch)
+        several(outputs, forked, batch)
     assert [block.views for block in (*chain, other)] == [COUNT + FIRST_LOOK] * 5
     assert len(views.rendered) == COUNT + FIRST_LOOK
 
@@ -199,9 +205,9 @@ def test_a_run_that_starts_in_the_middle_reads_the_same_bits() -> None:
     through.keep(prefixes, Notebook())
     resumed.keep(prefixes, Notebook())
     for number, batch in enumerate(every_view(cycles=3)):
-        values = through.rows(prefixes, batch)
+        values = several(through, prefixes, batch)
         if number >= 4:
-            for first, second in zip(values, resumed.rows(prefixes, batch), strict=True):
+            for first, second in zip(values, several(resumed, prefixes, batch), strict=True):
                 assert torch.equal(first, second)
 
 
@@ -216,7 +222,7 @@ def test_what_is_kept_is_the_start_of_a_longer_prefix() -> None:
     assert chain[1].views == COUNT + FIRST_LOOK
     outputs.keep([short, long], Notebook())
     for batch in every_view():
-        outputs.rows([short, long], batch)
+        several(outputs, [short, long], batch)
     assert [block.views for block in chain] == [COUNT + 2 * FIRST_LOOK] * 2 + [COUNT + FIRST_LOOK] * 2
     assert len(views.rendered) == COUNT + 2 * FIRST_LOOK
     values = one(outputs, long, SOME)
@@ -225,7 +231,7 @@ def test_what_is_kept_is_the_start_of_a_longer_prefix() -> None:
     longer = (*short, Counting(nn.Flatten()))
     outputs.keep([short, other, longer], Notebook())
     for batch in every_view():
-        outputs.rows([other, longer], batch)
+        several(outputs, [other, longer], batch)
     assert chain[1].views == COUNT + 3 * FIRST_LOOK
     assert len(views.rendered) == 2 * COUNT + 3 * FIRST_LOOK
     alone.keep([long], Notebook())
@@ -238,10 +244,10 @@ def test_nothing_goes_on_from_what_was_rounded_in_keeping() -> None:
     # these blocks answer in float32, and maps are kept in bfloat16
     through, fresh = (cache(Pictures(), dtype=torch.bfloat16) for _ in range(2))
     through.keep([first], Notebook())
-    through.rows([first], some)
+    several(through, [first], some)
     through.keep([first, second], Notebook())
     fresh.keep([second], Notebook())
-    assert torch.equal(through.rows([second], some)[0], fresh.rows([second], some)[0])
+    assert torch.equal(several(through, [second], some)[0], several(fresh, [second], some)[0])
 
 
 def test_a_half_filled_start_is_used_as_far_as_it_goes() -> None:
@@ -253,7 +259,7 @@ def test_a_half_filled_start_is_used_as_far_as_it_goes() -> None:
     outputs.keep([short, long], Notebook())
     before = len(views.rendered)
     for batch in every_view():
-        outputs.rows([short, long], batch)
+        several(outputs, [short, long], batch)
     assert views.rendered[before:] == outputs.order.numbers[CHUNK:].tolist()
     torch.testing.assert_close(one(outputs, long, SOME).double(), direct(views, long, SOME), atol=1e-5, rtol=1e-5)
 
@@ -275,27 +281,147 @@ def test_nothing_is_kept_when_no_view_is_read_twice() -> None:
 # --- what is frozen
 
 
-def test_frozen_prefix_ends_where_training_begins() -> None:
+def test_a_model_is_split_where_training_begins() -> None:
     chain = blocks()
     model = nn.Sequential(*chain)
     for border in range(4):
-        prefix, rest = frozen_prefix(model, chain[border].inner)
+        prefix, rest = split_before_training(model, chain[border].inner)
         assert list(prefix) == chain[:border]
         assert list(rest) == chain[border:]
-    prefix, rest = frozen_prefix(model, nn.ModuleList([chain[3], chain[1]]))
+    prefix, rest = split_before_training(model, nn.ModuleList([chain[3], chain[1]]))
     assert list(prefix) == chain[:1]
     assert list(rest) == chain[1:]
 
 
-def test_frozen_prefix_sees_shared_parameters() -> None:
+def test_splitting_before_training_sees_shared_parameters() -> None:
     tied, trained = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
     tied.weight = trained.weight
     free = nn.Conv2d(3, 3, 1)
-    prefix, rest = frozen_prefix(nn.Sequential(free, tied, nn.ReLU(), trained), trained)
+    prefix, rest = split_before_training(nn.Sequential(free, tied, nn.ReLU(), trained), trained)
     assert list(prefix) == [free]
     assert next(iter(rest)) is tied
 
 
-def test_frozen_prefix_refuses_what_is_no_part() -> None:
+def test_splitting_before_training_refuses_what_is_no_part() -> None:
     with pytest.raises(ValueError, match="no part"):
-        frozen_prefix(nn.Sequential(nn.Conv2d(3, 3, 1)), nn.Conv2d(3, 3, 1))
+        split_before_training(nn.Sequential(nn.Conv2d(3, 3, 1)), nn.Conv2d(3, 3, 1))
+
+
+# --- where outputs are kept
+
+MAP, LOGITS = COUNT * 4 * 6 * 6 * 4, COUNT * 5 * 4  # bytes
+
+
+def renders(outputs: FrozenCache, views: Pictures, prefix: FrozenBlocks) -> bool:
+    """Whether a second reading costs anything."""
+    one(outputs, prefix, SOME)
+    before = len(views.rendered)
+    one(outputs, prefix, SOME)
+    return len(views.rendered) > before
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(LOGITS - 1, ""), (LOGITS, "L"), (LOGITS + MAP - 1, "L"), (LOGITS + MAP, "LM")]
+)
+def test_the_most_urgent_is_kept_first(limit: int, kept: str) -> None:
+    views, chain = Pictures(), blocks()
+    maps, logits = tuple(chain[:1]), tuple(chain)
+    outputs, notebook = cache(views, storages=[memory(limit)]), Notebook()
+    outputs.keep([logits, maps], notebook)
+    served = [name for name, prefix in (("L", logits), ("M", maps)) if not renders(outputs, views, prefix)]
+    assert "".join(served) == kept
+    assert sum("computed again" in note for note in notebook.notes) == 2 - len(kept)
+
+
+def test_each_storage_is_filled_up_for_itself() -> None:
+    views, chain = Pictures(), blocks()
+    maps, logits = tuple(chain[:1]), tuple(chain)
+    outputs = cache(views, storages=[memory(LOGITS), memory(MAP)])
+    outputs.keep([logits, maps], Notebook())
+    assert [renders(outputs, views, prefix) for prefix in (logits, maps)] == [False, False]
+
+
+def test_keep_frees_the_rest_and_only_the_rest() -> None:
+    views, chain = Pictures(), blocks()
+    first, last = tuple(chain[:1]), tuple(chain)
+    outputs, notebook = cache(views, storages=[memory(MAP + LOGITS)]), Notebook()
+    outputs.keep([first, last], notebook)
+    assert not renders(outputs, views, first)
+    views.rendered.clear()
+    outputs.keep([last], notebook)
+    assert not renders(outputs, views, last)
+    assert views.rendered == []
+    assert renders(outputs, views, first)
+    other = (nn.BatchNorm2d(3).eval(), *chain[:1])
+    outputs.keep([last, other], notebook)
+    assert not renders(outputs, views, other)  # where the first was
+    assert not any("computed again" in note for note in notebook.notes)
+
+
+class Full:
+    """A storage without room."""
+
+    def allocate(self, shape: Sequence[int], dtype: torch.dtype, taken: int) -> Tensor | None:
+        return None
+
+    def __str__(self) -> str:
+        return "a full cupboard"
+
+
+def test_from_memory_to_disk_to_computing_again(tmp_path: Path) -> None:
+    views, chain = Pictures(), blocks()
+    first, second, last = tuple(chain[:1]), tuple(chain[:2]), tuple(chain)
+    wanted = [last, first, second, ()]
+    room, disk = memory(LOGITS), DiskStorage(tmp_path)
+    outputs, notebook = cache(views, storages=[room, disk]), Notebook()
+    outputs.keep(wanted, notebook)
+    assert [renders(outputs, views, prefix) for prefix in wanted] == [False] * 4
+    map_mib, views_mib = MAP / 2**20, COUNT * 3 * 36 * 4 / 2**20
+    size = f"{MAP // 4 / 2**20:.3g} MiB"
+    ending = f"kept in memory-mapped files in {tmp_path}; --cache-memory gives more memory"
+    assert notebook.notes == [
+        f"the output of 1 frozen block ({map_mib:.3g} MiB): {ending}",
+        f"the output of 2 frozen blocks ({size}): {ending}",
+        f"views ({views_mib:.3g} MiB): {ending}",
+        f"outputs of frozen blocks for {COUNT} views ({LOGITS / 2**20:.3g} MiB): {room}",
+    ]
+    notebook.notes.clear()
+    outputs.keep([], notebook)
+    outputs.keep(wanted, notebook)  # is said once
+    assert notebook.notes == []
+
+    outputs = cache(views, storages=[Full(), Full()])
+    outputs.keep([first, ()], notebook)
+    assert [renders(outputs, views, prefix) for prefix in (first, ())] == [True, True]
+    nowhere = "computed again at every step: there is no room in a full cupboard, nor in a full cupboard"
+    assert notebook.notes == [
+        f"the output of 1 frozen block ({map_mib:.3g} MiB): {nowhere}; --cache-memory gives more memory",
+        f"views ({views_mib:.3g} MiB): {nowhere}; --cache-memory gives more memory",
+    ]
+
+
+def test_what_lies_in_the_fastest_storage_is_said_once() -> None:
+    views, chain = Pictures(), blocks()
+    maps, logits = tuple(chain[:1]), tuple(chain)
+    outputs, notebook = cache(views, storages=[memory(PLENTY)]), Notebook()
+    outputs.keep([], notebook)
+    assert notebook.notes == []
+    outputs.keep([logits, maps], notebook)
+    outputs.keep([tuple(chain[:2]), maps], notebook)
+    size = (MAP + LOGITS) / 2**20
+    assert notebook.notes == [f"outputs of frozen blocks for 300 views ({size:.3g} MiB): {memory(PLENTY)}"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_disk_gives_the_bits_of_memory_and_shows_no_file(tmp_path: Path, dtype: torch.dtype) -> None:
+    chain = blocks()
+    prefixes = [(), *(tuple(chain[:length]) for length in (1, 3, 4))]
+    there, here = cache(Pictures(), dtype=dtype), cache(Pictures(), storages=[DiskStorage(tmp_path)], dtype=dtype)
+    for outputs in (there, here):
+        outputs.keep(prefixes, Notebook())
+    for batch in every_view():
+        for first, second in zip(several(there, prefixes, batch), several(here, prefixes, batch), strict=True):
+            assert first.dtype == second.dtype
+            assert torch.equal(first, second)
+            assert first.stride() == second.stride()
+        assert list(tmp_path.iterdir()) == []

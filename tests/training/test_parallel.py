@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from netgraft.plan import Feature, Phase, TrainingSchedule
-from netgraft.training.parallel import independent_groups, lane
+from netgraft.training.parallel import independent_groups, phases_of_process
 from netgraft.training.runner import Runner
-from tests.support.tiny_plan import Lanes, call, make_views, rows
+from tests.support.processes import call
+from tests.support.tiny_plan import IndependentPhases, make_views, rows
 
 FIT = TrainingSchedule(1, 1, 1e-3)
 
@@ -72,12 +73,12 @@ def test_no_phases_are_no_groups_and_one_is_one() -> None:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 @pytest.mark.parametrize("group", [range(0, 1), range(2, 9), range(4, 8)])
-def test_lanes_share_a_group_out_once(group: range, ranks: int) -> None:
-    lanes = [list(lane(group, rank, ranks)) for rank in range(ranks)]
-    assert sorted(number for numbers in lanes for number in numbers) == list(group)
-    assert max(map(len, lanes)) - min(map(len, lanes)) <= 1
+def test_processes_divide_a_group_among_them(group: range, ranks: int) -> None:
+    divided = [list(phases_of_process(group, rank, ranks)) for rank in range(ranks)]
+    assert sorted(number for numbers in divided for number in numbers) == list(group)
+    assert max(map(len, divided)) - min(map(len, divided)) <= 1
     for place, number in enumerate(group):
-        assert number in lanes[place % ranks]
+        assert number in divided[place % ranks]
 
 
 # --- two processes
@@ -87,9 +88,9 @@ def test_lanes_share_a_group_out_once(group: range, ranks: int) -> None:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], Path]:
     """The student that one process trains, and its folder."""
     folder = tmp_path_factory.mktemp("alone")
-    case = Lanes()
+    case = IndependentPhases()
     Runner(accelerator="cpu", precision="32").run(case.plan, make_views(), folder=folder)
-    untrained = Lanes().student.state_dict()
+    untrained = IndependentPhases().student.state_dict()
     trained = case.student.state_dict()
     for number in range(3):
         assert not torch.allclose(trained[f"{number}.0.0.weight"], untrained[f"{number}.0.0.weight"], atol=1e-3)
@@ -108,13 +109,13 @@ def lines(path: Path) -> dict[int, list[str]]:
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of several runs on two processes."""
     folder = tmp_path_factory.mktemp("together")
-    process = call("lanes_runs", str(folder), script=folder / "run.py")
+    process = call("independent_runs", str(folder), script=folder / "run.py")
     _, error = process.communicate(timeout=180)
     assert process.returncode == 0, error
     return folder
 
 
-# killed: both processes in the middle of their lanes; without: the other one had nothing saved
+# killed: both processes in the middle of their phases; without: the other one had nothing saved
 @pytest.mark.parametrize("how", ["whole", "killed", "without"])
 def test_two_processes_train_the_very_student_of_one(
     together: Path, alone: tuple[dict[str, torch.Tensor], Path], how: str

@@ -12,11 +12,11 @@ from netgraft.errors import InterruptedRunError, RequestError, RunError
 from netgraft.modules import state_digest
 from netgraft.training.checkpoint import Checkpoint
 from netgraft.training.runner import Runner
+from tests.support.processes import call
 from tests.support.tiny_plan import (
     LONG,
     Case,
     Squared,
-    call,
     make_views,
     rows,
 )

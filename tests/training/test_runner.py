@@ -22,6 +22,7 @@ from netgraft.modules import state_digest
 from netgraft.plan import Phase, Plan, TrainingSchedule
 from netgraft.training.runner import Runner
 from netgraft.training.sampling import batch_indices
+from tests.support.processes import call
 from tests.support.random_models import build
 from tests.support.tiny_plan import (
     IMAGES,
@@ -29,7 +30,6 @@ from tests.support.tiny_plan import (
     Case,
     Notebook,
     Squared,
-    call,
     convolution,
     head,
     make_views,

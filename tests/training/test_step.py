@@ -17,7 +17,7 @@ from netgraft.plan import Feature, Phase, Plan, StepOutputs, TrainingSchedule
 from netgraft.training.cache_storage import MemoryStorage
 from netgraft.training.frozen_cache import FrozenCache, ReadingOrder
 from netgraft.training.runner import Runner
-from netgraft.training.step import FrozenInputs, StepModule, explained, still_frozen, total
+from netgraft.training.step import StepInputs, StepModule, explained, frozen_reads, total
 from tests.support.tiny_plan import Notebook, make_views
 
 FIT = TrainingSchedule(1, 8, 1e-2)
@@ -70,8 +70,9 @@ def step(phase: Phase, indices: Tensor, *, limit: int) -> dict[str, Tensor]:
     cache = FrozenCache(
         VIEWS, ReadingOrder.of([everything] * 2, len(VIEWS)), CPU, [MemoryStorage(CPU, limit)], nullcontext
     )
-    cache.keep(list(still_frozen([phase])), Notebook())
-    return StepModule(phase, {}, nullcontext)(cache.rows(FrozenInputs.of(phase).all(), indices), None)
+    cache.keep(list(frozen_reads([phase])), Notebook())
+    network = StepModule(phase, {}, nullcontext)
+    return network(network.frozen.inputs(cache.read(network.frozen.all(), indices), None))
 
 
 SOME = torch.tensor([5, 40, 5, 0])
@@ -267,7 +268,7 @@ def test_no_gradient_is_formed_for_a_frozen_weight(copied: bool) -> None:
     network = StepModule(Phase("middle", student, student[2], seen, FIT, features=at(3)), faster, nullcontext)
     assert (network.blocks[2] is student[4]) != copied
     state = outputs(student, SOME)[1]
-    total(network([state], None)).backward()
+    total(network(StepInputs(state, {}, None, (), None))).backward()
     assert {id(p) for p in network.parameters() if p.grad is not None} == {id(p) for p in student[2].parameters()}
     assert all(p.grad is None and not p.requires_grad for p in student[4].parameters())
 
@@ -301,8 +302,8 @@ def test_what_an_earlier_phase_trains_is_read_by_no_one_before() -> None:
     ]
     blocks, others = tuple(student), tuple(teacher)
     first = [blocks[:2], others]
-    assert list(still_frozen(phases)) == [*first, blocks[:1], others, others[:2]]
-    assert list(still_frozen(phases[1:])) == [blocks[:4], blocks[:1], blocks[:4], others, others[:2]]
+    assert list(frozen_reads(phases)) == [*first, blocks[:1], others, others[:2]]
+    assert list(frozen_reads(phases[1:])) == [blocks[:4], blocks[:1], blocks[:4], others, others[:2]]
 
 
 def test_terms_are_summed_in_float32() -> None:

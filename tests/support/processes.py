@@ -1,0 +1,102 @@
+"""Runs in processes of their own: one that is killed, two that share batches or independent phases."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from netgraft.training.runner import Runner
+from tests.support.tiny_plan import LONG, SHARED, Case, IndependentPhases, Squared, make_views
+
+
+def die() -> None:
+    os.kill(os.getpid(), 9)
+
+
+def killed_run(folder: str, at: str, seconds: str) -> None:
+    """Start a run that ends by SIGKILL inside the objective; a subprocess calls this."""
+    torch.set_num_threads(1)
+    runner = Runner(accelerator="cpu", precision="32", checkpoint_seconds=float(seconds))
+    Case(dropout=0.5, fits=LONG, objective=Squared(surprise_at=int(at), surprise=die)).run(
+        runner=runner, folder=Path(folder)
+    )
+
+
+def call(function: str, *arguments: str, script: Path) -> subprocess.Popen[str]:
+    """Call a function of this file in a process of its own."""
+    script.write_text(f"import sys\nfrom tests.support import processes\nprocesses.{function}(*sys.argv[1:])\n")
+    command = [sys.executable, str(script), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def shared_run(folder: str) -> None:
+    """Run on two processes, which Fabric starts; each writes down its student. A subprocess calls this."""
+    runner = Runner(accelerator="cpu", precision="32", devices=2)
+    case = Case(norm=False, fits=SHARED)
+    case.run(runner=runner, views=make_views(7), folder=Path(folder))
+    torch.save(case.student.state_dict(), Path(folder) / f"rank{runner.fabric.global_rank}.pt")
+
+
+def two_processes(work: Callable[[], None]) -> list[int]:
+    """Do the same in two processes that Fabric takes for its own, forked so that nothing is imported again.
+
+    Returns:
+        The exit codes.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    children = []
+    for rank in range(2):
+        child = os.fork()
+        if not child:
+            signal.alarm(100)  # the other one may never answer
+            os.environ |= {"LOCAL_RANK": str(rank), **address}
+            try:
+                work()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+def independent_run(folder: Path, resume: bool = False, deaths: tuple[int, int] = (-1, -1)) -> list[int]:
+    """Carry out ``IndependentPhases`` on two processes; each dies at a call of the objective, if one is given."""
+
+    def work() -> None:
+        runner = Runner(accelerator="cpu", precision="32", devices=2, checkpoint_seconds=0)
+        rank = runner.fabric.global_rank
+        case = IndependentPhases(Squared(surprise_at=deaths[rank], surprise=die))
+        runner.run(case.plan, make_views(), folder=folder, resume=resume)
+        torch.save(case.student.state_dict(), folder / f"rank{rank}.pt")
+
+    return two_processes(work)
+
+
+def independent_runs(folder: str) -> None:
+    """Run them through, killed and resumed, and killed and resumed without what one process had saved."""
+    torch.set_num_threads(1)
+    root = Path(folder)
+    whole, killed, without = (root / name for name in ("whole", "killed", "without"))
+    whole.mkdir()
+    killed.mkdir()
+    assert independent_run(whole) == [0, 0]
+    # the first process dies in its second phase, the other one in its first
+    assert independent_run(killed, deaths=(17, 13)) == [-9, -9]
+    shutil.copytree(killed, without)
+    for path in without.glob("*-1.*"):
+        path.unlink()
+    assert independent_run(killed, resume=True) == [0, 0]
+    assert independent_run(without, resume=True) == [0, 0]
