@@ -35,7 +35,6 @@ LIMIT_SECONDS = 150
 LIMIT_BYTES = 12 * 2**30
 
 LARGEST = 190_000_000
-
 """Parameters of the largest model that is built: with its gradients and two copies of them it takes 3 GiB."""
 
 

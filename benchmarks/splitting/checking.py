@@ -25,7 +25,6 @@ from netgraft.splitting.chain import state_of
 from netgraft.splitting.split import split
 
 SIDE = 128
-
 """Of the images for models that take any size; a split doesn't depend on it."""
 
 
@@ -46,8 +45,8 @@ def _once(network: nn.Module, images: Tensor, *, train: bool, dropout: bool) -> 
             module.training &= not isinstance(module, nn.modules.dropout._DropoutNd)
     network.zero_grad(set_to_none=True)
     torch.manual_seed(1)
-    answer = network(images.clone())
-    outputs = [answer] if isinstance(answer, Tensor) else list(answer)
+    returned = network(images.clone())
+    outputs = [returned] if isinstance(returned, Tensor) else list(returned)
     outputs[0].float().square().mean().backward()
     gradients = {id(p): p.grad.clone() for p in network.parameters() if p.grad is not None}
     return [output.detach().clone() for output in outputs], gradients
@@ -126,10 +125,10 @@ def check(name: str) -> dict[str, Any]:
         "input_size": list(images.shape[1:]),
     }
     with torch.no_grad():
-        answer = model(images[:2])
-    if not isinstance(answer, Tensor) or answer.dim() != 2:
-        return {**result, "no_classifier": f"returns {getattr(answer, 'shape', type(answer).__name__)}"}
-    del answer
+        logits = model(images[:2])
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        return {**result, "no_classifier": f"returns {getattr(logits, 'shape', type(logits).__name__)}"}
+    del logits
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.process_time()
     try:

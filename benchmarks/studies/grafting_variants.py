@@ -57,11 +57,9 @@ HELD_OUT = 5000
 SETTINGS: dict[str, Any] = {"block_steps": (150,), "join_steps": 500}
 
 EXAMPLES = 1024
-
 """Views from which adapters are solved."""
 
 RIDGE = 1e-3
-
 """Of the mean square of what an adapter takes in."""
 
 
@@ -236,7 +234,6 @@ IDEAS: dict[str, tuple[Callable[..., NetGraft], Callable[[Distillation, Views], 
     "joins alone": (WithoutGrafts, _plain),
     "all blocks at once": (partial(WithoutGrafts, joins="at-once"), _plain),
 }
-
 """What is planned, and what watches over the run."""
 
 

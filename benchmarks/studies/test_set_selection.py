@@ -32,7 +32,6 @@ from netgraft.training.runner import Runner
 RESULTS = Path(__file__).parents[1] / "results" / "selection"
 
 LOOKS = 100
-
 """At the test set in the last phase; the published settings for CIFAR-10 have so many epochs there."""
 
 STARTS = {"reference": "random", "default": "slice"}

@@ -244,7 +244,7 @@ class Views:
         return views
 
     def _boxes(self, images: NDArray[np.int64], random: NDArray[np.float64]) -> list[list[int]]:
-        """Draw a box (top, left, height, width) a row: uniform area, log-uniform aspect, uniform place."""
+        """Draw a box (top, left, height, width) a row: uniform area, log-uniform aspect, uniform position."""
         assert self.policy.crop_scale is not None
         smallest, largest = self.policy.crop_scale
         extents = self._extents[images]

@@ -60,8 +60,8 @@ class LayoutConversion(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """Convert a tensor of the source's form (B, ...) into one of the target's; channels and their order stay."""
         source, target = self.source, self.target
-        places = source.map_of(state)  # (B, H, W, C)
-        maps = resized(places.movedim(-1, 1), target.size)
+        channels_last = source.map_of(state)  # (B, H, W, C)
+        maps = resized(channels_last.movedim(-1, 1), target.size)
         if target.kind == "NCHW":
             return maps
         converted = maps.movedim(1, -1)
@@ -71,7 +71,7 @@ class LayoutConversion(nn.Module):
         added = target.prefix_tokens - kept
         parts = [state[:, :kept]] if kept else []
         if added:
-            parts.append(places.mean((1, 2))[:, None].expand(-1, added, -1))
+            parts.append(channels_last.mean((1, 2))[:, None].expand(-1, added, -1))
         return torch.cat([*parts, converted.flatten(1, 2)], dim=1)
 
     def extra_repr(self) -> str:
@@ -80,7 +80,15 @@ class LayoutConversion(nn.Module):
 
 
 def resized(maps: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Bring maps (B, C, H, W) to another height and width: averaged where it is smaller, interpolated where larger."""
+    """Bring maps to another size: averaged where it is smaller, interpolated where it is larger.
+
+    Args:
+        maps: (B, C, H, W).
+        size: Height and width of the result.
+
+    Returns:
+        Maps (B, C, *size).
+    """
     height, width = size
     smaller = (min(height, maps.shape[2]), min(width, maps.shape[3]))
     if smaller != maps.shape[2:]:

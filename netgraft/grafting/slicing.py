@@ -95,7 +95,7 @@ class _Layers:
 
     nodes: list[fx.Node]
     left_out: list[str] = field(default_factory=list)
-    instead: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    bypass: dict[fx.Node, fx.Node] = field(default_factory=dict)
     """What leaves a residual block that is left out -> what came into it."""
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
@@ -103,7 +103,7 @@ class _Layers:
         return [self._origin(source) for source in node.all_input_nodes]
 
     def _origin(self, node: fx.Node) -> fx.Node:
-        return self._origin(self.instead[node]) if node in self.instead else node
+        return self._origin(self.bypass[node]) if node in self.bypass else node
 
     def wiring(self) -> list[tuple[str, str, list[int]]]:
         """Return what is called in which order, and on the results of which calls."""
@@ -126,7 +126,7 @@ class _Layers:
             shortcuts = [node for node in inside if node.target in _ADDITIONS and entries <= set(node.all_input_nodes)]
             if len(entries) != 1 or len(exits) != 1 or not shortcuts:
                 raise _NotATwinError(f"the student has no {name}, which is no residual block that could be left out")
-            layers.instead[exits[0]] = entries.pop()
+            layers.bypass[exits[0]] = entries.pop()
             layers.left_out.append(name)
         return layers
 

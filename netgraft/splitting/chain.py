@@ -106,7 +106,16 @@ class BlockChain(nn.Sequential):
 
 
 def keep_modes(training: bool, chain: BlockChain, origin: nn.Module) -> BlockChain:
-    """Set the mode of what is new in ``chain``; the modules of ``origin`` keep theirs."""
+    """Set the mode of the modules that are new in a chain.
+
+    Args:
+        training: Their mode.
+        chain: Changed in place.
+        origin: Its modules keep the modes that they have.
+
+    Returns:
+        The chain.
+    """
     known = set(origin.modules())
     for module in chain.modules():
         if module not in known:
@@ -115,7 +124,14 @@ def keep_modes(training: bool, chain: BlockChain, origin: nn.Module) -> BlockCha
 
 
 def state_of(blocks: nn.Module) -> dict[str, Tensor]:
-    """Collect the weights of the blocks inside ``blocks`` under the names that they have in the model."""
+    """Collect the weights of a model's blocks.
+
+    Args:
+        blocks: A chain, or any container of blocks and of other modules, whose weights are left out.
+
+    Returns:
+        The weights under the names that they have in the model; not copied.
+    """
     if isinstance(blocks, fx.GraphModule):
         return blocks.state_dict()
     state: dict[str, Tensor] = {}

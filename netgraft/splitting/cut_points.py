@@ -15,7 +15,6 @@ from netgraft.splitting.layouts import candidates
 from netgraft.splitting.tracing import trace
 
 BLOCKS = 4
-
 """Of a model without stages, such as a vision transformer."""
 
 
@@ -132,7 +131,6 @@ def default_cut_points(found: CutPoints) -> tuple[CutPoint, ...]:
 
 
 _TOO_LARGE = 0.75
-
 """Share of the cost in one block above which the others are hardly worth their names."""
 
 

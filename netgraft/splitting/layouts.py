@@ -13,17 +13,14 @@ import torch
 from torch import Tensor
 
 MOST_PREFIX_TOKENS = 17
-
 """Class, distillation and register tokens; timm's largest models have 16 registers and a class token."""
 
 
 _CONTRAST = 1.1
-
 """How much more the positions of the changed half must change than the others; unordered tokens change alike."""
 
 
 _LOCALITY = 1.3
-
 """Where the half of the positions that changes most changes less than this times the other, nothing is local."""
 
 
@@ -48,7 +45,14 @@ NO_MAP = Layout("other")
 
 
 def halves(images: Tensor) -> Tensor:
-    """Return three images (3, C, H, W): the first of ``images``, with its left half changed, with its upper half."""
+    """Return what tells where the picture lies in a tensor.
+
+    Args:
+        images: (B, C, H, W).
+
+    Returns:
+        Three images (3, C, H, W): the first of ``images``, with its left half changed, with its upper half changed.
+    """
     height, width = images.shape[-2:]
     image = images[:1].clone()
     # by no means the image itself, also where it was drawn in the same way or is empty
@@ -102,6 +106,9 @@ def layout_of(
         size: Height and width of the image.
         prefix_tokens: How many the model says that it has.
         declared: ``NCHW`` or ``NHWC`` if the model says so.
+
+    Returns:
+        The likeliest layout; ``other`` where no picture is found.
     """
     possible = candidates(shape, size, prefix_tokens=prefix_tokens)
     if not possible:
@@ -126,6 +133,10 @@ def contrast(state: Tensor, layout: Layout) -> float | None:
 
     None where that says nothing: the map is too small, nothing changes, or everything changes alike, as behind
     untrained attention without a residual path.
+
+    Args:
+        state: What the model makes of ``halves``, (3, ...).
+        layout: That it may have.
     """
     maps = layout.map_of(state.detach()).float()
     changes = (maps[1:] - maps[:1]).abs().mean(-1)

@@ -14,7 +14,6 @@ DROPOUTS: dict[object, Callable[[float], nn.Module]] = {
     nn.functional.dropout2d: nn.Dropout2d,
     nn.functional.alpha_dropout: nn.AlphaDropout,
 }
-
 """Functions whose train flag fx freezes, and the modules that follow the mode in their place."""
 
 

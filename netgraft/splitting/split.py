@@ -99,7 +99,14 @@ def split(
 
 @torch.no_grad()
 def logits_of(model: nn.Module, probe: Tensor) -> Tensor:
-    """Return a classifier's logits (B, K) for images (B, C, H, W).
+    """Return a classifier's logits, in the mode in which it is.
+
+    Args:
+        model: A classifier.
+        probe: Images (B, C, H, W); not changed, whatever the forward does in place.
+
+    Returns:
+        Logits (B, K).
 
     Raises:
         RequestError: It can't take images of this size, or returns something else than one tensor.

@@ -154,9 +154,12 @@ class SmallResNet(ResNet):
     ) -> Any:
         """Return the chosen entries of ``feature_info``, after the last maps unless ``intermediates_only``.
 
-        There is no last norm, so ``norm`` changes nothing. Raises AssertionError unless ``output_fmt`` is NCHW.
+        There is no last norm, so ``norm`` changes nothing.
+
+        Raises:
+            AssertionError: ``output_fmt`` is not NCHW; timm's own models raise it too.
         """
-        assert output_fmt == "NCHW", "Output shape must be NCHW."
+        assert output_fmt == "NCHW", f"output_fmt must be NCHW, not {output_fmt}"
         chosen, last = feature_take_indices(len(self.feature_info), indices)
         x = self.act1(self.bn1(self.conv1(x)))
         intermediates = [x] if 0 in chosen else []
