@@ -53,34 +53,39 @@ def benchmark(
         names = ", ".join(cell.name for cell in experiment.cells[:5])
         raise click.UsageError(f"no cell's name has {' or '.join(only)} in it; the first are {names}")
     if dry_run:
-        _preview(grid, cells, experiment.title)
+        _preview(grid, cells, title=experiment.title, quiet=bool(quiet))
         return
     pending = grid.pending(cells)
     results.claim(file)
     _compute(grid, cells, pending, title=experiment.title, quiet=bool(quiet))
 
 
-def _preview(grid: Grid, cells: Sequence[Cell], title: str) -> None:
+def _preview(grid: Grid, cells: Sequence[Cell], *, title: str, quiet: bool) -> None:
     from netgraft.experiments.estimate import Estimate
 
     from .grid_display import duration
     from .output import emit, emit_table
+    from .progress_display import open_reporter
 
     found = [(cell, grid.results.find(cell)) for cell in cells]
     estimate = Estimate([(cell, result) for cell, result in found if result is not None])
-    rows, total, unknown = [], 0.0, ""
-    for cell, result in found:
-        state = "finished"
-        if result is None:
+    pending = [cell for cell, result in found if result is None]
+    times: dict[str, str] = {}
+    total, unknown = 0.0, ""
+    with open_reporter(sys.stderr, quiet=quiet) as reporter:
+        for cell in reporter.track(pending, total=len(pending), name="estimating the time"):
             try:
                 seconds = estimate.seconds(cell)
-                total, state = total + seconds, duration(seconds)
             except RequestError as error:
-                unknown, state = str(error), "unknown"
-        rows.append([cell.name, shlex.join(cell.arguments()), state])
+                unknown, times[cell.name] = str(error), "unknown"
+            else:
+                total += seconds
+                times[cell.name] = duration(seconds) if estimate.is_measured(cell) else f"~ {duration(seconds)}"
+    rows = [[cell.name, shlex.join(cell.arguments()), times.get(cell.name, "finished")] for cell in cells]
     emit_table(["cell", "netgraft ...", "time"], rows, title=title)
-    pending = sum(result is None for _, result in found)
-    emit(f"{len(cells)} cells, {pending} to compute: about {duration(total / grid.workers)} on this machine")
+    emit(f"{len(cells)} cells, {len(pending)} to compute: about {duration(total / grid.workers)} on this machine")
+    if any(time.startswith("~") for time in times.values()):
+        emit("~ is a guess from a few forwards of the models; other times are of the row's finished cells here")
     if unknown:
         emit(f"not all could be estimated: {unknown}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,42 +15,57 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from netgraft.data.image_set import DataSource
 from netgraft.data.sources import open_data
 from netgraft.data.view_policy import find_policy
 from netgraft.evaluation.environment import processor
-from netgraft.evaluation.metrics import latency, macs
+from netgraft.evaluation.metrics import macs
 from netgraft.experiments.specification import Cell
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.jobs.distill import DEFAULT_SHOTS, DistillJob
-from netgraft.methods.method import Budget
+from netgraft.methods.method import Budget, Method
 from netgraft.methods.registry import choose
 from netgraft.models.creation import class_count
 from netgraft.modules import eval_mode, macs_along
 from netgraft.plan import Phase
-from netgraft.training.frozen_cache import frozen_prefix
-from netgraft.training.precision import autocast
-
-BATCH = 64
+from netgraft.training.frozen_cache import split_before_training
+from netgraft.training.precision import autocast, timed_images
 
 START = 8.0  # seconds for imports, reading and proofs
 
 BACKWARD = 3.0  # a step costs so many forwards of what isn't frozen in front
+
+TIMING = 0.5  # seconds after which a model's speed is known well enough
+
+FORWARDS = 3  # that are timed at least
+
+FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")  # instructions without which a CPU computes it more slowly than float32
 
 
 @dataclass
 class Estimate:
     """Seconds of single cells on this machine.
 
+    What cells have in common is opened, paired and timed once.
+
     Attributes:
         finished: Cells with their results; those of this machine count.
     """
 
     finished: Sequence[tuple[Cell, Mapping[str, Any]]]
-    _pairs: dict[tuple[Any, ...], _Pair] = field(default_factory=dict)
+    _sources: dict[str, DataSource] = field(default_factory=dict)
+    _models: dict[tuple[Any, ...], _Models] = field(default_factory=dict)
+    _pairings: dict[tuple[Any, ...], Pairing] = field(default_factory=dict)
+    _workloads: dict[tuple[Any, ...], _Workload] = field(default_factory=dict)
+    _speeds: dict[tuple[Any, ...], float] = field(default_factory=dict)
+
+    def is_measured(self, cell: Cell) -> bool:
+        """Whether cells of its row have been finished on this machine."""
+        return (cell.pair, cell.row) in self._measured
 
     def seconds(self, cell: Cell) -> float:
-        """Estimate one cell.
+        """Return the median of the row's finished cells, or a guess where there is none.
 
         Raises:
             RequestError: The cell asks for data, models or settings that don't exist.
@@ -67,53 +84,140 @@ class Estimate:
 
     def _reckoned(self, cell: Cell) -> float:
         job, precision = job_of(cell), cell.options.get("precision", "auto")
-        key = (job.data, job.teacher, job.student, job.image_size, job.init, job.inherit, job.blocks, precision)
-        if key not in self._pairs:
-            self._pairs[key] = _Pair.measure(job, precision)
-        pair = self._pairs[key]
-        images = job.images or (job.shots or DEFAULT_SHOTS) * pair.classes
-        preset = choose(job.method, job.preset, Budget(images, pair.classes), job.settings)
-        phases = preset.method.plan(pair.pairing).phases
+        source = self._source(job)
+        models = self._loaded(job, source)
+        images = job.images or (job.shots or DEFAULT_SHOTS) * models.classes
+        preset = choose(job.method, job.preset, Budget(images, models.classes), job.settings)
+        workload = self._workload(job, models, preset.method)
         policy = preset.views if job.views is None else find_policy(job.views)
-        views = min(sum(phase.fit.steps * phase.fit.batch_size for phase in phases), max(images, policy.pool))
-        return START + sum(map(pair.training, phases)) + views * pair.teacher + pair.test * pair.student
+        views = min(workload.shown, max(images, policy.pool))
+        forwards = views + BACKWARD * workload.trained
+        teacher = min(self._speed(job.teacher, models.teacher, models, each) for each in _precisions(precision))
+        # evaluated in float32
+        student = self._speed(job.student, models.student, models, "32")
+        return START + forwards * teacher + len(source.test or ()) * student
+
+    def _source(self, job: DistillJob) -> DataSource:
+        if job.data not in self._sources:
+            self._sources[job.data] = open_data(job.data, root=job.data_root)
+        return self._sources[job.data]
+
+    def _loaded(self, job: DistillJob, source: DataSource) -> _Models:
+        key = _models_key(job)
+        if key not in self._models:
+            teacher, student = job.models(source)
+            size = resolve_model_data_config(teacher)["input_size"]
+            with _one_thread():
+                self._models[key] = _Models(key, teacher, student, size, class_count(teacher), macs(teacher, size))
+        return self._models[key]
+
+    def _workload(self, job: DistillJob, models: _Models, method: Method) -> _Workload:
+        # how the student starts decides rates alone; what is asked for may be impossible, though
+        init = "random" if job.init == "auto" else job.init
+        paired_by = (*models.key, init, job.inherit, job.blocks)
+        if (*paired_by, method) not in self._workloads:
+            with _one_thread():
+                if paired_by not in self._pairings:
+                    self._pairings[paired_by] = models.pair(init=init, use=job.inherit, blocks=job.blocks)
+                phases = method.plan(self._pairings[paired_by]).phases
+                self._workloads[*paired_by, method] = _Workload.of(phases, models)
+        return self._workloads[*paired_by, method]
+
+    def _speed(self, name: str | None, model: nn.Module, models: _Models, precision: str) -> float:
+        key = (name or model, models.size, models.classes, precision)
+        if key not in self._speeds:
+            self._speeds[key] = seconds_per_image(model, models.size, precision)
+        return self._speeds[key]
 
 
 @dataclass(frozen=True)
-class _Pair:
-    pairing: Pairing
+class _Models:
+    key: tuple[Any, ...]
+    teacher: nn.Module
+    student: nn.Module
     size: tuple[int, int, int]
     classes: int
-    test: int
-    teacher: float
-    """Seconds an image, in the run's precision."""
-    student: float
-    """In float32, as it is evaluated."""
     macs: int
     """Of the teacher."""
 
+    def pair(self, *, init: str, use: str, blocks: int | None) -> Pairing:
+        return cut_and_pair(self.teacher, self.student, input_size=self.size, init=init, use=use, blocks=blocks)
+
+
+def _models_key(job: DistillJob) -> tuple[Any, ...]:
+    # models that are not named are the data set's own
+    named = job.teacher is not None and job.student is not None
+    return (None if named else job.data, job.teacher, job.student, job.teacher_weights, job.image_size)
+
+
+@dataclass(frozen=True)
+class _Workload:
+    """What a plan's steps compute.
+
+    Attributes:
+        shown: Views, each as often as it is shown.
+        trained: Forwards of the teacher that cost as much as all forwards of what isn't frozen in front.
+    """
+
+    shown: int
+    trained: float
+
     @classmethod
-    def measure(cls, job: DistillJob, precision: str) -> _Pair:
-        source = open_data(job.data, root=job.data_root)
-        teacher, student = job.models(source)
-        size = resolve_model_data_config(teacher)["input_size"]
-        precisions = ("32", "bf16") if precision == "auto" else (precision,)
-        spent = min(_seconds(teacher, size, each) for each in precisions), _seconds(student, size, "32")
-        count = macs(teacher, size)
-        pairing = cut_and_pair(teacher, student, input_size=size, init=job.init, use=job.inherit, blocks=job.blocks)
-        return cls(pairing, size, class_count(teacher), len(source.test or ()), *spent, count)
-
-    def training(self, phase: Phase) -> float:
-        """Seconds of a phase's steps: what is frozen in front of its trainable part is computed once, elsewhere."""
-        frozen, _ = frozen_prefix(phase.model, phase.trainable)
-        with eval_mode(phase.model), torch.no_grad():
-            running = sum(macs_along(phase.model, torch.zeros(1, *self.size))[len(frozen) :])
-        return BACKWARD * phase.fit.steps * phase.fit.batch_size * running / self.macs * self.teacher
+    def of(cls, phases: Sequence[Phase], models: _Models) -> _Workload:
+        shown = [phase.fit.steps * phase.fit.batch_size for phase in phases]
+        trained = sum(views * _trained_macs(phase, models.size) for views, phase in zip(shown, phases, strict=True))
+        return cls(sum(shown), trained / models.macs)
 
 
-def _seconds(model: nn.Module, size: tuple[int, int, int], precision: str) -> float:
-    with autocast(precision, torch.device("cpu")):
-        return latency(model, size, BATCH, repeats=3) / 1000 / BATCH
+def _trained_macs(phase: Phase, size: tuple[int, int, int]) -> int:
+    """Count what a step costs a view; what is frozen in front of the trainable part is computed once, elsewhere."""
+    frozen, _ = split_before_training(phase.model, phase.trainable)
+    with eval_mode(phase.model), torch.no_grad():
+        return sum(macs_along(phase.model, torch.zeros(1, *size))[len(frozen) :])
+
+
+@torch.inference_mode()
+def seconds_per_image(model: nn.Module, size: tuple[int, int, int], precision: str) -> float:
+    """Time forwards in eval mode on the CPU, of more and more images at once until ``TIMING`` is over.
+
+    Args:
+        model: Takes images in.
+        size: Of an image, (C, H, W).
+        precision: ``32`` or ``bf16``.
+
+    Returns:
+        The shortest time: other work on the machine, and the first forward of a size, can only make one longer.
+    """
+    most, count = timed_images(size), 1
+    seconds: list[float] = []
+    with eval_mode(model), autocast(precision, torch.device("cpu")):
+        model(torch.zeros(1, *size))  # what happens once: threads start, kernels are chosen
+        began = time.perf_counter()
+        while len(seconds) < FORWARDS or time.perf_counter() - began < TIMING:
+            images = torch.zeros(count, *size)
+            start = time.perf_counter()
+            model(images)
+            seconds.append((time.perf_counter() - start) / count)
+            count = min(2 * count, most)
+    return min(seconds)
+
+
+def _precisions(asked: str) -> tuple[str, ...]:
+    """Precisions in which the teacher may run; what can't be the faster one is not timed."""
+    if asked != "auto":
+        return (asked,)
+    return ("32", "bf16") if any(flag in processor() for flag in FAST_BFLOAT16) else ("32",)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Single images on several threads wait for one another, many times as long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def job_of(cell: Cell) -> DistillJob:

@@ -10,6 +10,9 @@ from netgraft.cli.main import run
 
 from netgraft.data.sources import open_data
 from netgraft.data.subsets import FewShotSubset
+from netgraft.evaluation.environment import processor
+from netgraft.experiments.results import ResultStore
+from netgraft.experiments.specification import Experiment
 
 EXPERIMENT = """
 title = "Small"
@@ -34,11 +37,28 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dry_run_shows_cells_commands_and_time_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["benchmark", "small.toml", "--dry-run"]) == 0
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
     assert all(f"{row}-{shots}shot-subset0" in shown for row in ("none", "kd") for shots in (1, 2))
     assert "distill --data digits --shots 2 --method kd" in " ".join(shown.split())
     assert "4 cells, 4 to compute: about" in shown
+    assert shown.count("| ~ ") == 4
+    assert "~ is a guess" in shown
+    assert said.startswith("estimating the time: 0/4\n")
     assert [path.name for path in Path().iterdir()] == ["small.toml"]
+
+
+def test_a_dry_run_tells_what_is_measured_from_what_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = Experiment.load(Path("small.toml")).cells
+    here = {"machine": processor(), "seconds": 7.0}
+    for cell in cells[::2]:  # one shot of both rows
+        ResultStore(Path("out")).store(cell, here)
+    assert run(["benchmark", "small.toml", "--out", "out", "--dry-run", "--quiet"]) == 0
+    shown, said = capsys.readouterr()
+    assert said == ""
+    times = [line.split("|")[3].strip() for line in shown.splitlines() if "distill" in line]
+    assert times == ["finished", "7 s"] * 2
+    assert "4 cells, 2 to compute: about 14 s" in shown
+    assert "guess" not in shown
 
 
 def test_a_grid_is_computed_and_not_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.errors import RequestError
-from netgraft.experiments.estimate import START, Estimate, job_of
+from netgraft.experiments.estimate import job_of
 from netgraft.experiments.specification import Experiment
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose
@@ -139,32 +139,3 @@ def test_every_committed_experiment_asks_for_methods_and_settings_that_exist(pat
         job: Any = job_of(cell)
         choose(job.method, job.preset, Budget(100, 10), job.settings)
         assert job.views is None or job.views in VIEW_POLICIES
-
-
-def test_the_estimate_counts_the_views_that_a_run_asks_for(tmp_path: Path) -> None:
-    experiment = parse(
-        """
-        [common]
-        data = "digits"
-        method = "kd"
-        [[run]]
-        name = "{views}"
-        views = ["rich", "plain"]
-        settings = { steps = 300 }
-        """,
-        tmp_path,
-    )
-    estimate = Estimate([])
-    rich, plain = (estimate.seconds(cell) for cell in experiment.cells)
-    # the teacher answers 16,384 views, or 100 images
-    assert plain < rich
-
-
-def test_the_estimate_leaves_out_what_is_frozen_in_front(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # a batch of 64 images in 64 ms
-    monkeypatch.setattr("netgraft.experiments.estimate.latency", lambda *args, **kwargs: 64.0)
-    [cell] = parse('[[run]]\ndata = "digits"\nmethod = "kd"\nsettings = { steps = 100 }', tmp_path).cells
-    # 3x3 convolutions behind the first two on maps of 4x4 and 2x2, then ten classes; of the teacher's 2,379,008
-    trained = 9 * (2 * 32 * 32 * 16 + 32 * 64 * 4 + 64 * 64 * 4) + 64 * 10
-    steps, answers, test = 3 * 6400 * trained / 2_379_008, 6400, 600
-    assert Estimate([]).seconds(cell) == pytest.approx(START + (steps + answers + test) / 1000)
