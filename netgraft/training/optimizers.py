@@ -36,3 +36,9 @@ def make_optimizer(phase: Phase) -> torch.optim.Optimizer:
     if fit.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=fit.lr, momentum=0.9, nesterov=True, fused=True)
     raise ValueError(f"optimizer must be adam or sgd, not {fit.optimizer!r}")
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the rates of an optimiser of :func:`make_optimizer` to their peaks times ``factor``."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ from torch import Tensor, nn
 from netgraft.data.views import Views
 from netgraft.errors import RequestError, RunError
 from netgraft.modules import freeze
-from netgraft.plan import Plan
+from netgraft.plan import Phase, Plan
 from netgraft.progress import ProgressReporter, SilentReporter, training_steps
 from netgraft.seeding import derived_seed, seed_generators
 from netgraft.training.cache_storage import storages
 from netgraft.training.frozen_cache import FrozenCache, ReadingOrder
 from netgraft.training.fusion import EXAMPLES, fused_copies
 from netgraft.training.onednn_workaround import zeroed_gradients_of_padding_taps
-from netgraft.training.optimizers import make_optimizer
+from netgraft.training.optimizers import make_optimizer, set_rates
 from netgraft.training.parallel import Processes, group_of, independent_groups
 from netgraft.training.precision import PRECISIONS, autocast, compute_dtype, fastest, timed_images
 from netgraft.training.sampling import Batches
@@ -124,6 +123,8 @@ class Runner:
             raise RequestError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
         device = self.fabric.device
         processes = Processes(self.fabric)
+        if processes.rank or reporter is None:
+            reporter = SilentReporter()  # one process speaks for all
         batches = Batches(
             self.seed,
             images=len(views) // views.per_image,
@@ -135,6 +136,7 @@ class Runner:
             raise RequestError(
                 f"{processes.count} processes can't share a batch of {smallest}; use larger batches or fewer devices"
             )
+        groups = list(independent_groups(plan.phases))
         session = Session(
             folder=folder,
             fingerprint=fingerprint,
@@ -144,185 +146,137 @@ class Runner:
             trainables=_trainables(plan),
             processes=processes,
         )
-        loop = _Loop(
-            plan=plan,
-            views=views,
-            batches=batches,
-            device=device,
-            cache_gib=self.cache_gib,
-            folder=folder,
-            processes=processes,
-            session=session,
-            # one process speaks for all
-            reporter=SilentReporter() if reporter is None or processes.rank else reporter,
-        )
+        frozen_seconds = 0.0
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            return loop.run(resume)
+            modules = _modules(plan).to(device)
+            start = session.restore(resume, groups)
+            if start.phase < len(plan.phases):
+                with freeze(modules):
+                    examples = views.batch(range(min(len(views), timed_images(views.size))))
+                    examples = examples.to(device).to(memory_format=torch.channels_last)
+                    if session.precision == "auto":
+                        session.precision = processes.of_first(_faster_precision(plan.phases[0], examples, reporter))
+                    readings = _readings(batches, groups, processes)
+                    limit = None if self.cache_gib is None else int(self.cache_gib * 2**30)
+                    cache = FrozenCache(
+                        views=views,
+                        order=ReadingOrder.of(readings, len(views)),
+                        device=device,
+                        storages=storages(device, limit, folder, sharing=processes.count),
+                        autocast=partial(autocast, session.precision, device),
+                        dtype=compute_dtype(session.precision),
+                        faster=_faster_copies(plan, examples, session.precision),
+                    )
+                    _Loop(plan, views, batches, groups, cache, processes, session, reporter).run(start)
+                frozen_seconds = cache.seconds
+        return Trained(plan.steps, session.seconds, frozen_seconds, session.precision)
 
 
 @dataclass
 class _Loop:
-    """The phases of a plan, one after another, in one of the processes."""
+    """The phases of a plan, one after another, in one of the processes; everything is frozen between them."""
 
     plan: Plan
     views: Views
     batches: Batches
-    device: torch.device
-    cache_gib: float | None
-    folder: Path | None
+    groups: Sequence[range]
+    cache: FrozenCache
     processes: Processes
     session: Session
     reporter: ProgressReporter
 
-    def run(self, resume: bool) -> Trained:
-        phases, session = self.plan.phases, self.session
-        groups = list(independent_groups(phases))
-        modules = _modules(self.plan).to(self.device)
-        start = session.restore(resume, groups)
-        frozen_seconds = 0.0
-        if start.phase < len(phases):
-            with freeze(modules):
-                examples = self._examples()
-                self._choose_precision(examples)
-                cache = self._open_cache(groups, examples)
-                while start.phase < len(phases):
-                    start = self._fit_next(start, group_of(start.phase, groups), cache)
-                    session.save(start.phase, 0, {})
-            frozen_seconds = cache.seconds
-        return Trained(self.plan.steps, session.seconds, frozen_seconds, session.precision)
+    def run(self, start: ResumePoint) -> None:
+        """Go on from some point to the end."""
+        while start.phase < len(self.plan.phases):
+            group = group_of(start.phase, self.groups)
+            if self.processes.divide(group):
+                self._fit_side_by_side(group, start)
+                start = ResumePoint(group.stop)
+            else:
+                self._fit(start)
+                start = ResumePoint(start.phase + 1)
+            self.session.save(start.phase, 0, {})
 
-    def _choose_precision(self, images: Tensor) -> None:
-        if self.session.precision == "auto":
-            first = self.plan.phases[0]
-            chosen, why = fastest(first.model if first.teacher is None else first.teacher, images)
-            self.session.precision = self.processes.of_first(chosen)
-            self.reporter.note(f"precision {self.session.precision}: {why}")
+    def _fit_side_by_side(self, group: range, start: ResumePoint) -> None:
+        """Train each phase of a group in one process alone."""
 
-    def _examples(self) -> Tensor:
-        """Return a few views, for measurements and proofs."""
-        images = self.views.batch(range(min(len(self.views), timed_images(self.views.size))))
-        return images.to(self.device).to(memory_format=torch.channels_last)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return autocast(self.session.precision, self.device)
-
-    def _open_cache(self, groups: Sequence[range], images: Tensor) -> FrozenCache:
-        models = (m for phase in self.plan.phases for m in (phase.teacher, phase.model) if m is not None)
-        dtype = compute_dtype(self.session.precision)
-        limit = None if self.cache_gib is None else int(self.cache_gib * 2**30)
-        return FrozenCache(
-            views=self.views,
-            order=ReadingOrder.of(self._readings(groups), len(self.views)),
-            device=self.device,
-            storages=storages(self.device, limit, self.folder, sharing=self.processes.count),
-            autocast=self._autocast,
-            dtype=dtype,
-            faster=fused_copies(models, _trainables(self.plan), images[:EXAMPLES], dtype),
-        )
-
-    def _readings(self, groups: Sequence[range]) -> Iterator[Tensor]:
-        """Yield the views that are read over the whole plan; of shared batches, the part of this process.
-
-        Phases that other processes train count: so views are computed together as in one process alone, and a matrix
-        product, whose rounding depends on the row, gives the same bits.
-        """
-        for number, phase in enumerate(self.plan.phases):
-            divided = self.processes.divide(group_of(number, groups))
-            for step in range(phase.fit.steps):
-                batch = self.batches.indices(number, step)
-                yield batch if divided else self.processes.part(batch)
-
-    def _fit_next(self, start: ResumePoint, group: range, cache: FrozenCache) -> ResumePoint:
-        """Train a phase, or a group of phases side by side; return where to go on."""
-        if not self.processes.divide(group):
-            self._fit(start, cache)
-            return ResumePoint(start.phase + 1)
-
-        def fit_alone(number: int) -> None:
+        def fit(number: int) -> None:
             if number < start.phase:
                 return
-            self._fit(start if number == start.phase else ResumePoint(number), cache)
+            self._fit(start if number == start.phase else ResumePoint(number))
             # the last of them is done, the group is not
             self.session.save(number, self.plan.phases[number].fit.steps, {})
 
-        self.processes.each_alone(group, fit_alone, _trainables(self.plan))
-        return ResumePoint(group.stop)
+        self.processes.each_alone(group, fit, _trainables(self.plan))
 
-    def _fit(self, start: ResumePoint, cache: FrozenCache) -> None:
+    def _fit(self, start: ResumePoint) -> None:
         """Train a phase from some step on."""
-        number, phase = start.phase, self.plan.phases[start.phase]
-        before = self.session.seconds
-        with self.session.training():
+        number, phase, session = start.phase, self.plan.phases[start.phase], self.session
+        before = session.seconds
+        with session.training():
             self.reporter.phase_started(number + 1, len(self.plan.phases), phase.name, phase.fit.steps, start.step)
             # what later phases read of the same views is computed along with it
-            cache.keep(list(frozen_reads(self.plan.phases[number:])), self.reporter)
+            self.cache.keep(list(frozen_reads(self.plan.phases[number:])), self.reporter)
             phase.trainable.requires_grad_(True)
             phase.trainable.train()
             optimizer = make_optimizer(phase)
             if start.optimizer:
                 optimizer.load_state_dict(start.optimizer)
             # the network's own mode means nothing to its blocks, which keep theirs
-            module = StepModule(phase, cache.faster, self._autocast)
+            module = StepModule(phase, self.cache.faster, self.cache.autocast)
             network = self.processes.connect(module)
             with zeroed_gradients_of_padding_taps(phase.trainable), training_steps():
                 for step in range(start.step, phase.fit.steps):
-                    self.session.heed_stop(number, step, optimizer)
-                    terms = self._step(number, step, network, module.frozen, cache, optimizer)
-                    logged = (step + 1) % LOG_EVERY == 0 or step + 1 == phase.fit.steps
-                    if logged or self.device.type == "cpu":
-                        values = self._checked(number, step, terms)
-                        self.reporter.progressed(step + 1, values)
-                        if logged:
-                            lr = phase.fit.lr * phase.fit.factor(step)
-                            self.session.log({"phase": number, "step": step + 1, "lr": lr, **values})
-                        if self.session.due:
-                            self.session.save(number, step + 1, optimizer.state_dict())
+                    session.heed_stop(number, step, optimizer)
+                    set_rates(optimizer, phase.fit.factor(step))
+                    with explained(phase):
+                        terms = self._compute_gradients(number, step, network, module.frozen)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    if _is_logged(step, phase) or self.cache.device.type == "cpu":
+                        self._report(number, step, terms)
+                        if session.due:
+                            session.save(number, step + 1, optimizer.state_dict())
             # what is frozen from here on must be the same everywhere
             self.processes.share(phase.trainable.buffers(), 0)
             phase.trainable.eval()
             phase.trainable.requires_grad_(False)
-        self.reporter.phase_finished(self.session.seconds - before)
+        self.reporter.phase_finished(session.seconds - before)
 
-    def _step(
-        self,
-        number: int,
-        step: int,
-        network: Any,
-        frozen: FrozenParts,
-        cache: FrozenCache,
-        optimizer: torch.optim.Optimizer,
-    ) -> Mapping[str, Tensor]:
-        """Take one optimiser step; return the terms of the loss."""
-        phase, processes = self.plan.phases[number], self.processes
-        seed_generators(derived_seed("step", self.batches.seed, number, step, processes.place_in_batch), self.device)
+    def _compute_gradients(self, number: int, step: int, network: Any, frozen: FrozenParts) -> dict[str, Tensor]:
+        """Run a step forward and backward; return the terms of its loss."""
+        processes, device = self.processes, self.cache.device
+        seed_generators(derived_seed("step", self.batches.seed, number, step, processes.place_in_batch), device)
         batch = self.batches.indices(number, step)
         part = processes.part(batch)
         labels = self.views.labels(part)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * phase.fit.factor(step)
-        with explained(phase):
-            outputs = cache.read(frozen.all(), part)
-            on_device = None if labels is None else labels.to(self.device, non_blocking=True)
-            terms: dict[str, Tensor] = network(frozen.inputs(outputs, on_device))
-            processes.backward(processes.weight(part, batch) * total(terms))
-        optimizer.step()
-        optimizer.zero_grad()
+        outputs = self.cache.read(frozen.all(), part)
+        inputs = frozen.inputs(outputs, None if labels is None else labels.to(device, non_blocking=True))
+        terms: dict[str, Tensor] = network(inputs)
+        processes.backward(processes.weight(part, batch) * total(terms))
         return {name: value.detach() for name, value in terms.items()}
 
-    def _checked(self, number: int, step: int, terms: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return the terms of a loss as numbers.
+    def _report(self, number: int, step: int, terms: Mapping[str, Tensor]) -> None:
+        """Look at the terms of a loss.
 
         Raises:
             RunError: One is not finite, here or in another process.
         """
+        phase = self.plan.phases[number]
         values = dict(zip(terms, torch.stack([value.float() for value in terms.values()]).tolist(), strict=True))
         if not self.processes.everywhere(all(map(math.isfinite, values.values()))):
-            phase = self.plan.phases[number]
             raise RunError(
                 f"the loss is {values} at step {step + 1} of phase {number + 1} ({phase.name}); "
                 f"{self.session.what_stays()}; try a lower rate than {phase.fit.lr:g}"
             )
-        return values
+        self.reporter.progressed(step + 1, values)
+        if _is_logged(step, phase):
+            lr = phase.fit.lr * phase.fit.factor(step)
+            self.session.log({"phase": number, "step": step + 1, "lr": lr, **values})
+
+
+def _is_logged(step: int, phase: Phase) -> bool:
+    return (step + 1) % LOG_EVERY == 0 or step + 1 == phase.fit.steps
 
 
 def _trainables(plan: Plan) -> nn.ModuleList:
@@ -335,3 +289,27 @@ def _modules(plan: Plan) -> nn.ModuleList:
     parts = [feature.connector for feature in features]
     parts += [part for phase in plan.phases for part in (phase.model, phase.teacher, phase.trainable)]
     return nn.ModuleList([*(part for part in parts if part is not None), plan.student])
+
+
+def _faster_precision(first: Phase, images: Tensor, reporter: ProgressReporter) -> str:
+    chosen, why = fastest(first.model if first.teacher is None else first.teacher, images)
+    reporter.note(f"precision {chosen}: {why}")
+    return chosen
+
+
+def _faster_copies(plan: Plan, images: Tensor, precision: str) -> dict[nn.Module, nn.Module]:
+    models = (model for phase in plan.phases for model in (phase.teacher, phase.model) if model is not None)
+    return fused_copies(models, _trainables(plan), images[:EXAMPLES], compute_dtype(precision))
+
+
+def _readings(batches: Batches, groups: Sequence[range], processes: Processes) -> Iterator[Tensor]:
+    """Yield the views that are read over the whole plan; of shared batches, the part of this process.
+
+    Phases that other processes train count: so views are computed together as in one process alone, and a matrix
+    product, whose rounding depends on the row, gives the same bits.
+    """
+    for number, schedule in enumerate(batches.schedules):
+        divided = processes.divide(group_of(number, groups))
+        for step in range(schedule.steps):
+            batch = batches.indices(number, step)
+            yield batch if divided else processes.part(batch)

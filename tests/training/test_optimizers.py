@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from netgraft.plan import Phase, TrainingSchedule
-from netgraft.training.optimizers import make_optimizer
+from netgraft.training.optimizers import make_optimizer, set_rates
 
 Array = NDArray[np.float64]
 
@@ -97,3 +97,11 @@ def test_optimizers_that_do_not_exist_are_refused() -> None:
     phase, _ = make(TrainingSchedule(1, 1, 0.1, optimizer="lion"))
     with pytest.raises(ValueError, match="optimizer must be adam or sgd, not 'lion'"):
         make_optimizer(phase)
+
+
+def test_rates_are_set_from_their_peaks_each_time() -> None:
+    phase, _ = make(TrainingSchedule(1, 1, 1e-2, 4e-2))
+    optimizer = make_optimizer(phase)
+    for factor in (0.5, 0.25):
+        set_rates(optimizer, factor)
+        assert {group["lr"] for group in optimizer.param_groups} == {factor * 1e-2, factor * 4e-2}

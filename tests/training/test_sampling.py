@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from netgraft.plan import steps_per_epoch
+from netgraft.plan import TrainingSchedule, steps_per_epoch
 from netgraft.seeding import derived_seed, seed_generators
-from netgraft.training.sampling import batch_indices
+from netgraft.training.sampling import Batches, batch_indices
 
 
 def views(steps: int, *, images: int, per_image: int, batch_size: int, whole: bool = False, seed: int = 0) -> list[int]:
@@ -143,3 +143,29 @@ def test_generators_are_seeded_as_by_torch_itself() -> None:
     expected = torch.rand(4)
     seed_generators(7, torch.device("cpu"))
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_batches_of_a_plan_are_those_of_its_phases() -> None:
+    schedules = [TrainingSchedule(4, 8, 1e-3), TrainingSchedule(4, 5, 1e-3, whole_epochs=True)]
+    batches = Batches(3, images=12, per_image=4, schedules=schedules)
+    for step in range(4):
+        first = batch_indices(3, 0, step, images=12, per_image=4, batch_size=8)
+        second = batch_indices(3, 1, step, images=12, per_image=4, batch_size=5, whole_epochs=True)
+        assert torch.equal(batches.indices(0, step), first)
+        assert torch.equal(batches.indices(1, step), second)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([(8, False)], 8),
+        ([(8, True)], 4),
+        ([(6, True)], 6),
+        ([(8, False), (5, True)], 2),
+        ([(16, True)], 12),
+        ([], None),
+    ],
+)
+def test_the_smallest_batch_may_be_the_last_of_an_epoch(sizes: list[tuple[int, bool]], expected: int | None) -> None:
+    schedules = [TrainingSchedule(4, size, 1e-3, whole_epochs=whole) for size, whole in sizes]
+    assert Batches(0, images=12, per_image=4, schedules=schedules).smallest() == expected
