@@ -67,9 +67,7 @@ def test_a_stopped_session_saves_itself_and_says_where(tmp_path: Path) -> None:
     optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.5)
     session(tmp_path).heed_stop(1, 2, optimizer)
     assert not list(tmp_path.iterdir())
-    with pytest.raises(
-        InterruptedRunError, match=r"before step 3 of phase 2; saved in .*, go on with --resume"
-    ):
+    with pytest.raises(InterruptedRunError, match=r"before step 3 of phase 2; saved in .*, go on with --resume"):
         session(tmp_path, stop=True).heed_stop(1, 2, optimizer)
     saved = Checkpoint.load(tmp_path / "checkpoint.pt", "f")
     assert (saved.phase, saved.step, saved.optimizer["param_groups"][0]["lr"]) == (1, 2, 0.5)
