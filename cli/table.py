@@ -58,9 +58,9 @@ def table(
 
     from .output import emit
 
-    collections = load(folders)
-    summaries = summarize(collections)
-    title = " / ".join(dict.fromkeys(each.experiment.title for each in collections if each.experiment))
+    result_folders = load(folders)
+    summaries = summarize(result_folders)
+    title = " / ".join(dict.fromkeys(each.experiment.title for each in result_folders if each.experiment))
     text = FORMATS[form](_lay_out(summaries, title, form, layout, metric, against))
     if plot is not None:
         from netgraft.reports.charts import save

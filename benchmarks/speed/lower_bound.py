@@ -96,17 +96,17 @@ def main() -> None:
     filling: dict[str, list[float]] = {"netgraft": [], "bare": []}
     views = len({int(i) for i in _read(first)})
 
-    def ours() -> float:
+    def netgraft() -> float:
         prepared = task(runner=Runner(precision=precision))
         trained = prepared.runner.run(prepared.plan, prepared.views)
         filling["netgraft"].append(trained.frozen_seconds)
         return trained.seconds - trained.frozen_seconds
 
-    def theirs() -> float:
+    def bare_loop() -> float:
         filling["bare"].append(bare.teacher(views))
         return sum(bare.phase(phase) for phase in bare.plan.phases)
 
-    steps = side_by_side({"netgraft": ours, "bare": theirs})
+    steps = side_by_side({"netgraft": netgraft, "bare": bare_loop})
     write(
         "limit",
         {

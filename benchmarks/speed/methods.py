@@ -80,12 +80,12 @@ class BareLoop:
         indices = torch.randint(len(self.views), (phase.fit.batch_size,))
         images = self.views.batch(indices).to(self.device).to(memory_format=torch.channels_last)
         target: Tensor | None = None
-        theirs: dict[int, Tensor] = {-1: images}
+        teacher_outputs: dict[int, Tensor] = {-1: images}
         with torch.no_grad(), autocast(self.precision, self.device):
             if phase.teacher is not None:
-                theirs |= _outputs(phase.teacher, images)
-                target = theirs[len(phase.teacher) - 1]
-            wanted = [(feature, theirs[feature.block]) for feature in phase.teacher_features]
+                teacher_outputs |= _outputs(phase.teacher, images)
+                target = teacher_outputs[len(phase.teacher) - 1]
+            wanted = [(feature, teacher_outputs[feature.block]) for feature in phase.teacher_features]
             teacher_features = tuple(value if f.connector is None else f.connector(value) for f, value in wanted)
         front = len(phase.model) - len(_behind(phase))
         with autocast(self.precision, self.device):
@@ -93,11 +93,11 @@ class BareLoop:
                 given = _outputs(phase.model[:front], images)
             inputs = given[front - 1] if front else images
             inputs.requires_grad_(phase.differentiates_input)
-            mine = given | {front + n: value for n, value in _outputs(phase.model[front:], inputs).items()}
+            outputs = given | {front + n: value for n, value in _outputs(phase.model[front:], inputs).items()}
             features = tuple(
-                mine[f.block] if f.connector is None else f.connector(mine[f.block]) for f in phase.features
+                outputs[f.block] if f.connector is None else f.connector(outputs[f.block]) for f in phase.features
             )
-        output = mine[len(phase.model) - 1]
+        output = outputs[len(phase.model) - 1]
         terms = phase.objective(
             StepOutputs(
                 output, target, None, features, teacher_features, inputs if phase.differentiates_input else None

@@ -89,19 +89,19 @@ def main() -> None:
     training: list[float] = []
     precision = ""
 
-    def ours() -> float:
+    def netgraft() -> float:
         nonlocal precision
         prepared = task()
         elapsed = seconds(lambda: prepared.runner.run(prepared.plan, prepared.views))
         precision = prepared.runner.precision
         return elapsed
 
-    def theirs() -> float:
+    def published_loop() -> float:
         steps, tests = plain.estimate()
         training.append(steps)
         return steps + tests
 
-    measured = side_by_side({"netgraft": ours, "published loop": theirs})
+    measured = side_by_side({"netgraft": netgraft, "published loop": published_loop})
     measured["published loop without tests"] = training
     write(
         "published",

@@ -218,8 +218,8 @@ def _rows(summaries: Sequence[Summary]) -> list[Row]:
 def _label(summary: Summary) -> str:
     if summary.published is None:
         return summary.row
-    theirs = "" if summary.teacher_top1 is None else f", teacher {summary.teacher_top1:.2f} %"
-    return f"{summary.row}\n(published{theirs})"
+    its_teacher = "" if summary.teacher_top1 is None else f", teacher {summary.teacher_top1:.2f} %"
+    return f"{summary.row}\n(published{its_teacher})"
 
 
 def _teacher(top1: float | None) -> str:

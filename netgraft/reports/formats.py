@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 
 from netgraft.reports.summaries import Statistic
-from netgraft.reports.tables import Cited, Column, Table, Value
+from netgraft.reports.tables import Cited, Column, Interval, PValue, Table, Value
 
 UNKNOWN = "-"
 
@@ -110,13 +110,15 @@ def _latex_cell(value: Value) -> str:
     if isinstance(value, Statistic):
         figures = r" \pm ".join(_figures(value))
         return f"${figures}$"
+    if isinstance(value, Interval):
+        return f"${_interval(value)}$"
     if isinstance(value, Cited):
         return rf"{value.name.translate(LATEX_SPECIAL)} (published)\textsuperscript{{{value.footnote}}}"
     return _plain(value).translate(LATEX_SPECIAL)
 
 
 def comma_separated(table: Table) -> str:
-    """Write CSV with unrounded figures; a statistic takes three columns, and what isn't known is empty."""
+    """Write CSV with unrounded figures; a statistic takes three columns, an interval two; what isn't known is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([name for column in table.columns for name in _csv_names(column)])
@@ -126,28 +128,48 @@ def comma_separated(table: Table) -> str:
     return text.getvalue().removesuffix("\n")
 
 
+CSV_PARTS: Mapping[str, Sequence[str]] = {"statistic": ("mean", "sd", "n"), "interval": ("low", "high")}
+
+"""What the columns of a kind are called that take several."""
+
+
 def _csv_names(column: Column) -> list[str]:
-    return [f"{column.key}_{part}" for part in ("mean", "sd", "n")] if column.kind == "statistic" else [column.key]
+    return [f"{column.key}_{part}" for part in CSV_PARTS.get(column.kind, ())] or [column.key]
 
 
 def _csv_cells(column: Column, value: Value) -> list[str | int | float | None]:
     if isinstance(value, Statistic):
         return [value.mean, value.sd, value.n]
+    if isinstance(value, Interval):
+        return [value.low, value.high]
+    if isinstance(value, PValue):
+        return [value.probability]
     if isinstance(value, Cited):
         return [value.name]
-    return [value] if column.kind != "statistic" else [None, None, None]
+    return [value] if value is not None else [None] * len(_csv_names(column))
 
 
 def _figures(value: Statistic) -> list[str]:
     """Mean and standard deviation, or the mean alone, with two digits."""
-    known = [value.mean] if value.sd is None else [value.mean, value.sd]
+    return [_two_digits(number) for number in ([value.mean] if value.sd is None else [value.mean, value.sd])]
+
+
+def _interval(value: Interval) -> str:
+    return f"[{_two_digits(value.low)}, {_two_digits(value.high)}]"
+
+
+def _two_digits(number: float) -> str:
     # adding zero turns -0.0 into 0.0
-    return [f"{round(number, 2) + 0.0:.2f}" for number in known]
+    return f"{round(number, 2) + 0.0:.2f}"
 
 
-def _plain(value: str | int | float | None) -> str:
+def _plain(value: str | int | float | PValue | Interval | None) -> str:
     if value is None or value == "":
         return UNKNOWN
+    if isinstance(value, Interval):
+        return _interval(value)
+    if isinstance(value, PValue):
+        return f"{value.probability:.3f}" if value.probability >= 0.001 else "<0.001"
     if isinstance(value, float):
         return f"{value:,.0f}" if value.is_integer() else f"{value:,.1f}"
     return value if isinstance(value, str) else f"{value:,}"

@@ -133,7 +133,7 @@ class Summary:
     published: Published | None = None
 
 
-def summarize(collections: Sequence[ResultFolder]) -> list[Summary]:
+def summarize(folders: Sequence[ResultFolder]) -> list[Summary]:
     """Summarise all results, pair by pair: rows as in the experiments, sizes ascending, then what is published.
 
     A row that several experiments have stays several rows, marked by their folders: runs of different experiments are
@@ -143,17 +143,17 @@ def summarize(collections: Sequence[ResultFolder]) -> list[Summary]:
         RequestError: Runs of one row were made in different ways, or it isn't clear beside what a figure belongs.
     """
     homes: dict[tuple[Pair, str], set[str]] = defaultdict(set)
-    for collection in collections:
-        for result in collection.results:
-            homes[Pair.of(result), result["row"]].add(collection.label)
+    for folder in folders:
+        for result in folder.results:
+            homes[Pair.of(result), result["row"]].add(folder.label)
     groups: dict[tuple[Pair, str, Size], list[Mapping[str, Any]]] = defaultdict(list)
-    for collection in collections:
-        for result in _ordered(collection):
+    for folder in folders:
+        for result in _ordered(folder):
             pair, row = Pair.of(result), result["row"]
-            name = row if len(homes[pair, row]) == 1 else f"{row} [{collection.label}]"
+            name = row if len(homes[pair, row]) == 1 else f"{row} [{folder.label}]"
             groups[pair, name, _size(result)].append(result)
     measured = [_measured(*key, results) for key, results in groups.items()]
-    figures = dict.fromkeys(placed for collection in collections for placed in _placed(collection))
+    figures = dict.fromkeys(placed for folder in folders for placed in _placed(folder))
     pairs = list(dict.fromkeys(summary.pair for summary in measured))
     everything = [*measured, *(_published(pair, figure) for pair, figure in figures)]
     return sorted(everything, key=lambda summary: pairs.index(summary.pair))
@@ -163,9 +163,9 @@ def _size(result: Mapping[str, Any]) -> Size:
     return Size("shots", result["shots"]) if result["shots"] else Size("images", result["images"])
 
 
-def _ordered(collection: ResultFolder) -> list[Mapping[str, Any]]:
+def _ordered(folder: ResultFolder) -> list[Mapping[str, Any]]:
     """Pairs and rows as the experiment names them, behind them what it doesn't name; sizes ascending."""
-    cells = collection.experiment.cells if collection.experiment else ()
+    cells = folder.experiment.cells if folder.experiment else ()
     pairs = list(dict.fromkeys(cell.pair for cell in cells))
     rows = list(dict.fromkeys(cell.row for cell in cells))
 
@@ -177,7 +177,7 @@ def _ordered(collection: ResultFolder) -> list[Mapping[str, Any]]:
         named = (result["data"], result["teacher"], result["student"])
         return rank(pairs, pair), named, rank(rows, row), row, _size(result).rank, result["subset_seed"], result["seed"]
 
-    return sorted(collection.results, key=key)
+    return sorted(folder.results, key=key)
 
 
 def _measured(pair: Pair, row: str, size: Size, results: Sequence[Mapping[str, Any]]) -> Summary:
@@ -258,24 +258,24 @@ def _runs(results: Sequence[Mapping[str, Any]]) -> str:
     return text if subsets == len(results) else f"{text}, {len(results)} runs"
 
 
-def _placed(collection: ResultFolder) -> Iterator[tuple[Pair, Published]]:
+def _placed(folder: ResultFolder) -> Iterator[tuple[Pair, Published]]:
     """Find the pair beside which each published figure is shown; none while it has no results."""
-    if collection.experiment is None:
+    if folder.experiment is None:
         return
     named: dict[str, dict[Pair, None]] = defaultdict(dict)
-    for result in collection.results:
+    for result in folder.results:
         named[result["pair"]][Pair.of(result)] = None
-    known = list(dict.fromkeys(cell.pair for cell in collection.experiment.cells))
-    for figure in collection.experiment.published:
+    known = list(dict.fromkeys(cell.pair for cell in folder.experiment.cells))
+    for figure in folder.experiment.published:
         if figure.pair and figure.pair not in known:
             raise RequestError(
-                f"{collection.label}: [[published]] {figure.name!r} belongs to the pair {figure.pair!r}, which the "
+                f"{folder.label}: [[published]] {figure.name!r} belongs to the pair {figure.pair!r}, which the "
                 f"experiment doesn't have; choose from {', '.join(known)}"
             )
         candidates = named[figure.pair] if figure.pair else {pair: None for pairs in named.values() for pair in pairs}
         if len(candidates) > 1:
             raise RequestError(
-                f"{collection.label}: [[published]] {figure.name!r} could belong to "
+                f"{folder.label}: [[published]] {figure.name!r} could belong to "
                 f'{" or ".join(map(str, candidates))}; say which with pair = "...", the name of a [[pair]]'
             )
         yield from ((pair, figure) for pair in candidates)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -35,7 +34,31 @@ class Cited:
     footnote: int
 
 
-Value = str | int | float | Statistic | Cited | None
+@dataclass(frozen=True)
+class PValue:
+    """How probable it is that chance alone makes differences as large as these.
+
+    Attributes:
+        probability: Between 0 and 1.
+    """
+
+    probability: float
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a mean lies, as far as its runs tell.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+    """
+
+    low: float
+    high: float
+
+
+Value = str | int | float | Statistic | Cited | PValue | Interval | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +73,7 @@ class Column:
 
     key: str
     heading: str
-    kind: Literal["text", "number", "statistic"] = "text"
+    kind: Literal["text", "number", "statistic", "interval"] = "text"
 
 
 @dataclass(frozen=True)
@@ -213,8 +236,9 @@ def _identity(summaries: Sequence[Summary]) -> list[tuple[Column, Callable[[Summ
 def paired_table(summaries: Sequence[Summary], row: str, metric: Metric = "gap", title: str = "") -> Table:
     """Lay out by how much one figure of each row differs from that of ``row``, run by run on the same subset and seed.
 
-    The last columns take all numbers of images together: the differences, how many they are, and Student's t of them
-    (their mean divided by its standard error; None for a single one, or where all are equal).
+    The last columns take all numbers of images together: the differences, how many they are, Student's paired t of
+    them, its two-sided p, and the 95 % confidence interval of their mean; the three are None for a single one, or where
+    all are equal.
 
     Raises:
         RequestError: Nothing was measured under that name, or there is no other row beside it.
@@ -233,30 +257,38 @@ def paired_table(summaries: Sequence[Summary], row: str, metric: Metric = "gap",
         Column("all", "all", "statistic"),
         Column("n", "n", "number"),
         Column("t", "t", "number"),
+        Column("p", "p", "number"),
+        Column("interval", "95 % interval", "interval"),
     )
     lines = []
     for (block, values), found in _rows(compared, lambda each: each.row).items():
         differences = {size: _differences(each, bases[each.pair, size], metric) for size, each in found.items()}
         together = [difference for some in differences.values() for difference in some]
         figures = [Statistic.of(differences.get(size, ())) for size in sizes]
-        lines.append(Line((*values, *figures, Statistic.of(together), len(together), _student_t(together)), block))
+        lines.append(Line((*values, *figures, Statistic.of(together), len(together), *_student(together)), block))
     note = (
         f"{METRICS[metric]}: difference from row {row}, run by run on the same subset and seed, mean ± sample standard "
-        "deviation; all n of them together, and Student's paired t."
+        "deviation; all n of them together, with Student's paired t, its two-sided p (not corrected for the number of "
+        "rows), and the 95 % confidence interval of the mean difference."
     )
     return Table(title, columns, tuple(lines), notes=(note, *_notes([*bases.values(), *compared], HIDDEN)))
 
 
 def _differences(summary: Summary, base: Summary, metric: Metric) -> list[float]:
     pairs = ((figures[metric], base.runs[run][metric]) for run, figures in summary.runs.items() if run in base.runs)
-    return [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
+    return [figure - its_base for figure, its_base in pairs if figure is not None and its_base is not None]
 
 
-def _student_t(differences: Sequence[float]) -> float | None:
+def _student(differences: Sequence[float]) -> tuple[float | None, PValue | None, Interval | None]:
+    """Return t, p and the interval."""
     summary = Statistic.of(differences)
     if summary is None or not summary.sd:
-        return None
-    return summary.mean / (summary.sd / math.sqrt(len(differences)))
+        return None, None, None
+    from scipy import stats  # takes a second to import
+
+    test = stats.ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(0.95)
+    return float(test.statistic), PValue(float(test.pvalue)), Interval(float(interval.low), float(interval.high))
 
 
 def _own(summary: Summary) -> bool:
@@ -316,7 +348,7 @@ def _notes(summaries: Sequence[Summary], hidden: Mapping[str, Callable[[Summary]
             differing.append(f"Not alike: {'; '.join([*places, f'everywhere else {usual}'])}.")
         else:
             alike.append(usual)
-    return [f"Alike in all cells: {'; '.join(alike)}."] * bool(alike) + differing
+    return [f"Alike in all cells: {'; '.join(alike)}.", *differing] if alike else differing
 
 
 def _tells(row: str, fact: str) -> bool:

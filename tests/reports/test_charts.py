@@ -15,7 +15,6 @@ from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from netgraft.cli.table import table as command
 
 from netgraft.errors import RequestError
 from netgraft.reports.charts import draw, save
@@ -108,11 +107,11 @@ def test_the_teacher_is_dashed_and_what_is_published_dotted(tmp_path: Path) -> N
     assert teacher.get_linestyle() == "--"
     rows = drawn(axes)
     assert list(rows) == ["all", "Theirs\n(published, teacher 92.83 %)", "Elsewhere\n(published)"]
-    theirs, elsewhere = list(rows.values())[1:]
-    assert points(theirs) == [(1.0, 90.74), (10.0, 92.89)]
-    assert bars(theirs, 1) == [pytest.approx((90.25, 91.23)), pytest.approx((92.83, 92.95))]
+    published, elsewhere = list(rows.values())[1:]
+    assert points(published) == [(1.0, 90.74), (10.0, 92.89)]
+    assert bars(published, 1) == [pytest.approx((90.25, 91.23)), pytest.approx((92.83, 92.95))]
     assert points(elsewhere) == [(10.0, 88.15)]
-    assert style_of(theirs).get_linestyle() == style_of(elsewhere).get_linestyle() == ":"
+    assert style_of(published).get_linestyle() == style_of(elsewhere).get_linestyle() == ":"
     assert style_of(rows["all"]).get_linestyle() not in {":", "None"}
     legend = axes.get_legend()
     assert legend is not None
@@ -234,18 +233,6 @@ def test_names_are_no_formulas(tmp_path: Path) -> None:
     assert place.exists()
 
 
-def test_each_pair_has_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_runs(tmp_path / "results", "kd", [0.1], student="small")
-    write_runs(tmp_path / "results", "kd", [0.3], student="hub/tiny")
-    command.main([str(tmp_path / "results"), "--plot", str(tmp_path / "all.svg")], standalone_mode=False)
-    captured = capsys.readouterr()
-    written = sorted(path.name for path in tmp_path.glob("*.svg"))
-    assert written == ["all-digits-hub_tiny.svg", "all-digits-small.svg"]
-    assert all(name in captured.err for name in written)
-    assert ".svg" not in captured.out
-    assert "| small" in captured.out
-
-
 def test_shots_and_numbers_of_images_are_not_on_one_axis(tmp_path: Path) -> None:
     for size in (1, 10):
         write_runs(tmp_path, "kd", [0.1], shots=size)
@@ -282,12 +269,3 @@ def test_wrong_requests_say_what_to_do(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(RequestError, match=r"pip install 'netgraft\[plot\]'"):
         save(table, tmp_path / "chart.png")
     assert not list(tmp_path.glob("*.png"))
-
-
-def test_the_table_is_not_printed_if_there_can_be_no_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_runs(tmp_path, "kd", [0.1])
-    with pytest.raises(RequestError):
-        command.main([str(tmp_path), "--plot", str(tmp_path / "chart.gif")], standalone_mode=False)
-    assert capsys.readouterr().out == ""

@@ -1,20 +1,17 @@
-"""Tables of results: published figures, what is said below, how it is written, and the command that prints it."""
+"""Tables of results: published figures, what is said below, how they are written."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from netgraft.cli.table import table as command
 
 from netgraft.errors import RequestError
 from netgraft.reports.formats import comma_separated, latex, markdown
-from netgraft.reports.tables import Metric, complete_table, long_table, wide_table
+from netgraft.reports.tables import complete_table, long_table, wide_table
 from tests.support.result_files import (
     DIGEST,
     PUBLISHED,
@@ -224,78 +221,6 @@ def test_csv_names_the_source_of_what_is_published(tmp_path: Path) -> None:
     assert (float(lines[1]["top1_mean"]), float(lines[1]["top1_sd"]), lines[1]["n"]) == (90.74, 0.49, "5")
     assert float(lines[2]["gap_mean"]) == pytest.approx(92.83 - 92.89)
     assert lines[3]["gap_mean"] == ""
-
-
-def shown(*arguments: str | Path) -> None:
-    command.main([str(argument) for argument in arguments], standalone_mode=False)
-
-
-def test_the_command_prints_a_wide_table_where_there_are_several_numbers_of_shots(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_experiment(tmp_path, TWO_ROWS)
-    write_runs(tmp_path, "all", [0.1], shots=1)
-    shown(tmp_path)
-    assert capsys.readouterr().out == markdown(long_table(summaries(tmp_path), "Two rows")) + "\n"
-    write_runs(tmp_path, "all", [0.1], shots=10)
-    shown(tmp_path)
-    assert capsys.readouterr().out == markdown(wide_table(summaries(tmp_path), title="Two rows")) + "\n"
-    shown(tmp_path, "--layout", "long", "--format", "latex")
-    assert capsys.readouterr().out == latex(long_table(summaries(tmp_path), "Two rows")) + "\n"
-    shown(tmp_path, "--format", "csv")
-    assert capsys.readouterr().out == comma_separated(complete_table(summaries(tmp_path))) + "\n"
-
-
-@pytest.mark.parametrize(("metric", "figure"), [("gap", "0.25"), ("top1", "97.75"), ("agreement", "99.00")])
-def test_the_command_shows_the_figure_asked_for(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: Metric, figure: str
-) -> None:
-    write_runs(tmp_path, "kd", [0.25])
-    shown(tmp_path, "--metric", metric)
-    assert body(capsys.readouterr().out) == [["kd", figure]]
-
-
-def test_titles_of_all_experiments_stand_above(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for folder, title in (("one", "First"), ("two", "Second")):
-        write_experiment(tmp_path / folder, f'title = "{title}"\n[[run]]\nmethod = "kd"\n')
-        write_runs(tmp_path / folder, "kd", [0.1], data=folder)
-    shown(tmp_path / "one", tmp_path / "two")
-    assert capsys.readouterr().out.startswith("**First / Second**\n")
-
-
-def test_wide_tables_are_not_wrapped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for shots in range(1, 31):
-        write_runs(tmp_path, "kd", [0.1, 0.2], shots=shots)
-    shown(tmp_path)
-    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| kd")]
-    assert line.count("0.15 ± 0.07") == 30
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        ("--format", "csv", "--layout", "wide"),
-        ("--format", "csv", "--metric", "gap"),
-        ("--layout", "long", "--metric", "gap"),
-        ("--format", "csv", "--against", "kd"),
-        ("--layout", "long", "--against", "kd"),
-    ],
-)
-def test_options_that_contradict_each_other_are_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
-    write_runs(tmp_path, "kd", [0.1])
-    with pytest.raises(RequestError, match="leave"):
-        shown(tmp_path, *options)
-
-
-def test_tables_need_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
-    write_runs(tmp_path, "kd", [0.1])
-    code = (
-        "import sys\nfrom netgraft.cli.table import table\n"
-        f"table.main([{str(tmp_path)!r}], standalone_mode=False)\n"
-        "print([name for name in ('torch', 'timm', 'numpy', 'matplotlib') if name in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_what_the_rows_are_called_by_is_not_said_again(tmp_path: Path) -> None:

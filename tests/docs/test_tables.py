@@ -1,0 +1,30 @@
+"""Every table on a page is what its command prints, and every picture is shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pytest
+
+from benchmarks.render_docs import PAGES, PICTURES, ROOT, printed, shown
+
+
+@pytest.mark.parametrize(
+    ("page", "marker", "command"), [(page, *item) for page, tables in PAGES.items() for item in tables.items()]
+)
+def test_the_tables_are_made_from_the_committed_files(page: str, marker: str, command: Sequence[str]) -> None:
+    table = shown((ROOT / page).read_text(encoding="utf-8"), marker)
+    assert table == printed(command)
+    assert table.count("\n") > 3
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_every_picture_is_there_and_is_shown_on_a_page(picture: str) -> None:
+    assert (ROOT / picture).read_text(encoding="utf-8").rstrip().endswith("</svg>")
+    links = [
+        (page.parent / target).resolve()
+        for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+        for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    ]
+    assert (ROOT / picture).resolve() in links
