@@ -12,20 +12,19 @@ import click
 
 from netgraft.errors import InterruptedRunError, RequestError, RunError
 
-from .options import PATH, device_option, flag
+from .options import PATH, DeclaredCommand, flag, job_options
 
 if TYPE_CHECKING:
     from netgraft.experiments.scheduler import Grid
     from netgraft.experiments.specification import Cell
 
 
-@click.command()
+@click.command(cls=DeclaredCommand, declared=lambda: job_options("accelerator"))
 @click.argument("file", type=PATH)
 @click.option("--out", type=PATH, help="Folder of the result files; results/ with the file's name by default.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Cells side by side.")
 @click.option("--only", multiple=True, metavar="TEXT", help="Only cells with TEXT in their names; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Print the cells and an estimate of the time.")
-@device_option
 @flag("--quiet", "Say nothing but errors.")
 def benchmark(
     file: Path,

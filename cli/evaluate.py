@@ -4,50 +4,28 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from .options import (
-    PATH,
-    data_options,
-    device_option,
-    flag,
-    given,
-    image_size_option,
-)
+from .options import PATH, DeclaredCommand, flag, given, job_options
 
 
-@click.command()
+@click.command(cls=DeclaredCommand, declared=lambda: job_options("image_size", "data_root", "download", "accelerator"))
 @click.argument("model")
 @click.option("--data", required=True, help="Name or path of labelled images; their test partition, if there is one.")
 @click.option("--weights", "--teacher-weights", "weights", type=PATH, help="safetensors file or checkpoint for MODEL.")
-@image_size_option
-@data_options
-@device_option
 @flag("--quiet", "Say nothing but the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def evaluate(
-    model: str,
-    data: str,
-    weights: Path | None,
-    image_size: int | None,
-    data_root: Path | None,
-    download: bool | None,
-    accelerator: str | None,
-    quiet: bool | None,
-    as_json: bool,
-) -> None:
+def evaluate(model: str, data: str, weights: Path | None, quiet: bool | None, as_json: bool, **options: Any) -> None:
     """Measure the accuracy of MODEL: a student folder, a timm name, hf-hub:... or local-dir:..."""
     from netgraft.jobs.evaluate import evaluate as measure
 
     from .output import count, emit, emit_json
     from .progress_display import open_reporter
 
-    options = given(
-        weights=weights, image_size=image_size, data_root=data_root, download=download, accelerator=accelerator
-    )
     with open_reporter(sys.stderr, quiet=bool(quiet), json_lines=as_json) as reporter:
-        result = measure(model, data, reporter=reporter, **options)
+        result = measure(model, data, weights=weights, reporter=reporter, **given(options))
     if as_json:
         emit_json(result)
     else:

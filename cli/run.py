@@ -7,34 +7,17 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from netgraft.progress import ProgressReporter, in_training_steps
+from netgraft.progress import in_training_steps
 
-from .options import (
-    given,
-)
-
-
-class Job(Protocol):
-    """A job of :mod:`netgraft.jobs.distill`."""
-
-    def run(self, reporter: ProgressReporter | None = None, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
-        """Do it and return the result."""
-        ...
+if TYPE_CHECKING:
+    from netgraft.jobs.job import Job
 
 
 def is_first_process() -> bool:
     """Whether this process speaks: with several devices, each further process runs the same command again."""
     return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
-
-
-def make_runner(options: dict[str, Any]) -> Any:
-    """Take the device options out of ``options`` and make a runner of them."""
-    from netgraft.training.runner import Runner
-
-    names = ("accelerator", "devices", "precision", "checkpoint_seconds", "cache_gib")
-    return Runner(**given(**{name: options.pop(name) for name in names}))
 
 
 def run_job(job: Job, *, quiet: bool | None, as_json: bool | None, show: Callable[[dict[str, Any]], None]) -> None:

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import image_size_option
+from .options import DeclaredCommand, job_options
 
 if TYPE_CHECKING:
     from netgraft.grafting.pairing import Pairing
     from netgraft.splitting.chain import BlockChain, Cut
 
 
-@click.command()
+@click.command(cls=DeclaredCommand, declared=lambda: job_options("image_size"))
 @click.argument("model")
 @click.argument("student", required=False)
-@image_size_option
 @click.option("--cuts", help="Modules of MODEL to cut behind, separated by commas; timm's stages by default.")
 @click.option("--blocks", type=click.IntRange(min=2), help="Instead, so many blocks of about equal cost.")
 @click.option("--all-cuts", is_flag=True, help="Show every module that a single tensor leaves.")
@@ -142,11 +141,12 @@ def _macs(chain: BlockChain, size: Sequence[int]) -> list[int]:
 
 
 def _show_pairing(teacher: str, network: Any, student: str, small: Any, size: Sequence[int]) -> None:
+    from netgraft.grafting.options import PairingOptions
     from netgraft.grafting.preparation import cut_and_pair
 
     from .output import count, emit, emit_table
 
-    pairing = cut_and_pair(network, small, input_size=size, init="random")
+    pairing = cut_and_pair(network, small, PairingOptions(init="random"), input_size=size)
     shapes = [[*map(str, chain.cuts), str(network.num_classes)] for chain in (pairing.teacher, pairing.student)]
     theirs, ours = _parameters(pairing.teacher), _parameters(pairing.student)
     adapters = _adapters(pairing)

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 
-from .options import PATH, data_options, given
+from .options import PATH, DeclaredCommand, given, job_options
 
 
-@click.command()
+@click.command(cls=DeclaredCommand, declared=lambda: job_options("data_root", "download"))
 @click.option("--data", required=True, help="Name or path of labelled images.")
 @click.option("--shots", type=click.IntRange(min=1), multiple=True, required=True, help="Images a class; repeatable.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, help="Repeatable.")
 @click.option("--out", type=PATH, default=Path("subsets"), show_default=True, help="Folder of the files.")
-@data_options
 def subset(
     data: str,
     shots: tuple[int, ...],
@@ -33,7 +32,7 @@ def subset(
 
     from .output import emit
 
-    source = open_data(data, **given(root=data_root, download=download))
+    source = open_data(data, **given({"root": data_root, "download": download}))
     labels = source.train_labels("so there are no images of a class to draw")
     drawn = {
         f"{source.name}-{number}shot-seed{seed}.json".replace("/", "_"): FewShotSubset.draw(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,10 +17,11 @@ from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
 from netgraft.errors import RequestError, RunError
 from netgraft.grafting.folding import Folding, fold_with_report
+from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget, Method
-from netgraft.methods.registry import choose
+from netgraft.methods.registry import choose, name_of
 from netgraft.models.creation import class_count
 from netgraft.models.students import save_student
 from netgraft.modules import parameters, state_digest
@@ -30,6 +29,7 @@ from netgraft.plan import Plan
 from netgraft.progress import ProgressReporter
 from netgraft.seeding import derived_seed
 from netgraft.splitting.chain import state_of
+from netgraft.training.identity import fingerprint
 from netgraft.training.runner import Runner, Trained
 
 
@@ -91,29 +91,6 @@ class DistillationResult:
             "teacher_digest": self.teacher_digest,
             "student_digest": state_digest(self.student),
         }
-
-
-class Options(TypedDict, total=False):
-    """What :func:`prepare` and :func:`distill` take by name.
-
-    method: Hyper-parameters; NetGraft's default preset if left out.
-    views: How views are made of the images; the default preset's own if left out.
-    init: ``auto``, ``random`` or ``slice``; see :func:`cut_and_pair`.
-    inherit: ``auto`` or ``none``; see :func:`cut_and_pair`.
-    blocks: How many blocks to merge the pairs to; see :func:`cut_and_pair`.
-    runner: Device, precision and seed.
-    data_config: Preprocessing in timm's words; the teacher's own if left out.
-    labels: Class of each image, only for methods of the labeled track.
-    """
-
-    method: Method
-    views: ViewPolicy
-    init: str
-    inherit: str
-    blocks: int | None
-    runner: Runner
-    data_config: dict[str, Any]
-    labels: Sequence[int]
 
 
 Distilled = DistillationResult
@@ -202,7 +179,16 @@ def _prove_folding(student: nn.Sequential, folding: Folding, input_size: Sequenc
 
 
 def prepare(
-    teacher: nn.Module, student: nn.Module, images: Sequence[Image.Image], **options: Unpack[Options]
+    teacher: nn.Module,
+    student: nn.Module,
+    images: Sequence[Image.Image],
+    *,
+    method: Method | None = None,
+    views: ViewPolicy | None = None,
+    runner: Runner | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    labels: Sequence[int] | None = None,
+    **pairing: Any,
 ) -> Distillation:
     """Cut, pair, initialise and plan; trains nothing.
 
@@ -210,48 +196,50 @@ def prepare(
         teacher: A trained timm classifier; unchanged.
         student: A timm model with as many classes; trained in place.
         images: PIL images, without labels.
-        options: See :class:`Options`.
+        method: Hyper-parameters; NetGraft's default preset if None.
+        views: How views are made of the images; the default preset's own if None.
+        runner: Device, precision and seed.
+        data_config: Preprocessing in timm's words; the teacher's own if None.
+        labels: Class of each image, only for methods of the labeled track.
+        pairing: Fields of :class:`netgraft.grafting.preparation.PairingOptions`: ``init``, ``inherit``, ``blocks``.
 
     Raises:
         RequestError: The models can't be cut or paired, or the student can't start as asked.
+        TypeError: ``pairing`` names an option that there is not.
     """
     if not images:
         raise RequestError("there are no images to distill from; give at least one")
-    runner = options.get("runner") or Runner()
-    data_config = dict(options.get("data_config") or resolve_model_data_config(teacher))
+    options = PairingOptions(**pairing)
+    runner = runner or Runner()
+    data_config = dict(data_config or resolve_model_data_config(teacher))
     digest = state_digest(teacher)
+    default = choose("netgraft", "default", Budget(len(images), class_count(teacher)))
+    method = method or default.method
     # adapters start at random too
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("adapters", runner.seed))
-        pairing = cut_and_pair(
-            teacher,
-            student,
-            input_size=data_config["input_size"],
-            init=options.get("init", "auto"),
-            use=options.get("inherit", "auto"),
-            blocks=options.get("blocks"),
-        )
-        default = choose("netgraft", "default", Budget(len(images), class_count(teacher)))
-        plan = (options.get("method") or default.method).plan(pairing)
-    policy = options.get("views") or default.views
-    views = Views.configured(images, policy, data_config, seed=runner.seed, labels=options.get("labels"))
-    fingerprint = _fingerprint(pairing, plan, views, runner, digest)
-    return Distillation(teacher, student, pairing, plan, views, runner, data_config, digest, fingerprint)
-
-
-def _fingerprint(pairing: Pairing, plan: Plan, views: Views, runner: Runner, teacher_digest: str) -> str:
-    decides = {
-        "plan": str(plan),
-        "pairing": str(pairing),
-        "init": pairing.init,
-        "student": state_digest(plan.student),
-        "teacher": teacher_digest,
-        "views": views.digest(),
-        "seed": runner.seed,
-        "precision": runner.precision,
-        "devices": runner.devices,
-    }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        paired = cut_and_pair(teacher, student, options, input_size=data_config["input_size"])
+        plan = method.plan(paired)
+    made = Views.configured(images, views or default.views, data_config, seed=runner.seed, labels=labels)
+    identity = fingerprint(
+        method=name_of(method),
+        hyperparameters=method,
+        phases=[phase.identity() for phase in plan.phases],
+        pairing={
+            "teacher": paired.teacher.names,
+            "student": paired.student.names,
+            "inherited": paired.inherited,
+            "init": paired.init,
+            "left_out": paired.left_out,
+        },
+        student=state_digest(plan.student),
+        teacher=digest,
+        views=made.identity(),
+        seed=runner.seed,
+        precision=runner.precision,
+        devices=runner.devices,
+    )
+    return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity)
 
 
 def distill(
@@ -262,10 +250,10 @@ def distill(
     folder: Path | None = None,
     resume: bool = False,
     reporter: ProgressReporter | None = None,
-    **options: Unpack[Options],
+    **options: Any,
 ) -> DistillationResult:
     """Turn ``student`` into a smaller stand-in for ``teacher``, from a few unlabeled images.
 
-    The same as ``prepare(...).run(...)``; see :func:`prepare` and :meth:`Distillation.run`.
+    The same as ``prepare(...).run(...)``; see :func:`prepare`, which takes ``options``, and :meth:`Distillation.run`.
     """
     return prepare(teacher, student, images, **options).run(folder=folder, resume=resume, reporter=reporter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -128,6 +129,16 @@ class Phase:
     features: tuple[Feature, ...] = ()
     teacher_features: tuple[Feature, ...] = ()
     differentiates_input: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells the phase apart from others, its weights aside, as plain values; not its name."""
+        return {
+            "schedule": self.fit,
+            "parameters": sum(p.numel() for p in self.trainable.parameters()),
+            "adapter_parameters": sum(p.numel() for adapter in self.adapters for p in adapter.parameters()),
+            "features": [feature.block for feature in self.features],
+            "teacher_features": [feature.block for feature in self.teacher_features],
+        }
 
     def __str__(self) -> str:
         count = sum(p.numel() for p in self.trainable.parameters())

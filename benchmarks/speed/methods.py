@@ -20,9 +20,9 @@ from benchmarks.speed.timing import median, ratio, seconds, side_by_side, write
 from benchmarks.studies.cifar_task import faster_precision, task
 from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.distillation import Distillation
-from netgraft.methods.hyperparameters import meanings
 from netgraft.methods.registry import METHODS, find
 from netgraft.modules import freeze
+from netgraft.options import declared
 from netgraft.plan import Phase, StepOutputs
 from netgraft.training.precision import autocast
 from netgraft.training.runner import Runner
@@ -37,7 +37,8 @@ LOGITS_ONLY = ("kd", "netgraft", "supervised")
 def shortened(method: str, precision: str) -> Distillation:
     """Prepare a method's default run with a fiftieth of its steps and views."""
     steps = {}
-    for name, (_, default, _) in meanings(find(method)).items():
+    for name, option in declared(find(method)).items():
+        default = option.default
         if name.endswith("steps"):
             steps[name] = str((default[0] if isinstance(default, tuple) else default) // SHORTER)
     policy = VIEW_POLICIES["rich"]

@@ -156,17 +156,23 @@ class Views:
     def __len__(self) -> int:
         return len(self._sources) * self.per_image
 
-    def digest(self) -> str:
-        """SHA-256, in hexadecimal, of all that decides the views: pixels, labels, policy, preprocessing, seed."""
-        digest = hashlib.sha256()
-        labels = None if self._labels is None else self._labels.tolist()
-        statistics = (self._mean.flatten().tolist(), self._std.flatten().tolist())
-        words = (self.policy, self.size, statistics, self._mode, self.seed, self.per_image, labels)
-        digest.update(repr(words).encode())
+    def identity(self) -> dict[str, Any]:
+        """Return all that decides the views, as plain values: policy, preprocessing, seed, labels, pixels' SHA-256."""
+        pixels = hashlib.sha256()
         for source in self._sources:
-            digest.update(f"{tuple(source.shape)} {source.dtype}\0".encode())
-            digest.update(source.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+            pixels.update(f"{tuple(source.shape)} {source.dtype}\0".encode())
+            pixels.update(source.contiguous().numpy().tobytes())
+        return {
+            "policy": self.policy,
+            "size": self.size,
+            "mean": self._mean.flatten().tolist(),
+            "std": self._std.flatten().tolist(),
+            "interpolation": self._mode,
+            "seed": self.seed,
+            "per_image": self.per_image,
+            "labels": None if self._labels is None else self._labels.tolist(),
+            "pixels": pixels.hexdigest(),
+        }
 
     def labels(self, indices: Sequence[int] | Tensor) -> Tensor | None:
         """Return the class (B,) of the image that each view shows; None where there are no labels.

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 
-from netgraft.training.runner import Runner
 
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return versions and machine, as results quote them.
 
-def environment(runner: Runner) -> dict[str, Any]:
-    """Versions and machine, as results quote them."""
-    from netgraft import __version__
-
-    device = runner.fabric.device
+    Args:
+        device: Where models ran.
+    """
     return {
         "versions": {
-            "netgraft": __version__,
+            "netgraft": version("netgraft"),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "timm": timm.__version__,

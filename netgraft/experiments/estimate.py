@@ -6,9 +6,8 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -83,7 +82,7 @@ class Estimate:
         return measured
 
     def _reckoned(self, cell: Cell) -> float:
-        job, precision = job_of(cell), cell.options.get("precision", "auto")
+        job = cell.job()
         source = self._source(job)
         models = self._loaded(job, source)
         images = job.images or (job.shots or DEFAULT_SHOTS) * models.classes
@@ -92,7 +91,9 @@ class Estimate:
         policy = preset.views if job.views is None else find_policy(job.views)
         views = min(workload.shown, max(images, policy.pool))
         forwards = views + BACKWARD * workload.trained
-        teacher = min(self._speed(job.teacher, models.teacher, models, each) for each in _precisions(precision))
+        teacher = min(
+            self._speed(job.teacher, models.teacher, models, each) for each in _precisions(job.compute.precision)
+        )
         # evaluated in float32
         student = self._speed(job.student, models.student, models, "32")
         return START + forwards * teacher + len(source.test or ()) * student
@@ -113,12 +114,14 @@ class Estimate:
 
     def _workload(self, job: DistillJob, models: _Models, method: Method) -> _Workload:
         # how the student starts decides rates alone; what is asked for may be impossible, though
-        init = "random" if job.init == "auto" else job.init
-        paired_by = (*models.key, init, job.inherit, job.blocks)
+        options = replace(job.pairing, init="random") if job.pairing.init == "auto" else job.pairing
+        paired_by = (*models.key, options)
         if (*paired_by, method) not in self._workloads:
             with _one_thread():
                 if paired_by not in self._pairings:
-                    self._pairings[paired_by] = models.pair(init=init, use=job.inherit, blocks=job.blocks)
+                    self._pairings[paired_by] = cut_and_pair(
+                        models.teacher, models.student, options, input_size=models.size
+                    )
                 phases = method.plan(self._pairings[paired_by]).phases
                 self._workloads[*paired_by, method] = _Workload.of(phases, models)
         return self._workloads[*paired_by, method]
@@ -139,9 +142,6 @@ class _Models:
     classes: int
     macs: int
     """Of the teacher."""
-
-    def pair(self, *, init: str, use: str, blocks: int | None) -> Pairing:
-        return cut_and_pair(self.teacher, self.student, input_size=self.size, init=init, use=use, blocks=blocks)
 
 
 def _models_key(job: DistillJob) -> tuple[Any, ...]:
@@ -218,11 +218,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def job_of(cell: Cell) -> DistillJob:
-    """Return the job that a cell's command carries out, its seed for the models aside."""
-    options = {name: value for name, value in cell.options.items() if name != "precision"}
-    if "teacher_weights" in options:
-        options["teacher_weights"] = Path(options["teacher_weights"])
-    return DistillJob(**options, settings=cell.settings)

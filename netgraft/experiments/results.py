@@ -7,48 +7,47 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+import msgspec
 
 from netgraft.errors import RequestError
 from netgraft.experiments.specification import Cell, Experiment
 from netgraft.files import write_text
 
-NUMBER: tuple[type, ...] = (int, float)
 
-MEASURED: tuple[type, ...] = (int, float, type(None))  # None without labelled test images
+@dataclass(frozen=True, kw_only=True)
+class NeededFacts:
+    """What tables are made of, and of which types it is; accuracies are None without labelled test images."""
 
-
-NEEDED: Mapping[str, tuple[type, ...]] = {
-    "row": (str,),
-    "pair": (str,),
-    "data": (str,),
-    "teacher": (str,),
-    "student": (str,),
-    "method": (str,),
-    "teacher_digest": (str,),
-    "teacher_top1": MEASURED,
-    "student_top1": MEASURED,
-    "gap": MEASURED,
-    "agreement": MEASURED,
-    "shots": (int, type(None)),
-    "images": (int,),
-    "subset_seed": (int, type(None)),
-    "seed": (int,),
-    "init": (str,),
-    "views": (str,),
-    "labels": (str,),
-    "computed_in": (str,),
-    "selection": (str,),
-    "steps": (int,),
-    "seconds": NUMBER,
-    "parameters": (int,),
-    "versions": (dict,),
-    "device": (str,),
-    "machine": (str,),
-    "threads": (int,),
-}
-
-"""What tables are made of, and of which types it is."""
+    row: str
+    pair: str
+    data: str
+    teacher: str
+    student: str
+    method: str
+    teacher_digest: str
+    teacher_top1: float | None
+    student_top1: float | None
+    gap: float | None
+    agreement: float | None
+    shots: int | None
+    images: int
+    subset_seed: int | None
+    seed: int
+    init: str
+    track: str
+    label_source: str
+    policy: dict[str, Any]
+    computed_in: str
+    selection: str
+    steps: int
+    seconds: float
+    parameters: int
+    versions: dict[str, str]
+    device: str
+    machine: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -118,14 +117,42 @@ def _read(path: Path) -> dict[str, Any]:
         raise RequestError(f"{path} is damaged ({error}); remove it to compute it again") from error
     if not isinstance(content, dict):
         raise RequestError(f"{path} holds no result but {type(content).__name__}; move it away, or give another folder")
-    wrong = [name for name, types in NEEDED.items() if name not in content or not isinstance(content[name], types)]
+    result = in_present_form(content)
+    wrong = [name for name, kind in get_type_hints(NeededFacts).items() if not _holds(result, name, kind)]
     if wrong:
         named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise RequestError(
             f"{path} is damaged or no result: it has no valid {named}; a damaged result can be removed and computed "
             "again, for anything else give another folder"
         )
-    return content
+    return result
+
+
+def _holds(result: Mapping[str, Any], name: str, kind: Any) -> bool:
+    try:
+        msgspec.convert(result.get(name, msgspec.UNSET), kind)
+    except msgspec.ValidationError:
+        return False
+    return name in result
+
+
+LABEL_SOURCES = {"none": "none", "real": "real", "the teacher's answers": "teacher"}
+
+
+def in_present_form(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a result with the fields that results have now, whichever version wrote it.
+
+    The first ones said track and label source in one sentence, and the view policy in another.
+    """
+    result = dict(content)
+    if "track" not in result and isinstance(result.get("labels"), str):
+        source, _, track = result["labels"].partition(": ")
+        result["track"] = track.removesuffix(" track")
+        if source in LABEL_SOURCES:
+            result["label_source"] = LABEL_SOURCES[source]
+    if "policy" not in result and isinstance(result.get("views"), str):
+        result["policy"] = {"name": result["views"].partition(":")[0]}
+    return result
 
 
 EXPERIMENT = "experiment.toml"

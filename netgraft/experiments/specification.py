@@ -32,13 +32,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from netgraft.errors import RequestError
+from netgraft.jobs.options import DistillOptions, JobOptions
+from netgraft.options import build, declared
 
-PAIR = ("data", "teacher", "student", "teacher_weights", "image_size")
+if TYPE_CHECKING:
+    from netgraft.jobs.distill import DistillJob
 
-RUN = ("shots", "images", "method", "preset", "views", "init", "inherit", "blocks", "labeled", "precision")
+# what all jobs have comes last
+OPTIONS = dict(sorted(declared(DistillOptions).items(), key=lambda item: item[0] in declared(JobOptions)))
+PAIR = tuple(name for name, option in OPTIONS.items() if option.scope == "pair")
+RUN = tuple(name for name, option in OPTIONS.items() if option.scope == "run")
+"""Keys that are options of ``netgraft distill``."""
 
 SEEDS = ("subsets", "seeds")
 
@@ -95,6 +104,17 @@ class Cell:
     def asked(self) -> dict[str, Any]:
         """Return what decides the result, as the result file repeats it."""
         return {**self.options, "settings": dict(self.settings)}
+
+    def job(self) -> DistillJob:
+        """Return the job that computes it, run folder and device aside.
+
+        Raises:
+            RequestError: An option's value is of another type than the option's.
+        """
+        from netgraft.jobs.distill import DistillJob  # torch, which takes seconds to import
+
+        values = {name: OPTIONS[name].check(value) for name, value in self.options.items()}
+        return build(DistillJob, {**values, "settings": self.settings})
 
     def arguments(self) -> list[str]:
         """Return the arguments of ``netgraft`` that compute it."""
@@ -177,10 +197,13 @@ def _published(entry: Any) -> Iterator[Published]:
     if len(set(several)) > 1:
         raise RequestError(f"the lists of [[published]] {entry.get('name')} differ in length: {several}")
     for number in range(several[0] if several else 1):
+        figure = {name: value[number] if isinstance(value, list) else value for name, value in entry.items()}
         try:
-            yield Published(**{k: v[number] if isinstance(v, list) else v for k, v in entry.items()})
-        except TypeError as error:
-            raise RequestError(f"[[published]] needs name, shots, top1 and source, got {', '.join(entry)}") from error
+            yield msgspec.convert(figure, Published)
+        except msgspec.ValidationError as error:
+            raise RequestError(
+                f"[[published]] needs name, shots, top1 and source, got {', '.join(entry)}: {error}"
+            ) from error
 
 
 def _cells(common: Mapping[str, Any], pair: Any, entry: Any, *, several: bool) -> Iterator[Cell]:
@@ -195,6 +218,8 @@ def _cells(common: Mapping[str, Any], pair: Any, entry: Any, *, several: bool) -
     names = [name for name in (*PAIR, *RUN) if name in asked]
     for values in itertools.product(*(_listed(asked[name]) for name in names)):
         options: dict[str, Any] = dict(zip(names, values, strict=True))
+        for name, value in options.items():
+            OPTIONS[name].check(value)
         row = _named(template, {"method": "netgraft", **options})
         size = "".join(f"{options[key]}{word}" for key, word in SIZES.items() if key in options)
         for subset, seed in itertools.product(subsets, seeds):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,181 +14,67 @@ from netgraft.data.image_set import DataSource, ImageSet
 from netgraft.data.sources import data_root, open_data
 from netgraft.data.subsets import FewShotSubset
 from netgraft.data.view_policy import find_policy
-from netgraft.distillation import prepare
+from netgraft.distillation import Distillation, DistillationResult, prepare
 from netgraft.errors import RequestError
 from netgraft.evaluation.comparison import check_classes, compare
 from netgraft.files import write_text
-from netgraft.jobs.job import RunOptions, claim, conclude
+from netgraft.jobs.job import Job
+from netgraft.jobs.options import DistillOptions
 from netgraft.methods.method import About, Budget
 from netgraft.methods.registry import choose, find
 from netgraft.models.creation import build_student, class_count, load_teacher
-from netgraft.progress import ProgressReporter, SilentReporter
+from netgraft.options import recorded
+from netgraft.progress import ProgressReporter
+from netgraft.training.identity import described
+from netgraft.training.runner import Runner
 
 DEFAULT_MODELS = {"digits": ("digits_vgg7_bn", "digits_vgg7_bn_half")}
-
 """Teacher and student that come with a data set."""
-
 
 DEFAULT_SHOTS = 10
 
 
 @dataclass(frozen=True)
-class DistillJob(RunOptions):
-    """``netgraft distill``: everything that can be asked for.
+class DistillJob(DistillOptions, Job):
+    """``netgraft distill``."""
 
-    Attributes:
-        data: Name or path; see :func:`netgraft.data.sources.open_data`.
-        teacher: A timm name or source; the data set's own where there is one.
-        student: A timm name; likewise.
-        teacher_weights: File for the teacher, sought among the named data sets too; timm's pretrained weights if None.
-        shots: Images a class; 10 if neither ``images`` nor ``subset`` is given.
-        images: Images in all, without classes.
-        subset: A subset file to use instead of drawing one.
-        eval_data: Where the test images come from, if not from ``data``.
-        method: Name of the method.
-        preset: Of the method.
-        settings: Hyper-parameters as text, over the preset's.
-        views: Name of a view policy instead of the preset's.
-        init: ``auto``, ``random`` or ``slice``.
-        inherit: ``auto`` or ``none``.
-        blocks: How many blocks to merge the pairs to; all of them stay if None.
-        labeled: Give the images' labels to the method; views then show one image each.
-        subset_seed: Of the drawn subset; ``seed`` if None.
-        keep_answers: Folder where the teacher's answers to the test images are kept for other runs; None keeps none.
-    """
-
-    data: str = "digits"
-    teacher: str | None = None
-    student: str | None = None
-    teacher_weights: Path | None = None
-    shots: int | None = None
-    images: int | None = None
-    subset: Path | None = None
-    eval_data: str | None = None
-    method: str = "netgraft"
-    preset: str = "default"
-    settings: Mapping[str, str] = field(default_factory=dict)
-    views: str | None = None
-    init: str = "auto"
-    inherit: str = "auto"
-    blocks: int | None = None
-    labeled: bool = False
-    subset_seed: int | None = None
-    keep_answers: Path | None = None
-
-    def run(self, reporter: ProgressReporter | None = None, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
-        """Distill, evaluate, save; return what ``result.json`` holds, in every process.
-
-        Raises:
-            RequestError: Something asked for is wrong; nothing has been written.
-            RunError: Something failed while running; the last checkpoint is kept.
-            InterruptedRunError: ``stop`` said yes; the run is saved.
-        """
-        started = time.monotonic()
-        reporter = reporter or SilentReporter()
+    def prepare(self) -> PreparedDistillation:
+        """Open the images, load the models, cut, pair and plan. Raises like :meth:`Job.prepare`."""
         source = open_data(self.data, root=self.data_root, download=self.download)
         test = self._test(source)
-        runner = replace(self.runner, seed=self.seed)
-        teacher_name, student_name = self._names(source)
         subset = self._subset(source)
         teacher, student = self.models(source)
         for images in (source.train, test):
-            check_classes(teacher, teacher_name, images)
+            check_classes(teacher, self.names(source)[0], images)
         about = find(self.method).about
-        preset = choose(self.method, self.preset, Budget(len(subset.indices), class_count(teacher)), self.settings)
-        policy = preset.views if self.views is None else find_policy(self.views)
+        budget = Budget(len(subset.indices), class_count(teacher))
+        chosen = choose(self.method, self.preset, budget, self.settings)
+        policy = chosen.views if self.views is None else find_policy(self.views)
         if not source.hflip:
             policy = replace(policy, hflip=0.0)
         if self.labeled:
             policy = replace(policy, mixup=0.0, cutmix=0.0)
-        prepared = prepare(
+        distillation = prepare(
             teacher,
             student,
             source.train.load_many(subset.indices),
-            method=preset.method,
+            method=chosen.method,
             views=policy,
-            init=self.init,
-            inherit=self.inherit,
-            blocks=self.blocks,
-            runner=runner,
-            **self._labels(source, subset),
+            runner=self._runner(),
+            labels=self._labels(source, subset),
+            **vars(self.pairing),
         )
-        config = {
-            "fingerprint": prepared.fingerprint,
-            "data": source.name,
-            "teacher": teacher_name,
-            "student": student_name,
-            "method": self.method,
-            "preset": self.preset,
-            "settings": dict(self.settings),
-            "views": str(prepared.views.policy),
-            "init": prepared.pairing.init,
-            "inherit": self.inherit,
-            "blocks": len(prepared.pairing),
-            "labels": self._track(about),
-            "subset": subset.digest,
-            "seed": self.seed,
-            "precision": runner.precision,
-            "devices": runner.devices,
-        }
-        size = f"{subset.shots}shot" if subset.shots else f"{len(subset.indices)}images"
-        drawn = "" if self.subset_seed in {None, self.seed} else f"-subset{self.subset_seed}"
-        name = f"{source.name}-{student_name}-{size}-{self.method}-{self.preset}{drawn}-seed{self.seed}".replace(
-            "/", "_"
-        )
-        with claim(runner, self.out, name, config, resume=self.resume) as (out, finished):
-            if not runner.fabric.is_global_zero:
-                reporter = SilentReporter()
-            if finished is not None:
-                reporter.note(f"{out} is finished; nothing was left to do")
-                return finished
-            if runner.fabric.is_global_zero:
-                subset.save(out / "subset.json")
-                write_text(out / "plan.txt", f"{prepared.plan}\nviews: {prepared.views.policy}\n{prepared.pairing}\n")
-            reporter.note(str(subset))
-            reporter.note(str(prepared.plan))
-            distilled = prepared.run(folder=out, resume=self.resume, reporter=reporter, stop=stop)
+        return PreparedDistillation(self, source, test, subset, about, distillation)
 
-            def finish() -> dict[str, Any]:
-                distilled.save(out / "student")
-                return {
-                    **config,
-                    **distilled.facts(),
-                    **compare(
-                        teacher,
-                        distilled.student,
-                        test,
-                        distilled.data_config,
-                        reporter,
-                        ensemble=distilled.plan.ensemble,
-                        kept=self.keep_answers,
-                    ),
-                    "subset_seed": subset.seed,
-                    "shots": subset.shots,
-                    "images": len(subset.indices),
-                    "category": about.category,
-                    "selection": "none: last iterate, test set read once",
-                    "plan": str(prepared.plan),
-                }
-
-            return conclude(runner, out, started, finish)
-
-    def _labels(self, source: DataSource, subset: FewShotSubset) -> dict[str, Any]:
+    def _labels(self, source: DataSource, subset: FewShotSubset) -> list[int] | None:
         if not self.labeled:
-            return {}
+            return None
         labels = source.train_labels("so there are no labels; leave --labeled out")
-        return {"labels": [labels[index] for index in subset.indices]}
-
-    def _track(self, about: About) -> str:
-        """Say which labels the method learns from."""
-        track = "labeled track" if self.labeled else "unlabeled track"
-        if about.labels == "none":
-            return f"none: {track}"
-        return f"real: {track}" if self.labeled else f"the teacher's answers: {track}"
+        return [labels[index] for index in subset.indices]
 
     def models(self, source: DataSource) -> tuple[nn.Module, nn.Module]:
         """Load the teacher and build the student. Raises RequestError where there are no such models or weights."""
-        teacher_name, student_name = self._names(source)
+        teacher_name, student_name = self.names(source)
         weights = self.teacher_weights
         if weights is not None and not weights.exists():
             named = (self.data_root or data_root()) / weights
@@ -196,7 +82,12 @@ class DistillJob(RunOptions):
         teacher = load_teacher(teacher_name, weights=weights, image_size=self.image_size)
         return teacher, build_student(student_name, teacher=teacher, seed=self.seed)
 
-    def _names(self, source: DataSource) -> tuple[str, str]:
+    def names(self, source: DataSource) -> tuple[str, str]:
+        """Return the names of teacher and student, those of the data set where none were given.
+
+        Raises:
+            RequestError: It has none.
+        """
         defaults = DEFAULT_MODELS.get(source.name, (None, None))
         teacher, student = self.teacher or defaults[0], self.student or defaults[1]
         if teacher is None or student is None:
@@ -227,3 +118,120 @@ class DistillJob(RunOptions):
         shots = DEFAULT_SHOTS if self.shots is None else self.shots
         labels = source.train_labels("so there are no shots; give --images N")
         return FewShotSubset.draw(labels, shots=shots, seed=seed, dataset=source.name)
+
+
+@dataclass(eq=False)
+class PreparedDistillation:
+    """A distillation that can begin.
+
+    Attributes:
+        job: What was asked for.
+        source: Images.
+        test: Test images; None where there are none.
+        subset: Which images the student learns from.
+        about: Facts about the method.
+        distillation: Everything decided.
+    """
+
+    job: DistillJob
+    source: DataSource
+    test: ImageSet | None
+    subset: FewShotSubset
+    about: About
+    distillation: Distillation
+    _result: DistillationResult | None = None
+
+    @property
+    def runner(self) -> Runner:
+        """Trains."""
+        return self.distillation.runner
+
+    @property
+    def name(self) -> str:
+        """Of the folder under ``runs/``, where none is asked for."""
+        job, subset = self.job, self.subset
+        size = f"{subset.shots}shot" if subset.shots else f"{len(subset.indices)}images"
+        drawn = "" if job.subset_seed in {None, job.seed} else f"-subset{job.subset_seed}"
+        _, student = job.names(self.source)
+        parts = f"{self.source.name}-{student}-{size}-{job.method}-{job.preset}{drawn}-seed{job.seed}"
+        return parts.replace("/", "_")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What was asked for, with a fingerprint of everything that decides the result."""
+        teacher, student = self.job.names(self.source)
+        return {
+            "fingerprint": self.distillation.fingerprint,
+            "data": self.source.name,
+            "teacher": teacher,
+            "student": student,
+            **recorded(self.job),
+            "settings": dict(self.job.settings),
+            "views": str(self.distillation.views.policy),
+            "init": self.distillation.pairing.init,
+            "blocks": len(self.distillation.pairing),
+            "labels": f"{LABELS_IN_WORDS[self._label_source]}: {self._track} track",
+            "subset": self.subset.digest,
+        }
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Subset and plan."""
+        return [str(self.subset), str(self.distillation.plan)]
+
+    def begin(self, folder: Path) -> None:
+        """Write the subset, and the plan for people."""
+        prepared = self.distillation
+        self.subset.save(folder / "subset.json")
+        text = f"{prepared.plan}\nviews: {prepared.views.policy}\n{prepared.pairing}\n"
+        write_text(folder / "plan.txt", text)
+
+    def train(self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None) -> None:
+        """Train the student and fold its adapters."""
+        self._result = self.distillation.run(folder=folder, resume=resume, reporter=reporter, stop=stop)
+
+    def finish(self, folder: Path, reporter: ProgressReporter) -> dict[str, Any]:
+        """Save the student and compare it with the teacher on the test images."""
+        assert self._result is not None, "train() comes first"
+        distilled, prepared = self._result, self.distillation
+        distilled.save(folder / "student")
+        return {
+            **distilled.facts(),
+            **compare(
+                prepared.teacher,
+                distilled.student,
+                self.test,
+                distilled.data_config,
+                reporter,
+                ensemble=distilled.plan.ensemble,
+                kept=self.job.keep_answers,
+            ),
+            "subset_seed": self.subset.seed,
+            "shots": self.subset.shots,
+            "images": len(self.subset.indices),
+            "category": self.about.category,
+            "track": self._track,
+            "label_source": self._label_source,
+            "policy": described(prepared.views.policy),
+            "start": {
+                "init": prepared.pairing.init,
+                "inherited_blocks": prepared.pairing.inherited,
+                "left_out": list(prepared.pairing.left_out),
+            },
+            "selection": "none: last iterate, test set read once",
+            "plan": str(prepared.plan),
+        }
+
+    @property
+    def _track(self) -> str:
+        return "labeled" if self.job.labeled else "unlabeled"
+
+    @property
+    def _label_source(self) -> str:
+        """Whose labels the method learns from."""
+        if self.about.labels == "none":
+            return "none"
+        return "real" if self.job.labeled else "teacher"
+
+
+LABELS_IN_WORDS = {"none": "none", "real": "real", "teacher": "the teacher's answers"}

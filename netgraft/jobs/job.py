@@ -2,84 +2,130 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.environment import environment
+from netgraft.jobs.options import JobOptions
 from netgraft.jobs.run_folder import RESULT, RunFolder, default_folder
+from netgraft.progress import ProgressReporter, SilentReporter
 from netgraft.training.runner import Runner
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunOptions:
-    """What every job can be asked for.
+class PreparedJob(Protocol):
+    """A job that knows all that it will do, and has written nothing yet."""
 
-    Attributes:
-        seed: Of weights, views and batches.
-        out: The run folder; ``runs/...`` if None.
-        resume: Go on with the run in the folder.
-        data_root: Where named data sets lie.
-        download: Let torchvision download.
-        image_size: Height and width of the images that the teacher takes; the model's own if None.
-        runner: Device and precision; its seed is replaced by ``seed``.
-    """
+    @property
+    def runner(self) -> Runner:
+        """Trains."""
+        ...
 
-    seed: int = 0
-    out: Path | None = None
-    resume: bool = False
-    data_root: Path | None = None
-    download: bool = False
-    image_size: int | None = None
-    runner: Runner = field(default_factory=Runner)
+    @property
+    def name(self) -> str:
+        """Of the folder under ``runs/``, where none is asked for."""
+        ...
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was asked for, with a ``fingerprint`` of everything that decides the result."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a person is told before it trains."""
+        ...
+
+    def begin(self, folder: Path) -> None:
+        """Write what is known before training; the first process alone."""
+        ...
+
+    def train(self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None) -> None:
+        """Train, in every process."""
+        ...
+
+    def finish(self, folder: Path, reporter: ProgressReporter) -> dict[str, Any]:
+        """Evaluate and save; return what the result says besides the configuration; the first process alone."""
+        ...
+
+
+class Job(JobOptions, ABC):
+    """Carries out what is asked for."""
+
+    @abstractmethod
+    def prepare(self) -> PreparedJob:
+        """Check everything that is asked for, and decide everything; write nothing.
+
+        Raises:
+            RequestError: Something asked for is wrong.
+        """
+
+    def run(self, reporter: ProgressReporter | None = None, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
+        """Train, evaluate, save; return what ``result.json`` holds, in every process.
+
+        Args:
+            reporter: Told what happens.
+            stop: Asked before each step whether to save and leave.
+
+        Raises:
+            RequestError: Something asked for is wrong; nothing has been written.
+            RunError: Something failed while running; the last checkpoint is kept.
+            InterruptedRunError: ``stop`` said yes; the run is saved.
+        """
+        started = time.monotonic()
+        prepared = self.prepare()
+        fabric = prepared.runner.fabric
+        with claimed(prepared, self.out, resume=self.resume) as (folder, finished):
+            reporter = (reporter if fabric.is_global_zero else None) or SilentReporter()
+            if finished is not None:
+                reporter.note(f"{folder} is finished; nothing was left to do")
+                return finished
+            if fabric.is_global_zero:
+                prepared.begin(folder)
+            for note in prepared.notes:
+                reporter.note(note)
+            prepared.train(folder, resume=self.resume, reporter=reporter, stop=stop)
+            result: dict[str, Any] = {}
+            if fabric.is_global_zero:
+                result = {
+                    **prepared.config,
+                    **prepared.finish(folder, reporter),
+                    **environment(fabric.device),
+                    "seconds": round(time.monotonic() - started, 2),
+                    "run_folder": str(folder),
+                }
+                RunFolder(folder).write(RESULT, result)
+            return fabric.broadcast(result)
+
+    def _runner(self) -> Runner:
+        return Runner(**vars(self.compute), seed=self.seed)
 
 
 @contextmanager
-def claim(
-    runner: Runner, out: Path | None, name: str, config: dict[str, Any], *, resume: bool
-) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+def claimed(prepared: PreparedJob, out: Path | None, *, resume: bool) -> Iterator[tuple[Path, dict[str, Any] | None]]:
     """Start the processes and let the first hold the folder; all learn where it is and what came out already.
 
     Every process raises what the first one met: none may wait for one that has left.
     """
-    fabric = runner.fabric
-    claimed: tuple[str, dict[str, Any] | None] = ("", None)
+    fabric = prepared.runner.fabric
+    config = prepared.config
+    found: tuple[str, dict[str, Any] | None] = ("", None)
     failure: RequestError | RunError | None = None
     with ExitStack() as held:
         if fabric.is_global_zero:
             try:
-                path = out or default_folder(name, resume=resume, fingerprint=config["fingerprint"])
+                path = out or default_folder(prepared.name, resume=resume, fingerprint=config["fingerprint"])
                 folder = RunFolder(path)
                 held.enter_context(folder.lock())
                 folder.claim(config, resume=resume)
-                claimed = (str(path), folder.result())
+                found = (str(path), folder.result())
             except (RequestError, RunError) as error:
                 failure = error
-        claimed, failure = fabric.broadcast((claimed, failure))
+        found, failure = fabric.broadcast((found, failure))
         if failure is not None:
             raise failure
-        yield Path(claimed[0]), claimed[1]
-
-
-def conclude(runner: Runner, out: Path, started: float, finish: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Let the first process finish and write the result; return it in all of them."""
-    result: dict[str, Any] = {}
-    if runner.fabric.is_global_zero:
-        result = {
-            **finish(),
-            **environment(runner),
-            "seconds": round(time.monotonic() - started, 2),
-            "run_folder": str(out),
-        }
-        RunFolder(out).write(RESULT, result)
-    return runner.fabric.broadcast(result)
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        yield Path(found[0]), found[1]

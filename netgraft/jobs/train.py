@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,20 +13,24 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from netgraft.data.image_set import DataSource
 from netgraft.data.sources import open_data
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
 from netgraft.errors import RequestError
 from netgraft.evaluation.comparison import predictions
 from netgraft.evaluation.metrics import macs, top1
-from netgraft.jobs.job import RunOptions, _digest, claim, conclude
+from netgraft.jobs.job import Job
 from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.models.creation import build_model
 from netgraft.models.students import save_student
 from netgraft.modules import eval_mode, parameters, state_digest
+from netgraft.options import recorded, required
 from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule, steps_per_epoch
-from netgraft.progress import ProgressReporter, SilentReporter
+from netgraft.progress import ProgressReporter
 from netgraft.splitting.split import logits_of
+from netgraft.training.identity import fingerprint
+from netgraft.training.runner import Runner, Trained
 
 
 @dataclass(frozen=True)
@@ -73,74 +78,122 @@ class SupervisedTraining:
 
 
 @dataclass(frozen=True)
-class TrainJob(RunOptions):
-    """``netgraft train``: a teacher, from labelled images.
+class TrainJob(Job):
+    """``netgraft train``: a teacher, from labelled images."""
 
-    Attributes:
-        model: A timm name.
-        data: Name or path; see :func:`netgraft.data.sources.open_data`.
-        recipe: Hyper-parameters.
-    """
-
-    model: str
-    data: str
+    model: str = required("A timm name.")
+    data: str = required("Name or path of labelled images.")
     recipe: SupervisedTraining = field(default_factory=SupervisedTraining)
 
-    def run(self, reporter: ProgressReporter | None = None, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
-        """Train, evaluate, save; return what ``result.json`` holds. Raises like :meth:`DistillJob.run`."""
-        started = time.monotonic()
-        reporter = reporter or SilentReporter()
+    def prepare(self) -> PreparedTraining:
+        """Open the images, make the model and its plan. Raises like :meth:`Job.prepare`."""
         source = open_data(self.data, root=self.data_root, download=self.download)
         labels = source.train_labels("and a teacher is trained from labelled images; sort them into one a class")
         model = build_model(self.model, seed=self.seed, image_size=self.image_size, num_classes=source.train.classes)
         data_config = resolve_model_data_config(model)
         with eval_mode(model):
             logits_of(model, torch.zeros(1, *data_config["input_size"]))
-        runner = replace(self.runner, seed=self.seed)
         count = len(source.train)
-        plan = self.recipe.plan(model, count)
         policy = self.recipe.views(count, data_config["input_size"], source.hflip)
-        config = {
-            "data": f"{source.name} ({count} images)",
-            "model": self.model,
-            "input_size": list(data_config["input_size"]),
-            "recipe": str(self.recipe),
-            "views": str(policy),
-            "seed": self.seed,
-            "precision": runner.precision,
-            "devices": runner.devices,
+        return PreparedTraining(
+            job=self,
+            source=source,
+            labels=labels,
+            model=model,
+            data_config=data_config,
+            plan=self.recipe.plan(model, count),
+            policy=policy,
+            runner=self._runner(),
+            weights_digest=state_digest(model),
+        )
+
+
+@dataclass(eq=False)
+class PreparedTraining:
+    """A training that can begin.
+
+    Attributes:
+        job: What was asked for.
+        source: Images.
+        labels: Class of each training image.
+        model: Trained in place.
+        data_config: Preprocessing in timm's words.
+        plan: What will be trained.
+        policy: How views are made.
+        runner: Trains.
+        weights_digest: Of the model as it starts.
+    """
+
+    job: TrainJob
+    source: DataSource
+    labels: Sequence[int]
+    model: nn.Module
+    data_config: dict[str, Any]
+    plan: Plan
+    policy: ViewPolicy
+    runner: Runner
+    weights_digest: str
+    _trained: Trained | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the folder under ``runs/``, where none is asked for."""
+        return f"{self.source.name}-{self.job.model}-train-seed{self.job.seed}".replace("/", "_")
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What was asked for, with a fingerprint of everything that decides the result."""
+        asked = {
+            "data": f"{self.source.name} ({len(self.source.train)} images)",
+            "model": self.job.model,
+            "input_size": list(self.data_config["input_size"]),
+            **recorded(self.job),
         }
-        fingerprint = _digest({**config, "plan": str(plan), "weights": state_digest(model)})
-        config["fingerprint"] = fingerprint
-        name = f"{source.name}-{self.model}-train-seed{self.seed}".replace("/", "_")
-        with claim(runner, self.out, name, config, resume=self.resume) as (out, finished):
-            if not runner.fabric.is_global_zero:
-                reporter = SilentReporter()
-            if finished is not None:
-                reporter.note(f"{out} is finished; nothing was left to do")
-                return finished
-            reporter.note(str(plan))
-            images = source.train.load_many(range(count))
-            views = Views.configured(images, policy, data_config, seed=self.seed, labels=labels)
-            trained = runner.run(
-                plan, views, folder=out, fingerprint=fingerprint, resume=self.resume, reporter=reporter, stop=stop
-            )
+        identity = fingerprint(
+            **asked,
+            recipe=self.job.recipe,
+            views=self.policy,
+            phases=[phase.identity() for phase in self.plan.phases],
+            weights=self.weights_digest,
+        )
+        return {"fingerprint": identity, **asked, "recipe": str(self.job.recipe), "views": str(self.policy)}
 
-            def finish() -> dict[str, Any]:
-                save_student(out / "model", model.eval(), model, cuts=(), data_config=data_config)
-                result: dict[str, Any] = {
-                    **config,
-                    "steps": trained.steps,
-                    "train_seconds": round(trained.seconds, 2),
-                    "parameters": parameters(model),
-                    "macs": macs(model, data_config["input_size"]),
-                    "weights_digest": state_digest(model),
-                    "top1": None,
-                }
-                if source.test is not None:
-                    logits, labels = predictions(model, source.test, data_config, reporter)
-                    result["top1"] = round(top1(logits, labels), 4)
-                    result["test_images"] = len(source.test)
-                return result
+    @property
+    def notes(self) -> Sequence[str]:
+        """The plan."""
+        return [str(self.plan)]
 
-            return conclude(runner, out, started, finish)
+    def begin(self, folder: Path) -> None:
+        """Nothing is known before that the configuration doesn't say."""
+
+    def train(self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None) -> None:
+        """Make views of all images and train."""
+        images = self.source.train.load_many(range(len(self.source.train)))
+        views = Views.configured(images, self.policy, self.data_config, seed=self.job.seed, labels=self.labels)
+        self._trained = self.runner.run(
+            self.plan,
+            views,
+            folder=folder,
+            fingerprint=self.config["fingerprint"],
+            resume=resume,
+            reporter=reporter,
+            stop=stop,
+        )
+
+    def finish(self, folder: Path, reporter: ProgressReporter) -> dict[str, Any]:
+        """Save the model and measure it on the test images, if there are any."""
+        assert self._trained is not None, "train() comes first"
+        save_student(folder / "model", self.model.eval(), self.model, cuts=(), data_config=self.data_config)
+        result: dict[str, Any] = {
+            "steps": self._trained.steps,
+            "train_seconds": round(self._trained.seconds, 2),
+            "parameters": parameters(self.model),
+            "macs": macs(self.model, self.data_config["input_size"]),
+            "weights_digest": state_digest(self.model),
+            "top1": None,
+        }
+        if self.source.test is not None:
+            logits, labels = predictions(self.model, self.source.test, self.data_config, reporter)
+            result["top1"] = round(top1(logits, labels), 4)
+            result["test_images"] = len(self.source.test)
+        return result

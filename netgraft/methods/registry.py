@@ -51,7 +51,9 @@ METHODS: Mapping[str, tuple[type[Method], ...]] = {
 """Each method, behind what its objective is added to."""
 
 
-@lru_cache
+_FOUND: dict[type, str] = {}
+
+
 def find(name: str) -> type[Method]:
     """Return a method, or the combination of several whose names are joined by ``+``.
 
@@ -60,6 +62,13 @@ def find(name: str) -> type[Method]:
     Raises:
         RequestError: There is no such method, or it can't be combined.
     """
+    kind = _find(name)
+    _FOUND[kind] = name
+    return kind
+
+
+@lru_cache
+def _find(name: str) -> type[Method]:
     names = name.split("+")
     for one in names:
         if one not in METHODS:
@@ -88,6 +97,12 @@ def _baselines(names: Sequence[str]) -> list[type[Baseline]]:
     """All that methods are made of, each once."""
     parts = dict.fromkeys(part for name in names for part in METHODS[name])
     return [part for part in parts if issubclass(part, Baseline)]
+
+
+def name_of(method: Method) -> str:
+    """Return the name by which :func:`find` has found a method's class; of another class its own."""
+    kind = type(method)
+    return _FOUND.get(kind) or next((name for name in METHODS if find(name) is kind), kind.__qualname__)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from netgraft.experiments.specification import Published
 Unit = Literal["shots", "images"]
 
 
-ALIKE = ("method", "preset", "settings", "views", "init", "inherit", "labels")
+ALIKE = ("method", "preset", "settings", "policy", "init", "inherit", "track", "label_source")
 
 """What may not differ among the runs that a mean is taken over."""
 
@@ -197,8 +197,8 @@ def _measured(pair: Pair, row: str, size: Size, results: Sequence[Mapping[str, A
         seconds=statistics.median(result["seconds"] for result in results),
         parameters=results[0]["parameters"],
         init=_together(result["init"] for result in results),
-        views=_together(result["views"].partition(":")[0] for result in results),
-        labels=_together(result["labels"].rpartition(": ")[2].removesuffix(" track") for result in results),
+        views=_together(result["policy"]["name"] for result in results),
+        labels=_together(result["track"] for result in results),
         precision=_together(result["computed_in"] for result in results),
         facts={**_facts(results), "runs": _runs(results)},
         runs={

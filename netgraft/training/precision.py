@@ -11,11 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PRECISIONS = ("auto", "32", "bf16")
-
-"""What can be asked for; ``auto`` becomes one of the others by a measurement."""
-
-
 WORTHWHILE = 1.15  # times faster that bfloat16 must be
 
 REPEATS = (3, 50)

@@ -24,8 +24,9 @@ from netgraft.training.frozen_cache import FrozenCache, ReadingOrder
 from netgraft.training.fusion import EXAMPLES, fused_copies
 from netgraft.training.onednn_workaround import zeroed_gradients_of_padding_taps
 from netgraft.training.optimizers import make_optimizer, set_rates
+from netgraft.training.options import PRECISIONS, DeviceOptions
 from netgraft.training.parallel import Processes, group_of, independent_groups
-from netgraft.training.precision import PRECISIONS, autocast, compute_dtype, fastest, timed_images
+from netgraft.training.precision import autocast, compute_dtype, fastest, timed_images
 from netgraft.training.sampling import Batches
 from netgraft.training.session import ResumePoint, Session
 from netgraft.training.step import FrozenParts, StepModule, explained, frozen_reads, total
@@ -55,24 +56,14 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Runner:
-    """Carries out plans.
+class Runner(DeviceOptions):
+    """Carries out plans, where and how the options say.
 
     Attributes:
-        accelerator: ``auto``, ``cpu``, ``cuda``, ``mps`` (Fabric's names).
-        devices: How many processes share each batch; phases that don't depend on one another run side by side instead.
-        precision: ``32``, ``bf16``, or ``auto``: the one in which this machine runs the teacher faster.
         seed: Of batches, dropout and drop path.
-        checkpoint_seconds: At most this much work is lost when the process is killed.
-        cache_gib: Memory for the outputs of frozen blocks; half of what is free if None.
     """
 
-    accelerator: str = "auto"
-    devices: int = 1
-    precision: str = "auto"
     seed: int = 0
-    checkpoint_seconds: float = 30.0
-    cache_gib: float | None = None
 
     @cached_property
     def fabric(self) -> Fabric:

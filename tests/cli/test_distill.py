@@ -22,9 +22,9 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 import netgraft.zoo
-from netgraft.methods.hyperparameters import meanings
 from netgraft.methods.netgraft import NetGraft
 from netgraft.modules import state_digest
+from netgraft.options import declared
 from tests.support.cli import FEW_STEPS, QUICK, fails, run_json
 
 COMMAND = [sys.executable, "-m", "netgraft.cli.main"]
@@ -85,7 +85,8 @@ def test_help_lists_the_methods_own_fields(capsys: pytest.CaptureFixture[str]) -
     assert run(["distill", "--method", "netgraft", "--help"]) == 0
     options, heading, own = capsys.readouterr().out.partition("Hyper-parameters of netgraft")
     assert heading
-    for name, (_, default, _) in meanings(NetGraft).items():
+    for name, declaration in declared(NetGraft).items():
+        default = declaration.default
         option = f"--{name.replace('_', '-')} "
         assert option in own
         assert option not in options

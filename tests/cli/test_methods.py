@@ -10,8 +10,8 @@ import pytest
 from netgraft.cli.main import run
 from PIL import Image
 
-from netgraft.methods.hyperparameters import meanings
 from netgraft.methods.registry import METHODS, find
+from netgraft.options import declared
 from tests.support.cli import fails
 
 DISTILL = ["distill", "--shots", "1", "--views", "plain", "--batch-size", "8", "--device", "cpu", "--precision", "32"]
@@ -71,7 +71,8 @@ def test_all_methods_are_listed_with_what_they_are(capsys: pytest.CaptureFixture
 def test_a_method_shows_its_hyper_parameters(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = shown(capsys, "methods", name)
     assert told.startswith(f"{name}: ")
-    for field, (_, default, _) in meanings(find(name)).items():
+    for field, option in declared(find(name)).items():
+        default = option.default
         [line] = [line for line in told.splitlines() if f"--{field.replace('_', '-')} " in line]
         assert f"{default:g}" in line if isinstance(default, int | float) else default in line
     assert "default" in told

@@ -10,7 +10,6 @@ import pytest
 
 from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.errors import RequestError
-from netgraft.experiments.estimate import job_of
 from netgraft.experiments.specification import Experiment
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose
@@ -136,6 +135,6 @@ def test_every_committed_experiment_asks_for_methods_and_settings_that_exist(pat
     experiment = Experiment.load(path)
     assert experiment.title
     for cell in experiment.cells:
-        job: Any = job_of(cell)
+        job: Any = cell.job()
         choose(job.method, job.preset, Budget(100, 10), job.settings)
         assert job.views is None or job.views in VIEW_POLICIES

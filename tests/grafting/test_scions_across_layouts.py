@@ -22,6 +22,7 @@ from netgraft.distillation import prepare
 from netgraft.grafting.adapters import Adapter, ConvertingAdapter, LinearAdapter
 from netgraft.grafting.folding import fold_with_report
 from netgraft.grafting.layout_conversion import LayoutConversion, form_of
+from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import Pairing, pair
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.grafting.scions import assemble, graft, join, make_scions
@@ -160,7 +161,9 @@ def answer(model: nn.Module, x: Tensor) -> Tensor:
 @cache
 def pairing(name: str) -> Pairing:
     case = PAIRS[name]
-    return cut_and_pair(case.teacher(), case.student(), input_size=(3, case.size, case.size), init="random", use="none")
+    return cut_and_pair(
+        case.teacher(), case.student(), PairingOptions("random", "none"), input_size=(3, case.size, case.size)
+    )
 
 
 def mixed(adapter: nn.Module, x: Tensor) -> Tensor:

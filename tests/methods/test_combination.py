@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from netgraft.errors import RequestError
 from netgraft.methods.baseline import Baseline, Objective
-from netgraft.methods.hyperparameters import meanings
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose, find
+from netgraft.options import declared
 from netgraft.plan import StepOutputs
 from tests.support.method_pairs import (
     Losses,
@@ -99,7 +99,7 @@ def test_a_combination_trains_all_of_its_connectors() -> None:
 def test_a_combination_has_the_hyper_parameters_of_all_parts() -> None:
     kind = find("fitnets+at+rkd")
     expected = {f.name for name in ("fitnets", "at", "rkd") for f in fields(find(name))}
-    assert set(meanings(kind)) == expected
+    assert set(declared(kind)) == expected
     chosen = method("kd+at", at_weight=5, at_form="paper", temperature=2, steps=7)
     assert (chosen.at_weight, chosen.at_form, chosen.temperature, chosen.steps) == (5.0, "paper", 2.0, 7)
     assert "at_weight=5.0" in str(chosen.plan(pairing()))

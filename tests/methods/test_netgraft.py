@@ -17,12 +17,14 @@ from netgraft.data.sources import open_data
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.distillation import Distillation, prepare
 from netgraft.errors import RequestError
+from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
-from netgraft.methods.hyperparameters import meanings, parse
+from netgraft.methods.hyperparameters import parse
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import METHODS, NetGraft, choose, find
 from netgraft.models.creation import build_student, load_teacher
+from netgraft.options import declared
 from netgraft.plan import StepOutputs
 from netgraft.progress import SilentReporter
 from netgraft.training.runner import Runner
@@ -32,7 +34,7 @@ def digits_pairing(use: str = "auto", init: str = "random") -> Pairing:
     """Four blocks; the first is the same in both models."""
     teacher = load_teacher("digits_vgg7_bn")
     student = build_student("digits_vgg7_bn_half", teacher=teacher, seed=0)
-    return cut_and_pair(teacher, student, input_size=(1, 8, 8), init=init, use=use)
+    return cut_and_pair(teacher, student, PairingOptions(init, use), input_size=(1, 8, 8))
 
 
 def weights(module: nn.Module) -> set[int]:
@@ -376,11 +378,11 @@ def test_unknown_methods_and_presets_are_refused(method: str, preset: str, messa
 
 def test_every_hyperparameter_is_described() -> None:
     for known in METHODS:
-        described = meanings(find(known))
+        described = declared(find(known))
         assert described
-        for name, (_, default, meaning) in described.items():
-            assert meaning, name
-            assert getattr(find(known)(), name) == default
+        for name, option in described.items():
+            assert option.meaning, name
+            assert getattr(find(known)(), name) == option.default
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from netgraft.distillation import Distillation
 from netgraft.errors import RequestError
 from netgraft.grafting.adapters import Adapter
+from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import Pairing, inherit, merge_to
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.grafting.scions import make_scions
@@ -268,7 +269,7 @@ def test_wrong_hyper_parameters_are_refused(settings: dict[str, Any], said: str)
 
 
 def digits(**options: Any) -> Pairing:
-    return cut_and_pair(*networks("digits"), input_size=(1, 8, 8), **{"init": "random", **options})
+    return cut_and_pair(*networks("digits"), PairingOptions(**{"init": "random", **options}), input_size=(1, 8, 8))
 
 
 def multiplications(model: nn.Module, images: Tensor) -> dict[str, int]:
@@ -298,14 +299,14 @@ def test_blocks_are_merged_where_the_teachers_cost_is_most_even(blocks: int) -> 
     }
     best = min(unevenness, key=lambda kept: unevenness[kept])
     assert list(unevenness.values()).count(unevenness[best]) == 1
-    merged = cut_and_pair(teacher, student, input_size=(3, 32, 32), init="random", blocks=blocks)
+    merged = cut_and_pair(teacher, student, PairingOptions("random", blocks=blocks), input_size=(3, 32, 32))
     assert merged.teacher.names == (*(ends[cut - 1] for cut in best), "head")
 
 
 def test_fewer_blocks_are_the_same_networks() -> None:
     images = torch.randn(3, 1, 8, 8)
     models = networks("digits")
-    start = cut_and_pair(*models, input_size=(1, 8, 8), init="random", use="none", blocks=3)
+    start = cut_and_pair(*models, PairingOptions("random", "none", 3), input_size=(1, 8, 8))
     assert len(start) == len(start.student) == 3
     with torch.no_grad():
         for model, chain in zip(models, (start.teacher, start.student), strict=True):
@@ -323,7 +324,7 @@ def test_blocks_are_merged_before_any_is_inherited_or_sliced() -> None:
     with pytest.raises(ValueError, match="merged before"):
         merge_to(whole, 2, costs=[1, 1, 1, 1])
     with pytest.raises(ValueError, match="merged before"):
-        merge_to(digits(use="none", init="slice"), 2, costs=[1, 1, 1, 1])
+        merge_to(digits(inherit="none", init="slice"), 2, costs=[1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("blocks", [-1, 0, 1, 5])

@@ -198,7 +198,7 @@ def test_what_is_not_finished_is_left_out(tmp_path: Path) -> None:
         ("[1, 2]", "holds no result but list"),
         (json.dumps({name: value for name, value in RESULT.items() if name != "gap"}), "no valid gap;"),
         (json.dumps({**RESULT, "gap": "0.5", "steps": None}), "no valid gap, steps;"),
-        ("{}", "no valid row, pair, data and 24 more;"),
+        ("{}", "no valid row, pair, data and 25 more;"),
     ],
     ids=["cut off", "not an object", "lacks a figure", "wrong types", "something else"],
 )

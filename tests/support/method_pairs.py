@@ -17,6 +17,7 @@ import netgraft.zoo  # noqa: F401  (registers the small models)
 from netgraft.data.sources import open_data
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.distillation import Distillation, prepare
+from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget
@@ -80,9 +81,9 @@ def ready(pair: str, chosen: Any, *, count: int = IMAGES, precision: str = "32",
     return prepare(*networks(pair), pictures(pair, count), method=chosen, **options)
 
 
-def pairing(use: str = "auto") -> Pairing:
+def pairing(inherit: str = "auto") -> Pairing:
     """The digits' pair: four blocks, whose cuts are 32/32, 64/32 and 128/64 wide and 4, 2 and 1 pixels high."""
-    return cut_and_pair(*networks("digits"), input_size=(1, 8, 8), init="random", use=use)
+    return cut_and_pair(*networks("digits"), PairingOptions("random", inherit), input_size=(1, 8, 8))
 
 
 def watched(prepared: Distillation, watch: Any) -> Distillation:

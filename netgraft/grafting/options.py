@@ -1,0 +1,32 @@
+"""How two models are cut and paired, and how the student starts, as it can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from netgraft.errors import RequestError
+from netgraft.options import option
+
+
+@dataclass(frozen=True)
+class PairingOptions:
+    """How two models are cut and paired, and how the student starts.
+
+    Raises:
+        RequestError: ``init`` or ``inherit`` has another value.
+    """
+
+    init: str = option(
+        "auto",
+        "How the student starts: random (as it was built); slice (the teacher's channels of largest weight norm, "
+        "without the residual blocks that the student has not); auto (slice where it is a smaller twin).",
+        scope="run",
+    )
+    inherit: str = option("auto", "Copy front blocks that are built alike: auto or none.", scope="run", recorded=True)
+    blocks: int | None = option(None, "Merge the paired blocks to so many, of even cost.", scope="run")
+
+    def __post_init__(self) -> None:
+        if self.init not in {"auto", "random", "slice"}:
+            raise RequestError(f"init must be auto, random or slice, not {self.init!r}")
+        if self.inherit not in {"auto", "none"}:
+            raise RequestError(f"inherit must be auto or none, not {self.inherit!r}")

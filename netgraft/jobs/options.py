@@ -1,0 +1,59 @@
+"""What jobs can be asked for: every option of ``netgraft distill``, declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from netgraft.grafting.options import PairingOptions
+from netgraft.options import group, option
+from netgraft.training.options import DeviceOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """Of every job."""
+
+    seed: int = option(0, "Of weights, views, batches and the subset.", recorded=True)
+    out: Path | None = option(None, "Run folder; a new one under runs/ by default.")
+    resume: bool = option(False, "Go on with the run in the folder.")
+    data_root: Path | None = option(None, "Folder of the named data sets; NETGRAFT_DATA by default.")
+    download: bool = option(False, "Let torchvision download the data set.")
+    image_size: int | None = option(
+        None, "Height and width of what the model takes; its own by default.", minimum=1, scope="pair"
+    )
+    compute: DeviceOptions = group(DeviceOptions)
+
+
+@dataclass(frozen=True)
+class DistillOptions(JobOptions):
+    """Of ``netgraft distill``."""
+
+    data: str = option(
+        "digits", "Name or path of the images: digits, cifar10, a folder, a tar archive, ...", scope="pair"
+    )
+    teacher: str | None = option(
+        None, "A timm model, hf-hub:... or local-dir:...; the data set's own by default.", scope="pair"
+    )
+    student: str | None = option(None, "A timm model; the data set's own by default.", scope="pair")
+    teacher_weights: Path | None = option(
+        None,
+        "safetensors file or checkpoint, sought among the named data sets too; timm's weights by default.",
+        scope="pair",
+    )
+    shots: int | None = option(None, "Images a class; 10 unless --images or --subset is given.", scope="run")
+    images: int | None = option(None, "Images in all, regardless of class.", scope="run")
+    method: str = option(
+        "netgraft", "See netgraft methods; several joined by + are trained at once.", scope="run", recorded=True
+    )
+    preset: str = option("default", "Of the method.", scope="run", recorded=True)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Hyper-parameters as text, over the preset's."""
+    views: str | None = option(None, "View policy instead of the preset's: rich, crop, plain.", scope="run")
+    pairing: PairingOptions = group(PairingOptions)
+    labeled: bool = option(False, "Give the images' labels to the method; views then show one image each.", scope="run")
+    subset: Path | None = option(None, "A subset file to use instead of drawing one.")
+    subset_seed: int | None = option(None, "Of the drawn subset; --seed by default.")
+    eval_data: str | None = option(None, "Labelled test images, if not those of --data.")
+    keep_answers: Path | None = option(None, "Folder that keeps the teacher's test answers for other runs.")

@@ -1,0 +1,30 @@
+"""Where and how exactly a run computes, as it can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from netgraft.options import option
+
+PRECISIONS = ("auto", "32", "bf16")
+"""What can be asked for; ``auto`` becomes one of the others by a measurement."""
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Devices, precision, and what is kept of a run while it goes on."""
+
+    accelerator: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda", "mps"), flag="--device")
+    devices: int = option(
+        1,
+        "Processes that share each batch; phases that don't depend on one another run side by side instead.",
+        minimum=1,
+        recorded=True,
+    )
+    precision: str = option(
+        "auto", "Of the arithmetic; auto: the faster one here.", choices=PRECISIONS, scope="run", recorded=True
+    )
+    checkpoint_seconds: float = option(30.0, "Save at least so often.")
+    cache_gib: float | None = option(
+        None, "GiB for the outputs of frozen blocks; half of what is free by default.", flag="--cache-memory"
+    )
