@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from netgraft.experiments.scheduler import Grid
 from netgraft.experiments.specification import Cell, Experiment
 from netgraft.jobs.run_folder import RunFolder
 
-EXPERIMENT = """
+KD = """
 title = "Small"
 [common]
 data = "digits"
@@ -30,18 +31,18 @@ views = "plain"
 [[run]]
 method = "kd"
 settings = { steps = 3 }
-[[run]]
-name = "broken"
-method = "kd"
-settings = { steps = 3 }
-teacher_weights = "no-such-file.safetensors"
-teacher = "digits_vgg7_bn"
-[[run]]
-method = "none"
 """
 
 
-KD_ALONE = EXPERIMENT.partition("[[run]]\nname")[0]
+BROKEN_FIRST = KD.replace(
+    "[[run]]",
+    """[[run]]
+name = "broken"
+method = "kd"
+teacher_weights = "no-such-file.safetensors"
+teacher = "digits_vgg7_bn"
+[[run]]""",
+)
 
 
 LONG = """
@@ -51,6 +52,7 @@ data = "digits"
 shots = 1
 method = "kd"
 precision = "32"
+views = "plain"
 settings = { steps = 600 }
 """
 
@@ -103,45 +105,60 @@ def opened(folder: Path, text: str) -> tuple[Grid, tuple[Cell, ...], Path]:
 
 
 def test_cells_are_computed_once_and_a_failure_stops_no_other(tmp_path: Path) -> None:
-    grid, cells, _ = opened(tmp_path, EXPERIMENT)
+    grid, cells, _ = opened(tmp_path, BROKEN_FIRST)
     assert grid.pending(cells) == list(cells)
     notes = Notes()
     grid.run(cells, notes, never)
-    kd, broken, none = (cell.name for cell in cells)
+    broken, kd = (cell.name for cell in cells)
     assert notes.events == [
-        *(("started", kd), ("finished", kd)),
         *(("started", broken), ("failed", broken)),
-        *(("started", none), ("finished", none)),
+        *(("started", kd), ("finished", kd)),
     ]
     assert "no-such-file.safetensors" in notes.reasons[broken]
     assert "exit code 2" in notes.reasons[broken]
     written = json.loads((grid.results.folder / f"{kd}.json").read_text())
     assert written == notes.results[kd]
-    assert (written["steps"], written["row"], written["asked"]) == (3, "kd", cells[0].asked())
+    assert (written["steps"], written["row"], written["asked"]) == (3, "kd", cells[1].asked())
     assert {"versions", "machine", "teacher_digest", "subset", "plan", "seconds", "gap", "agreement"} <= set(written)
     assert "run_folder" not in written
     # only the one that failed is tried again, and what it has left is no result
     assert [cell.name for cell in grid.pending(cells)] == [broken]
     # what nobody needs any more is gone, but for the teacher's answers
-    assert not grid.results.work(cells[0]).exists()
+    assert not grid.results.work(cells[1]).exists()
+    assert (grid.results.scratch / "answers").exists()
 
 
-def test_several_workers_compute_what_one_does(tmp_path: Path) -> None:
-    kd = KD_ALONE.replace("shots = 1", "shots = [1, 2]")
-    digests = []
-    for workers in (1, 2):
-        grid, cells, _ = opened(tmp_path / str(workers), kd)
-        notes = Notes()
-        Grid(grid.results, workers).run(cells, notes, never)
-        assert not notes.reasons
-        digests.append({name: result["student_digest"] for name, result in notes.results.items()})
-    assert len(digests[0]) == 2
-    assert digests[0] == digests[1]
+def test_several_workers_compute_what_a_run_alone_does(tmp_path: Path) -> None:
+    grid, cells, _ = opened(tmp_path, KD.replace("shots = 1", "shots = [1, 2]"))
+    notes = Notes()
+    Grid(grid.results, workers=2).run(cells, notes, never)
+    assert not notes.reasons
+    # both are at work before one is done
+    assert [event for event, _ in notes.events] == ["started", "started", "finished", "finished"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = {cell.name: replace(cell.job(), out=tmp_path / cell.name).run() for cell in cells}
+    finally:
+        torch.set_num_threads(threads)
+    assert len(alone) == 2
+    assert {name: result["student_digest"] for name, result in notes.results.items()} == {
+        name: result["student_digest"] for name, result in alone.items()
+    }
 
 
 def test_workers_share_the_threads_of_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = (
+        "import json, sys, torch; from pathlib import Path; folder = Path(sys.argv[1]); folder.mkdir(parents=True);"
+        "(folder / 'result.json').write_text(json.dumps({'threads': torch.get_num_threads()}))"
+    )
+
+    def command(grid: Grid, cell: Cell) -> list[str]:
+        return [sys.executable, "-c", program, str(grid.results.work(cell))]
+
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    grid, cells, _ = opened(tmp_path, KD_ALONE)
+    monkeypatch.setattr(Grid, "command", command)
+    grid, cells, _ = opened(tmp_path, KD)
     notes = Notes()
     Grid(grid.results, workers=2).run(cells, notes, never)
     assert [result["threads"] for result in notes.results.values()] == [2]
@@ -150,7 +167,8 @@ def test_workers_share_the_threads_of_one_run(tmp_path: Path, monkeypatch: pytes
 def test_a_grid_that_is_stopped_goes_on_with_the_cell(tmp_path: Path) -> None:
     grid, cells, _ = opened(tmp_path, LONG)
     notes = Notes()
-    grid.run(cells, notes, lambda: notes.steps > 5)
+    log = grid.results.work(cells[0]) / "metrics.jsonl"
+    grid.run(cells, notes, log.exists)
     assert notes.events == [("started", "long-1shot-subset0"), ("left", "long-1shot-subset0")]
     assert "goes on" in notes.reasons["long-1shot-subset0"]
     assert (grid.results.work(cells[0]) / "checkpoint.pt").exists()
@@ -187,7 +205,7 @@ def test_a_cell_that_outlives_its_killed_grid_is_left_alone_until_it_ends(tmp_pa
 
 
 def test_commands_that_meet_in_a_cell_leave_it_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    grid, cells, _ = opened(tmp_path, KD_ALONE)
+    grid, cells, _ = opened(tmp_path, KD)
     folder = RunFolder(grid.results.work(cells[0]))
     # the first takes the folder when the second has looked already
     monkeypatch.setattr(Grid, "command", lambda grid, cell: [sys.executable, "-c", "raise SystemExit(2)"])
@@ -208,24 +226,24 @@ def test_commands_that_meet_in_a_cell_leave_it_to_the_first(tmp_path: Path, monk
 
 
 def test_a_result_of_other_options_is_refused(tmp_path: Path) -> None:
-    grid, cells, _ = opened(tmp_path, EXPERIMENT)
+    grid, cells, _ = opened(tmp_path, KD)
     grid.results.store(cells[0], {"gap": 0.0})
     assert grid.results.find(cells[0]) is not None
-    _, other, _ = opened(tmp_path, EXPERIMENT.replace("steps = 3", "steps = 4"))
+    _, other, _ = opened(tmp_path, KD.replace("steps = 3", "steps = 4"))
     with pytest.raises(RequestError, match=r"kd-1shot-subset0\.json was computed with another settings"):
         grid.pending(other)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"gap": 1}', '{"asked": 3}'])
 def test_a_damaged_result_is_refused(tmp_path: Path, content: str) -> None:
-    grid, cells, _ = opened(tmp_path, EXPERIMENT)
+    grid, cells, _ = opened(tmp_path, KD)
     grid.results.path(cells[0]).write_text(content)
     with pytest.raises(RequestError, match=r"kd-1shot-subset0\.json is damaged .*remove it"):
         grid.pending(cells)
 
 
 def test_a_file_that_both_are_is_kept(tmp_path: Path) -> None:
-    grid, _, _ = opened(tmp_path, EXPERIMENT)
+    grid, _, _ = opened(tmp_path, KD)
     copy = grid.results.folder / "experiment.toml"
     grid.results.claim(copy)
     assert Experiment.load(copy).title == "Small"
