@@ -47,7 +47,6 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
     "docs/speed.md": {"results": ("benchmarks.speed.table", f"{RESULTS}/speed")},
 }
-
 """Page -> marker -> the module and its arguments that print what stands between the marker and END."""
 
 
@@ -55,7 +54,6 @@ PICTURES: Mapping[str, str] = {
     f"docs/pictures/{name}.svg": f"{RESULTS}/{name}"
     for name in ("netgraft-cifar10", "ablation", "baselines-digits", "baselines-cifar10", "tinyimagenet100")
 }
-
 """Picture -> the folder of results that it shows."""
 
 

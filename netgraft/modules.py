@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 @contextmanager
-def freeze(modules: nn.ModuleList) -> Iterator[None]:
-    """Freeze everything, in eval mode and channels-last order, and leave flags and modes as they were found."""
+def without_gradients(modules: nn.ModuleList) -> Iterator[None]:
+    """Ask for no gradients, in eval mode and channels-last order; leave flags and modes as they were found."""
     flags = [(parameter, parameter.requires_grad) for parameter in modules.parameters()]
     modules.requires_grad_(False)
     modules.to(memory_format=torch.channels_last)

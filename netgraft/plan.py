@@ -25,7 +25,7 @@ class TrainingSchedule:
         lr: Peak learning rate.
         adapter_lr: Peak rate of the phase's adapters; ``lr`` when None.
         optimizer: ``adam``, or ``sgd`` with Nesterov momentum 0.9.
-        schedule: ``constant``; ``cosine`` to zero; ``one-cycle``: up over the first quarter, down to zero.
+        lr_schedule: ``constant``; ``cosine`` to zero; ``one-cycle``: up over the first quarter, down to zero.
         weight_decay: L2 penalty on weights with more than one dimension.
         whole_epochs: A batch never crosses the end of an epoch; the last of an epoch is smaller.
     """
@@ -35,23 +35,23 @@ class TrainingSchedule:
     lr: float
     adapter_lr: float | None = None
     optimizer: str = "adam"
-    schedule: str = "constant"
+    lr_schedule: str = "constant"
     weight_decay: float = 0.0
     whole_epochs: bool = False
 
     def factor(self, step: int) -> float:
         """Return what the peak rates are multiplied by at ``step`` (0-based)."""
-        if self.schedule == "constant":
+        if self.lr_schedule == "constant":
             return 1.0
         progress = (step + 0.5) / self.steps
-        if self.schedule == "cosine":
+        if self.lr_schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * progress))
-        if self.schedule == "one-cycle":
+        if self.lr_schedule == "one-cycle":
             rise = 0.25
             if progress < rise:
                 return 0.5 * (1 - math.cos(math.pi * progress / rise))
             return 0.5 * (1 + math.cos(math.pi * (progress - rise) / (1 - rise)))
-        raise ValueError(f"schedule must be constant, cosine or one-cycle, not {self.schedule!r}")
+        raise ValueError(f"schedule must be constant, cosine or one-cycle, not {self.lr_schedule!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +111,9 @@ class Phase:
         trainable: The only part that is optimised and in train mode.
         objective: Named terms that are summed; each is a mean over the batch, so that the sum doesn't depend on
             how many processes share it.
-        fit: Steps and rates.
+        schedule: Steps and rates.
         teacher: Answers the same views; its answer is ``StepOutputs.target``.
-        adapters: Modules inside ``trainable`` that have their own rate, ``fit.adapter_lr``.
+        adapters: Modules inside ``trainable`` that have their own rate, ``schedule.adapter_lr``.
         features: Of the model, which the objective compares as well.
         teacher_features: Of the teacher.
         differentiates_input: Whether the objective needs gradients with respect to ``StepOutputs.inputs``.
@@ -123,7 +123,7 @@ class Phase:
     model: nn.Sequential
     trainable: nn.Module
     objective: ObjectiveFunction
-    fit: TrainingSchedule
+    schedule: TrainingSchedule
     teacher: nn.Sequential | None = None
     adapters: tuple[nn.Module, ...] = ()
     features: tuple[Feature, ...] = ()
@@ -133,7 +133,7 @@ class Phase:
     def identity(self) -> dict[str, Any]:
         """Return what tells the phase apart from others, its weights aside, as plain values; not its name."""
         return {
-            "schedule": self.fit,
+            "schedule": self.schedule,
             "parameters": sum(p.numel() for p in self.trainable.parameters()),
             "adapter_parameters": sum(p.numel() for adapter in self.adapters for p in adapter.parameters()),
             "features": [feature.block for feature in self.features],
@@ -143,12 +143,13 @@ class Phase:
     def __str__(self) -> str:
         count = sum(p.numel() for p in self.trainable.parameters())
         extra = sum(p.numel() for adapter in self.adapters for p in adapter.parameters())
-        fit = self.fit
-        rates = f"lr {fit.lr:g}"
-        if extra and fit.adapter_lr is not None:
-            rates += f", adapters {fit.adapter_lr:g}"
+        schedule = self.schedule
+        rates = f"lr {schedule.lr:g}"
+        if extra and schedule.adapter_lr is not None:
+            rates += f", adapters {schedule.adapter_lr:g}"
         what = f"{count:,} parameters" + (f" ({extra:,} in adapters)" if extra else "")
-        return f"{self.name}: {fit.steps} steps of {fit.batch_size}, {fit.optimizer} {rates} {fit.schedule}; {what}"
+        length = f"{schedule.steps} steps of {schedule.batch_size}"
+        return f"{self.name}: {length}, {schedule.optimizer} {rates} {schedule.lr_schedule}; {what}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +172,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Optimiser steps of all phases."""
-        return sum(phase.fit.steps for phase in self.phases)
+        return sum(phase.schedule.steps for phase in self.phases)
 
     def __str__(self) -> str:
         lines = [f"{self.method}: {len(self.phases)} phases, {self.steps} steps"]

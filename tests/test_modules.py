@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from netgraft.modules import eval_mode, freeze, macs_along, parameters, shares_parameters, state_digest
+from netgraft.modules import eval_mode, macs_along, parameters, shares_parameters, state_digest, without_gradients
 from tests.support.random_models import images, randomise, snapshot
 
 # --- freezing
@@ -35,7 +35,7 @@ def test_frozen_models_are_left_as_they_were_found(fails: bool) -> None:
     objects = list(modules.parameters())
 
     def body() -> None:
-        with freeze(modules):
+        with without_gradients(modules):
             assert not any(module.training for module in modules.modules())
             assert not any(p.requires_grad for p in modules.parameters())
             weight = chain[1][0].weight  # type: ignore[index]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.speed.timing import median, ratio, seconds, side_by_side, write
 from benchmarks.studies.cifar_task import faster_precision, task
 from netgraft.distillation import Distillation
-from netgraft.modules import freeze
+from netgraft.modules import without_gradients
 from netgraft.plan import Phase, StepOutputs
 from netgraft.training.frozen_cache import split_before_training
 from netgraft.training.fusion import fused_copies
@@ -34,13 +34,13 @@ class BareLoop:
         self.images = images.to(memory_format=torch.channels_last)
         models = [m for phase in self.plan.phases for m in (phase.teacher, phase.model) if m is not None]
         self.modules = nn.ModuleList(models).to(self.device)
-        with freeze(self.modules):
+        with without_gradients(self.modules):
             trained = nn.ModuleList(phase.trainable for phase in self.plan.phases)
             self.copies = fused_copies(models, trained, self.images[:2], compute_dtype(precision))
 
     def phase(self, phase: Phase) -> float:
         """Seconds of a phase's steps."""
-        with freeze(self.modules):
+        with without_gradients(self.modules):
             phase.trainable.requires_grad_(True)
             phase.trainable.train()
             prefix, rest = split_before_training(phase.model, phase.trainable)
@@ -61,9 +61,9 @@ class BareLoop:
             return seconds(steps)
 
     def _sizes(self, phase: Phase) -> list[int]:
-        fit = phase.fit
-        epoch = [len(part) for part in torch.arange(self.count).split(fit.batch_size)]
-        return (epoch * fit.steps)[: fit.steps]
+        schedule = phase.schedule
+        epoch = [len(part) for part in torch.arange(self.count).split(schedule.batch_size)]
+        return (epoch * schedule.steps)[: schedule.steps]
 
     def _step(self, phase: Phase, body: nn.Sequential, inputs: Tensor, target: Tensor) -> None:
         with autocast(self.precision, self.device):
@@ -132,15 +132,15 @@ def _read(prepared: Distillation) -> list[int]:
     return [
         int(index)
         for number, phase in enumerate(prepared.plan.phases)
-        for step in range(phase.fit.steps)
+        for step in range(phase.schedule.steps)
         for index in batch_indices(
             prepared.runner.seed,
             number,
             step,
             images=len(views) // views.per_image,
             per_image=views.per_image,
-            batch_size=phase.fit.batch_size,
-            whole_epochs=phase.fit.whole_epochs,
+            batch_size=phase.schedule.batch_size,
+            whole_epochs=phase.schedule.whole_epochs,
         )
     ]
 

@@ -21,7 +21,7 @@ from benchmarks.studies.cifar_task import faster_precision, task
 from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.distillation import Distillation
 from netgraft.methods.registry import METHODS, find
-from netgraft.modules import freeze
+from netgraft.modules import without_gradients
 from netgraft.options import declared
 from netgraft.plan import Phase, StepOutputs
 from netgraft.training.precision import autocast
@@ -62,14 +62,14 @@ class BareLoop:
 
     def rate(self) -> float:
         """Seconds an image, over the whole plan."""
-        with freeze(self.modules):
-            spent = sum(phase.fit.steps * self._step_seconds(phase) for phase in self.plan.phases)
-        return spent / sum(phase.fit.steps * phase.fit.batch_size for phase in self.plan.phases)
+        with without_gradients(self.modules):
+            spent = sum(phase.schedule.steps * self._step_seconds(phase) for phase in self.plan.phases)
+        return spent / sum(phase.schedule.steps * phase.schedule.batch_size for phase in self.plan.phases)
 
     def _step_seconds(self, phase: Phase) -> float:
         phase.trainable.requires_grad_(True)
         phase.trainable.train()
-        optimizer = torch.optim.Adam(phase.trainable.parameters(), lr=phase.fit.lr)
+        optimizer = torch.optim.Adam(phase.trainable.parameters(), lr=phase.schedule.lr)
         step = partial(self._step, phase, optimizer)
         step()
         spent = statistics.median(seconds(step) for _ in range(BARE_STEPS))
@@ -78,7 +78,7 @@ class BareLoop:
         return spent
 
     def _step(self, phase: Phase, optimizer: torch.optim.Optimizer) -> None:
-        indices = torch.randint(len(self.views), (phase.fit.batch_size,))
+        indices = torch.randint(len(self.views), (phase.schedule.batch_size,))
         images = self.views.batch(indices).to(self.device).to(memory_format=torch.channels_last)
         target: Tensor | None = None
         teacher_outputs: dict[int, Tensor] = {-1: images}
@@ -155,7 +155,7 @@ def main() -> None:
 def _ours(method: str, precision: str) -> float:
     prepared = shortened(method, precision)
     trained = prepared.runner.run(prepared.plan, prepared.views)
-    return trained.seconds / sum(phase.fit.steps * phase.fit.batch_size for phase in prepared.plan.phases)
+    return trained.seconds / sum(phase.schedule.steps * phase.schedule.batch_size for phase in prepared.plan.phases)
 
 
 if __name__ == "__main__":

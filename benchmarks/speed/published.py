@@ -36,14 +36,14 @@ class PlainLoop:
 
     def epochs(self, phase: Phase) -> int:
         """How often a phase sees each image."""
-        return phase.fit.steps // -(-self.images // phase.fit.batch_size)
+        return phase.schedule.steps // -(-self.images // phase.schedule.batch_size)
 
     def train(self, phase: Phase, epochs: int) -> None:
         """Train a phase for some epochs."""
         device = next(self.teacher.parameters()).device
         phase.model.eval().requires_grad_(True)
         phase.trainable.train()
-        optimizer = torch.optim.Adam(phase.trainable.parameters(), lr=phase.fit.lr)
+        optimizer = torch.optim.Adam(phase.trainable.parameters(), lr=phase.schedule.lr)
         for epoch in range(epochs):
             for indices in self._batches(phase, epoch):
                 images = self.views.batch(indices).to(device)
@@ -58,7 +58,7 @@ class PlainLoop:
         generator = torch.Generator().manual_seed(epoch)
         order = torch.randperm(self.images, generator=generator)
         view = epoch % self.views.per_image
-        yield from (order + self.images * view).split(phase.fit.batch_size)
+        yield from (order + self.images * view).split(phase.schedule.batch_size)
 
     @torch.no_grad()
     def test_pass(self, phase: Phase) -> None:

@@ -171,7 +171,7 @@ class Averaging(SilentReporter):
 
     def progressed(self, done: int, terms: Mapping[str, float]) -> None:
         """Take in what the weights are now."""
-        if 4 * done > 3 * self._phase.fit.steps:
+        if 4 * done > 3 * self._phase.schedule.steps:
             self._average = self._average or AveragedModel(self._phase.trainable, use_buffers=True)
             self._average.update_parameters(self._phase.trainable)
 

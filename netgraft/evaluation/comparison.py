@@ -23,12 +23,10 @@ from netgraft.modules import parameters, state_digest
 from netgraft.progress import ProgressReporter
 
 LATENCY_BATCHES = {1: 20, 64: 5}
-
 """Batch size -> forwards, of which the median is taken."""
 
 
 KNOWN_BY = 32
-
 """Test images whose pixels tell one data set from another."""
 
 

@@ -164,7 +164,7 @@ class _Workload:
 
     @classmethod
     def of(cls, phases: Sequence[Phase], models: _Models) -> _Workload:
-        shown = [phase.fit.steps * phase.fit.batch_size for phase in phases]
+        shown = [phase.schedule.steps * phase.schedule.batch_size for phase in phases]
         trained = sum(views * _trained_macs(phase, models.size) for views, phase in zip(shown, phases, strict=True))
         return cls(sum(shown), trained / models.macs)
 

@@ -158,7 +158,6 @@ def in_present_form(content: Mapping[str, Any]) -> dict[str, Any]:
 EXPERIMENT = "experiment.toml"
 
 WORK = "work"
-
 """Folder of what is not finished: runs, reasons of failures, answers of teachers."""
 
 

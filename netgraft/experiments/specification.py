@@ -52,7 +52,6 @@ RUN = tuple(name for name, option in OPTIONS.items() if option.scope == "run")
 SEEDS = ("subsets", "seeds")
 
 SIZES = {"shots": "shot", "images": "images"}
-
 """How a cell's name tells its size."""
 
 

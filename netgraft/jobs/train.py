@@ -62,15 +62,15 @@ class SupervisedTraining:
     def plan(self, model: nn.Module, images: int) -> Plan:
         """One phase over the whole model."""
         chain = nn.Sequential(model)
-        fit = TrainingSchedule(
+        schedule = TrainingSchedule(
             steps=self.epochs * steps_per_epoch(images, self.batch_size),
             batch_size=min(self.batch_size, images),
             lr=self.lr,
             optimizer="sgd",
-            schedule="one-cycle",
+            lr_schedule="one-cycle",
             weight_decay=self.weight_decay,
         )
-        return Plan(str(self), (Phase("train", chain, chain, self._objective, fit),), chain)
+        return Plan(str(self), (Phase("train", chain, chain, self._objective, schedule),), chain)
 
     def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         assert batch.labels is not None

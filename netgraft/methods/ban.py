@@ -66,13 +66,13 @@ class BAN(StudentTraining):
                     model=model,
                     trainable=generation,
                     objective=self._objective,
-                    fit=self.fit(pairing, share),
+                    schedule=self.training_schedule(pairing, share),
                     teacher=teacher,
                 )
             )
             teacher = model
         together = MeanAnswer([phase.model for phase in phases])
-        return Plan(str(self), tuple(p for p in phases if p.fit.steps), nn.Sequential(*blocks), together)
+        return Plan(str(self), tuple(p for p in phases if p.schedule.steps), nn.Sequential(*blocks), together)
 
     def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         soft = SoftTargets(self.temperature)(*logits_of_both(batch))

@@ -62,7 +62,7 @@ class StudentTraining:
         if negative:
             raise RequestError(f"{negative[0]} can't be negative, not {self}")
 
-    def fit(self, pairing: Pairing, steps: int) -> TrainingSchedule:
+    def training_schedule(self, pairing: Pairing, steps: int) -> TrainingSchedule:
         """Return length and rate of a phase.
 
         Raises:
@@ -75,7 +75,7 @@ class StudentTraining:
             batch_size=self.batch_size,
             lr=self.lr * (self.sliced_rate if pairing.starts_close else 1.0),
             optimizer=self.optimizer,
-            schedule=self.schedule,
+            lr_schedule=self.schedule,
             weight_decay=self.weight_decay,
         )
 
@@ -106,7 +106,7 @@ class Baseline(StudentTraining, ABC):
             connectors=connectors,
             differentiates_input=objective.differentiates_input,
         )
-        phases = tuple(phase for phase in (*objective.before, main) if phase.fit.steps)
+        phases = tuple(phase for phase in (*objective.before, main) if phase.schedule.steps)
         return Plan(str(self), phases, nn.Sequential(*pairing.student.blocks()))
 
     def phase(
@@ -142,7 +142,7 @@ class Baseline(StudentTraining, ABC):
             model=nn.Sequential(*student),
             trainable=nn.ModuleList([*student[pairing.inherited :], *connectors]),
             objective=terms,
-            fit=self.fit(pairing, steps),
+            schedule=self.training_schedule(pairing, steps),
             teacher=nn.Sequential(*teacher),
             features=tuple(features),
             teacher_features=tuple(teacher_features),

@@ -49,7 +49,7 @@ class DML(StudentTraining):
             model=nn.Sequential(*front, together),
             trainable=together,
             objective=self._objective,
-            fit=self.fit(pairing, self.steps),
+            schedule=self.training_schedule(pairing, self.steps),
             teacher=nn.Sequential(*pairing.teacher.blocks()),
         )
         return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*blocks))

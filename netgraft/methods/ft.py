@@ -66,7 +66,7 @@ class FT(Baseline):
             model=nn.Sequential(*front, paraphraser),
             trainable=paraphraser,
             objective=_reconstruct,
-            fit=self.fit(pairing, self.paraphraser_steps),
+            schedule=self.training_schedule(pairing, self.paraphraser_steps),
             teacher=nn.Sequential(*front),
         )
         translator = Translator(narrow, paraphraser.factor_channels)

@@ -118,11 +118,15 @@ class NetGraft:
         scions = make_scions(pairing, trained=self._trains_adapters)
         factor = self.sliced_rate if pairing.starts_close else 1.0
         blocks = [
-            self._phase(pairing, "graft", scions, range(k, k + 1), self._block_fit(k, factor))
+            self._phase(pairing, "graft", scions, range(k, k + 1), self._block_schedule(k, factor))
             for k in range(len(scions))
         ]
-        joins = [self._phase(pairing, "join", scions, run, self._join_fit(factor)) for run in self._joined(len(scions))]
-        return Plan(str(self), tuple(phase for phase in blocks + joins if phase.fit.steps), assemble(pairing, scions))
+        joins = [
+            self._phase(pairing, "join", scions, run, self._join_schedule(factor)) for run in self._joined(len(scions))
+        ]
+        return Plan(
+            str(self), tuple(phase for phase in blocks + joins if phase.schedule.steps), assemble(pairing, scions)
+        )
 
     @property
     def _trains_adapters(self) -> bool:
@@ -139,7 +143,9 @@ class NetGraft:
             return [range(count - length, count) for length in lengths]
         return [range(length) for length in lengths]
 
-    def _phase(self, pairing: Pairing, verb: str, scions: Sequence[Scion], run: range, fit: TrainingSchedule) -> Phase:
+    def _phase(
+        self, pairing: Pairing, verb: str, scions: Sequence[Scion], run: range, schedule: TrainingSchedule
+    ) -> Phase:
         """Train a run of scions between the teacher's blocks in front of it and behind it."""
         scion = join(scions[run.start : run.stop])
         at = range(pairing.inherited + run.start, pairing.inherited + run.stop)
@@ -150,7 +156,7 @@ class NetGraft:
             # the runner trains all of this, and nothing else
             trainable=scion if self._trains_adapters else nn.ModuleList(scion.blocks()),
             objective=self._objective,
-            fit=fit,
+            schedule=schedule,
             teacher=pairing.teacher,
             adapters=tuple(scion.adapters()) if self._trains_adapters else (),
         )
@@ -164,20 +170,20 @@ class NetGraft:
         # times the batch size: the article's sum over the batch, whatever the number of processes
         return {"logits": self.batch_size * NormalizedLogits(reduction="mean")(student, teacher)}
 
-    def _block_fit(self, number: int, factor: float) -> TrainingSchedule:
+    def _block_schedule(self, number: int, factor: float) -> TrainingSchedule:
         steps = self.block_steps[min(number, len(self.block_steps) - 1)]
         lr = self.block_lr[min(number, len(self.block_lr) - 1)]
-        return self._fit(steps, lr * factor, self.adapter_lr * factor)
+        return self._schedule(steps, lr * factor, self.adapter_lr * factor)
 
-    def _join_fit(self, factor: float) -> TrainingSchedule:
-        return self._fit(self.join_steps, self.join_lr * factor, self.join_lr * factor)
+    def _join_schedule(self, factor: float) -> TrainingSchedule:
+        return self._schedule(self.join_steps, self.join_lr * factor, self.join_lr * factor)
 
-    def _fit(self, steps: int, lr: float, adapter_lr: float) -> TrainingSchedule:
+    def _schedule(self, steps: int, lr: float, adapter_lr: float) -> TrainingSchedule:
         return TrainingSchedule(
             steps=steps,
             batch_size=self.batch_size,
             lr=lr,
             adapter_lr=adapter_lr,
-            schedule=self.schedule,
+            lr_schedule=self.schedule,
             whole_epochs=self.whole_epochs,
         )

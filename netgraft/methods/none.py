@@ -41,7 +41,7 @@ class Untrained:
             model=nn.Sequential(*student),
             trainable=nn.ModuleList(student[pairing.inherited :]),
             objective=_nothing,
-            fit=TrainingSchedule(steps=self.steps, batch_size=self.batch_size, lr=0.0, optimizer="sgd"),
+            schedule=TrainingSchedule(steps=self.steps, batch_size=self.batch_size, lr=0.0, optimizer="sgd"),
         )
         return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*student))
 

@@ -93,7 +93,7 @@ class ONE(StudentTraining):
             model=nn.Sequential(*low, ensemble),
             trainable=nn.ModuleList([*low[pairing.inherited :], ensemble]),
             objective=self._objective,
-            fit=self.fit(pairing, self.steps),
+            schedule=self.training_schedule(pairing, self.steps),
             teacher=nn.Sequential(*pairing.teacher.blocks()),
         )
         together = nn.Sequential(*phase.model, LastAnswer())

@@ -43,12 +43,10 @@ DASHES: tuple[Any, ...] = (
 )
 
 TOGETHER = len(COLOURS)
-
 """Lines that can be told apart in one picture; more are drawn in a panel each."""
 
 
 ACROSS = 4
-
 """Panels side by side."""
 
 

@@ -129,7 +129,6 @@ def comma_separated(table: Table) -> str:
 
 
 CSV_PARTS: Mapping[str, Sequence[str]] = {"statistic": ("mean", "sd", "n"), "interval": ("low", "high")}
-
 """What the columns of a kind are called that take several."""
 
 

@@ -16,7 +16,6 @@ Unit = Literal["shots", "images"]
 
 
 ALIKE = ("method", "preset", "settings", "policy", "init", "inherit", "track", "label_source")
-
 """What may not differ among the runs that a mean is taken over."""
 
 

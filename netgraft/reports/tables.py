@@ -153,12 +153,10 @@ HIDDEN: Mapping[str, Callable[[Summary], str]] = {
     "labels": lambda summary: f"{summary.labels} track",
     "precision": lambda summary: f"precision: {summary.precision}",
 }
-
 """What a wide table has no columns for."""
 
 
 BELOW = {"teacher_top1", "source", "conditions"}
-
 """Columns for programs; people find them below the table."""
 
 

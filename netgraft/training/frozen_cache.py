@@ -21,7 +21,6 @@ from netgraft.progress import ProgressReporter
 from netgraft.training.cache_storage import Storage, amount
 
 FrozenBlocks = tuple[nn.Module, ...]
-
 """Frozen blocks in order, from the image on; without any, the views themselves."""
 
 

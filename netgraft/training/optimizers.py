@@ -19,9 +19,9 @@ def make_optimizer(phase: Phase) -> torch.optim.Optimizer:
     Raises:
         ValueError: The phase names an optimiser that doesn't exist.
     """
-    fit = phase.fit
+    schedule = phase.schedule
     special = {parameter for adapter in phase.adapters for parameter in adapter.parameters()}
-    peaks = {True: fit.lr if fit.adapter_lr is None else fit.adapter_lr, False: fit.lr}
+    peaks = {True: schedule.lr if schedule.adapter_lr is None else schedule.adapter_lr, False: schedule.lr}
     groups: list[dict[str, Any]] = []
     for is_special, peak in peaks.items():
         for decays in (True, False):
@@ -29,13 +29,13 @@ def make_optimizer(phase: Phase) -> torch.optim.Optimizer:
                 p for p in phase.trainable.parameters() if (p in special) == is_special and (p.dim() > 1) == decays
             ]
             if chosen:
-                decay = fit.weight_decay if decays else 0.0
+                decay = schedule.weight_decay if decays else 0.0
                 groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
-    if fit.optimizer == "adam":
+    if schedule.optimizer == "adam":
         return torch.optim.Adam(groups, fused=True)
-    if fit.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=fit.lr, momentum=0.9, nesterov=True, fused=True)
-    raise ValueError(f"optimizer must be adam or sgd, not {fit.optimizer!r}")
+    if schedule.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True, fused=True)
+    raise ValueError(f"optimizer must be adam or sgd, not {schedule.optimizer!r}")
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

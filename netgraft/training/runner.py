@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from netgraft.data.views import Views
 from netgraft.errors import RequestError, RunError
-from netgraft.modules import freeze
+from netgraft.modules import without_gradients
 from netgraft.plan import Phase, Plan
 from netgraft.progress import ProgressReporter, SilentReporter, training_steps
 from netgraft.seeding import derived_seed, seed_generators
@@ -120,7 +120,7 @@ class Runner(DeviceOptions):
             self.seed,
             images=len(views) // views.per_image,
             per_image=views.per_image,
-            schedules=[phase.fit for phase in plan.phases],
+            schedules=[phase.schedule for phase in plan.phases],
         )
         smallest = batches.smallest()
         if smallest is not None and smallest < processes.count:
@@ -142,7 +142,7 @@ class Runner(DeviceOptions):
             modules = _modules(plan).to(device)
             start = session.restore(resume, groups)
             if start.phase < len(plan.phases):
-                with freeze(modules):
+                with without_gradients(modules):
                     examples = views.batch(range(min(len(views), timed_images(views.size))))
                     examples = examples.to(device).to(memory_format=torch.channels_last)
                     if session.precision == "auto":
@@ -191,21 +191,21 @@ class _Loop:
     def _fit_side_by_side(self, group: range, start: ResumePoint) -> None:
         """Train each phase of a group in one process alone."""
 
-        def fit(number: int) -> None:
+        def train(number: int) -> None:
             if number < start.phase:
                 return
             self._fit(start if number == start.phase else ResumePoint(number))
             # the last of them is done, the group is not
-            self.session.save(number, self.plan.phases[number].fit.steps, {})
+            self.session.save(number, self.plan.phases[number].schedule.steps, {})
 
-        self.processes.each_alone(group, fit, _trainables(self.plan))
+        self.processes.each_alone(group, train, _trainables(self.plan))
 
     def _fit(self, start: ResumePoint) -> None:
         """Train a phase from some step on."""
         number, phase, session = start.phase, self.plan.phases[start.phase], self.session
         before = session.seconds
         with session.training():
-            self.reporter.phase_started(number + 1, len(self.plan.phases), phase.name, phase.fit.steps, start.step)
+            self.reporter.phase_started(number + 1, len(self.plan.phases), phase.name, phase.schedule.steps, start.step)
             # what later phases read of the same views is computed along with it
             self.cache.keep(list(frozen_reads(self.plan.phases[number:])), self.reporter)
             phase.trainable.requires_grad_(True)
@@ -217,9 +217,9 @@ class _Loop:
             module = StepModule(phase, self.cache.faster, self.cache.autocast)
             network = self.processes.connect(module)
             with zeroed_gradients_of_padding_taps(phase.trainable), training_steps():
-                for step in range(start.step, phase.fit.steps):
+                for step in range(start.step, phase.schedule.steps):
                     session.heed_stop(number, step, optimizer)
-                    set_rates(optimizer, phase.fit.factor(step))
+                    set_rates(optimizer, phase.schedule.factor(step))
                     with explained(phase):
                         terms = self._compute_gradients(number, step, network, module.frozen)
                     optimizer.step()
@@ -258,16 +258,16 @@ class _Loop:
         if not self.processes.everywhere(all(map(math.isfinite, values.values()))):
             raise RunError(
                 f"the loss is {values} at step {step + 1} of phase {number + 1} ({phase.name}); "
-                f"{self.session.what_stays()}; try a lower rate than {phase.fit.lr:g}"
+                f"{self.session.what_stays()}; try a lower rate than {phase.schedule.lr:g}"
             )
         self.reporter.progressed(step + 1, values)
         if _is_logged(step, phase):
-            lr = phase.fit.lr * phase.fit.factor(step)
+            lr = phase.schedule.lr * phase.schedule.factor(step)
             self.session.log({"phase": number, "step": step + 1, "lr": lr, **values})
 
 
 def _is_logged(step: int, phase: Phase) -> bool:
-    return (step + 1) % LOG_EVERY == 0 or step + 1 == phase.fit.steps
+    return (step + 1) % LOG_EVERY == 0 or step + 1 == phase.schedule.steps
 
 
 def _trainables(plan: Plan) -> nn.ModuleList:

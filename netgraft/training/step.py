@@ -173,8 +173,8 @@ def explained(phase: Phase) -> Iterator[None]:
         yield
     except (RuntimeError, ValueError) as error:
         if "more than 1 value per channel" in str(error):
-            remedy = f"raise batch_size from {phase.fit.batch_size}"
-            if phase.fit.whole_epochs:
+            remedy = f"raise batch_size from {phase.schedule.batch_size}"
+            if phase.schedule.whole_epochs:
                 remedy += ", or change the number of images: the last batch of an epoch is smaller"
             raise RunError(
                 f"batch norm can't take statistics of a single value, which it meets in phase {phase.name!r}: "

@@ -63,9 +63,9 @@ def around(run: Distillation, number: int) -> tuple[Tensor, Tensor]:
 def test_without_grafts_the_joins_have_their_steps(joins: str, steps: list[int]) -> None:
     # three grafts of 8 and two joins of 8
     run = prepared(partial(WithoutGrafts, joins=joins))
-    assert [phase.fit.steps for phase in run.plan.phases] == steps
+    assert [phase.schedule.steps for phase in run.plan.phases] == steps
     assert all(phase.name.startswith("join") for phase in run.plan.phases)
-    assert {phase.fit.lr for phase in run.plan.phases} == {phase.fit.lr for phase in prepared().plan.phases}
+    assert {phase.schedule.lr for phase in run.plan.phases} == {phase.schedule.lr for phase in prepared().plan.phases}
 
 
 def test_adapters_are_principal_directions_and_least_squares() -> None:

@@ -249,7 +249,7 @@ def test_residual_blocks_that_the_student_has_not_are_left_out() -> None:
 def test_rates_fall_only_where_the_student_starts_close() -> None:
     def rates(teacher: nn.Module, student: nn.Module) -> set[float]:
         pairing = slice_from_teacher(paired(teacher, student, images(2, 3, 8, 8)))
-        return {phase.fit.lr for method in (NetGraft(), KD()) for phase in method.plan(pairing).phases}
+        return {phase.schedule.lr for method in (NetGraft(), KD()) for phase in method.plan(pairing).phases}
 
     assert rates(resnet(16), resnet(6)) == {1e-4}
     assert rates(deeper_resnet(), resnet(6)) == {1e-3}

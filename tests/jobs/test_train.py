@@ -85,7 +85,7 @@ def test_loss_is_the_cross_entropy_with_spread_targets(smoothing: float) -> None
 def test_plan_is_one_phase_of_so_many_epochs(images: int, batch: int, steps: int, size: int) -> None:
     model = nn.Linear(2, 5)
     plan = SupervisedTraining(epochs=3, batch_size=batch).plan(model, images)
-    assert [(phase.fit.steps, phase.fit.batch_size) for phase in plan.phases] == [(steps, size)]
+    assert [(phase.schedule.steps, phase.schedule.batch_size) for phase in plan.phases] == [(steps, size)]
     assert set(plan.phases[0].trainable.parameters()) == set(model.parameters())
     assert plan.phases[0].teacher is None
 

@@ -101,11 +101,11 @@ def test_adapters_fit_both_widths_and_have_no_bias() -> None:
 
 def test_steps_and_rates_of_each_block() -> None:
     method = NetGraft(block_steps=(5, 6), block_lr=(0.1, 0.2), adapter_lr=0.3, join_lr=0.4, join_steps=7, batch_size=9)
-    fits = [phase.fit for phase in method.plan(digits_pairing("none")).phases]
-    assert [fit.steps for fit in fits] == [5, 6, 6, 6, 7, 7, 7]
-    assert [fit.lr for fit in fits] == [0.1, 0.2, 0.2, 0.2, 0.4, 0.4, 0.4]
-    assert [fit.adapter_lr for fit in fits] == [0.3] * 4 + [0.4] * 3
-    assert {fit.batch_size for fit in fits} == {9}
+    schedules = [phase.schedule for phase in method.plan(digits_pairing("none")).phases]
+    assert [schedule.steps for schedule in schedules] == [5, 6, 6, 6, 7, 7, 7]
+    assert [schedule.lr for schedule in schedules] == [0.1, 0.2, 0.2, 0.2, 0.4, 0.4, 0.4]
+    assert [schedule.adapter_lr for schedule in schedules] == [0.3] * 4 + [0.4] * 3
+    assert {schedule.batch_size for schedule in schedules} == {9}
 
 
 def test_phases_without_steps_are_left_out() -> None:
@@ -129,9 +129,9 @@ def test_printed_plan_says_what_will_be_done() -> None:
     for number, (line, phase) in enumerate(zip(lines[1:], plan.phases, strict=True), 1):
         trained = sum(p.numel() for p in phase.trainable.parameters())
         extra = sum(p.numel() for adapter in phase.adapters for p in adapter.parameters())
-        assert line.strip().startswith(f"{number}. {phase.name}: {phase.fit.steps} steps of 33")
+        assert line.strip().startswith(f"{number}. {phase.name}: {phase.schedule.steps} steps of 33")
         assert f"{trained:,} parameters ({extra:,} in adapters)" in line
-        assert f"lr {phase.fit.lr:g}, adapters {phase.fit.adapter_lr:g}" in line
+        assert f"lr {phase.schedule.lr:g}, adapters {phase.schedule.adapter_lr:g}" in line
     assert "lr 0.5, adapters 0.25" in lines[1]
 
 
@@ -178,9 +178,9 @@ def test_reference_steps_hardly_depend_on_the_shots() -> None:
 
 def test_reference_plan_of_the_digits_has_the_steps_of_the_article() -> None:
     plan = reference(100, 10).plan(digits_pairing())
-    assert [phase.fit.steps for phase in plan.phases] == [200, 120, 120, 200, 200]
-    assert {phase.fit.optimizer for phase in plan.phases} == {"adam"}
-    assert {phase.fit.weight_decay for phase in plan.phases} == {0.0}
+    assert [phase.schedule.steps for phase in plan.phases] == [200, 120, 120, 200, 200]
+    assert {phase.schedule.optimizer for phase in plan.phases} == {"adam"}
+    assert {phase.schedule.weight_decay for phase in plan.phases} == {0.0}
 
 
 def test_default_settings_do_not_depend_on_the_shots() -> None:

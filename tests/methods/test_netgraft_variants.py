@@ -138,7 +138,7 @@ def test_a_block_that_is_the_only_one_to_train_is_trained_once(
     start = paired_in_two()
     assert (len(start), start.inherited) == (2, 1)
     plan = NetGraft(block_steps=block_steps, join_steps=7, joins=joins).plan(start)
-    assert [(phase.name, phase.fit.steps) for phase in plan.phases] == expected
+    assert [(phase.name, phase.schedule.steps) for phase in plan.phases] == expected
 
 
 # --- what is trained, and what comes out

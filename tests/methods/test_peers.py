@@ -123,7 +123,7 @@ def test_a_generations_target_is_the_formers_answer() -> None:
 @pytest.mark.parametrize(("steps", "generations"), [(10, 3), (3000, 7), (3, 3), (8, 1)])
 def test_generations_share_out_the_steps(steps: int, generations: int) -> None:
     plan = method("ban", steps=steps, generations=generations).plan(pairing())
-    shares = [phase.fit.steps for phase in plan.phases]
+    shares = [phase.schedule.steps for phase in plan.phases]
     assert len(shares) == generations
     assert sum(shares) == steps == plan.steps
     assert max(shares) - min(shares) <= 1

@@ -26,7 +26,7 @@ def killed_run(folder: str, at: str, seconds: str) -> None:
     """Start a run that ends by SIGKILL inside the objective; a subprocess calls this."""
     torch.set_num_threads(1)
     runner = Runner(accelerator="cpu", precision="32", checkpoint_seconds=float(seconds))
-    Case(dropout=0.5, fits=LONG, objective=Squared(surprise_at=int(at), surprise=die)).run(
+    Case(dropout=0.5, schedules=LONG, objective=Squared(surprise_at=int(at), surprise=die)).run(
         runner=runner, folder=Path(folder)
     )
 
@@ -42,7 +42,7 @@ def call(function: str, *arguments: str, script: Path) -> subprocess.Popen[str]:
 def shared_run(folder: str) -> None:
     """Run on two processes, which Fabric starts; each writes down its student. A subprocess calls this."""
     runner = Runner(accelerator="cpu", precision="32", devices=2)
-    case = Case(norm=False, fits=SHARED)
+    case = Case(norm=False, schedules=SHARED)
     case.run(runner=runner, views=make_views(7), folder=Path(folder))
     torch.save(case.student.state_dict(), Path(folder) / f"rank{runner.fabric.global_rank}.pt")
 

@@ -91,8 +91,8 @@ class Case:
 
     norm: bool = True
     dropout: float = 0.0
-    fits: tuple[TrainingSchedule, TrainingSchedule] = (
-        TrainingSchedule(4, 8, 1e-2, 3e-2, schedule="cosine"),
+    schedules: tuple[TrainingSchedule, TrainingSchedule] = (
+        TrainingSchedule(4, 8, 1e-2, 3e-2, lr_schedule="cosine"),
         TrainingSchedule(4, 8, 5e-3, 5e-3),
     )
     objective: Squared = field(default_factory=Squared)
@@ -114,12 +114,18 @@ class Case:
             nn.Sequential(self.teacher[0], scion, self.teacher[2]),
             scion,
             self.objective,
-            self.fits[0],
+            self.schedules[0],
             self.teacher,
             (self.enter, self.exit),
         )
         second = Phase(
-            "join", nn.Sequential(self.teacher[0], both), both, self.objective, self.fits[1], self.teacher, (self.exit,)
+            "join",
+            nn.Sequential(self.teacher[0], both),
+            both,
+            self.objective,
+            self.schedules[1],
+            self.teacher,
+            (self.exit,),
         )
         self.student = nn.Sequential(self.teacher[0], *both)
         self.plan = Plan("test", (first, second), self.student)
@@ -136,7 +142,7 @@ def rows(folder: Path, name: str = "metrics.jsonl") -> list[tuple[int, int]]:
     return [(row["phase"], row["step"]) for row in map(json.loads, lines)]
 
 
-LONG = (TrainingSchedule(12, 8, 1e-2, 3e-2, schedule="cosine"), TrainingSchedule(23, 8, 5e-3, optimizer="sgd"))
+LONG = (TrainingSchedule(12, 8, 1e-2, 3e-2, lr_schedule="cosine"), TrainingSchedule(23, 8, 5e-3, optimizer="sgd"))
 
 
 SHARED = (
@@ -150,10 +156,10 @@ class IndependentPhases:
     """A teacher of three blocks and a head, and a plan that grafts each block in a phase that needs no other."""
 
     objective: Squared = field(default_factory=Squared)
-    fits: tuple[TrainingSchedule, ...] = (
+    schedules: tuple[TrainingSchedule, ...] = (
         TrainingSchedule(12, 8, 1e-2),
         TrainingSchedule(23, 8, 1e-2, optimizer="sgd"),
-        TrainingSchedule(11, 5, 5e-3, schedule="cosine"),
+        TrainingSchedule(11, 5, 5e-3, lr_schedule="cosine"),
     )
 
     def __post_init__(self) -> None:
@@ -163,8 +169,8 @@ class IndependentPhases:
             self.teacher = nn.Sequential(*(convolution(*sizes, norm=True) for sizes in widths), head(6))
             scions = [nn.Sequential(convolution(*sizes, norm=True), nn.Dropout(0.5)) for sizes in widths]
         phases = []
-        for number, (scion, fit) in enumerate(zip(scions, self.fits, strict=True)):
+        for number, (scion, schedule) in enumerate(zip(scions, self.schedules, strict=True)):
             blocks = [*self.teacher[:number], scion, *self.teacher[number + 1 :]]
-            phases.append(Phase(f"{number}", nn.Sequential(*blocks), scion, self.objective, fit, self.teacher))
+            phases.append(Phase(f"{number}", nn.Sequential(*blocks), scion, self.objective, schedule, self.teacher))
         self.student = nn.Sequential(*scions, self.teacher[3])
         self.plan = Plan("independent", tuple(phases), self.student)

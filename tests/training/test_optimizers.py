@@ -16,13 +16,13 @@ from netgraft.training.optimizers import make_optimizer, set_rates
 Array = NDArray[np.float64]
 
 
-def make(fit: TrainingSchedule) -> tuple[Phase, nn.Sequential]:
+def make(schedule: TrainingSchedule) -> tuple[Phase, nn.Sequential]:
     """A block between two adapters, in float64, and a head that isn't trained."""
     torch.manual_seed(0)
     enter, block, leave = nn.Conv2d(3, 4, 1), nn.Sequential(nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)), nn.Conv2d(5, 2, 1)
     scion = nn.Sequential(enter, block, leave).double()
     model = nn.Sequential(scion, nn.Conv2d(2, 2, 1).double())
-    return Phase("graft", model, scion, lambda batch: {}, fit, adapters=(enter, leave)), scion
+    return Phase("graft", model, scion, lambda batch: {}, schedule, adapters=(enter, leave)), scion
 
 
 def adam(weight: Array, gradients: list[Array], lr: float, decay: float) -> Array:

@@ -56,7 +56,7 @@ LONG_ROWS = [(0, 10), (0, 12), (1, 10), (1, 20), (1, 23)]
 
 
 def test_killed_anywhere_a_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
-    whole = Case(dropout=0.5, fits=LONG)
+    whole = Case(dropout=0.5, schedules=LONG)
     (tmp_path / "whole").mkdir()
     whole.run(folder=tmp_path / "whole")
     # saved after each step, at the ends of phases alone, never
@@ -70,7 +70,7 @@ def test_killed_anywhere_a_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
     for folder, process in processes:
         _, error = process.communicate(timeout=120)
         assert process.returncode == -9, error
-        case = Case(dropout=0.5, fits=LONG)
+        case = Case(dropout=0.5, schedules=LONG)
         case.run(folder=folder, resume=True)
         assert state_digest(case.student) == state_digest(whole.student)
         assert rows(folder) == LONG_ROWS
@@ -78,14 +78,14 @@ def test_killed_anywhere_a_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
 
 
 def test_lines_behind_the_checkpoint_are_written_again(tmp_path: Path) -> None:
-    case = Case(fits=LONG)
+    case = Case(schedules=LONG)
     with pytest.raises(InterruptedRunError):
         case.run(folder=tmp_path, stop=lambda: case.objective.calls == 15)
     path = tmp_path / "metrics.jsonl"
     whole = path.read_text()
     with path.open("a") as file:  # what a kill between this line and the next checkpoint leaves
         file.write('{"phase": 1, "step": 10, "lr": 0.005, "squared": 1.0}\n{"phase": 1, "st')
-    Case(fits=LONG).run(folder=tmp_path, resume=True)
+    Case(schedules=LONG).run(folder=tmp_path, resume=True)
     assert rows(tmp_path) == LONG_ROWS
     assert path.read_text().startswith(whole)
     assert '"squared": 1.0}' not in path.read_text()

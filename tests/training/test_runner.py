@@ -86,7 +86,7 @@ def test_modes_flags_and_the_teacher_are_as_before(fails: bool) -> None:
 
 
 def test_every_trainable_parameter_moves_and_no_other() -> None:
-    case = Case(fits=(TrainingSchedule(3, 8, 1e-2, 3e-2), TrainingSchedule(0, 8, 1e-2)))
+    case = Case(schedules=(TrainingSchedule(3, 8, 1e-2, 3e-2), TrainingSchedule(0, 8, 1e-2)))
     before = {name: value.clone() for name, value in case.student.named_parameters()}
     case.run()
     moved = {id(p) for name, p in case.student.named_parameters() if not torch.equal(p, before[name])}
@@ -94,7 +94,7 @@ def test_every_trainable_parameter_moves_and_no_other() -> None:
 
 
 def test_adapters_have_their_own_rate() -> None:
-    case = Case(fits=(TrainingSchedule(1, 8, 1e-2, 3e-2), TrainingSchedule(0, 8, 1e-2)))
+    case = Case(schedules=(TrainingSchedule(1, 8, 1e-2, 3e-2), TrainingSchedule(0, 8, 1e-2)))
     before = copy.deepcopy(case.student)
     case.run()
     steps = [(new - old).abs() for new, old in zip(case.student.parameters(), before.parameters(), strict=True)]
@@ -138,11 +138,11 @@ def by_hand(case: Case, views: Views, seed: int) -> None:
 
 @pytest.mark.parametrize("cache_gib", [4.0, 0.0])
 def test_steps_equal_a_loop_written_by_hand(cache_gib: float) -> None:
-    fits = (TrainingSchedule(4, 8, 1e-2, 3e-2, schedule="cosine"), TrainingSchedule(4, 8, 5e-3))
-    case, reference = Case(fits=fits), Case(fits=fits)
+    schedules = (TrainingSchedule(4, 8, 1e-2, 3e-2, lr_schedule="cosine"), TrainingSchedule(4, 8, 5e-3))
+    case, reference = Case(schedules=schedules), Case(schedules=schedules)
     case.run(runner=Runner(accelerator="cpu", precision="32", seed=5, cache_gib=cache_gib))
     by_hand(reference, make_views(), seed=5)
-    untrained = Case(fits=fits)
+    untrained = Case(schedules=schedules)
     assert (untrained.enter.weight - case.enter.weight).abs().max() > 1e-3
     for (name, ours), theirs in zip(
         case.student.state_dict().items(), reference.student.state_dict().values(), strict=True
@@ -188,8 +188,8 @@ def test_what_is_computed_again_has_the_bits_of_what_is_kept(
 
 
 def test_decay_shrinks_matrices_alone() -> None:
-    fit = TrainingSchedule(2, 8, 0.1, optimizer="sgd", weight_decay=0.5)
-    case = Case(fits=(fit, replace(fit, steps=0)))
+    schedule = TrainingSchedule(2, 8, 0.1, optimizer="sgd", weight_decay=0.5)
+    case = Case(schedules=(schedule, replace(schedule, steps=0)))
     object.__setattr__(case.plan.phases[0], "objective", lambda batch: {"nothing": 0 * batch.output.sum()})
     before = copy.deepcopy(case.block)
     case.run()
@@ -205,8 +205,8 @@ def test_decay_shrinks_matrices_alone() -> None:
 
 def test_batches_of_whole_epochs() -> None:
     sizes: list[int] = []
-    fit = TrainingSchedule(6, 8, 1e-3, whole_epochs=True)
-    Case(fits=(fit, fit), objective=Squared(watch=lambda batch: sizes.append(len(batch.output)))).run()
+    schedule = TrainingSchedule(6, 8, 1e-3, whole_epochs=True)
+    Case(schedules=(schedule, schedule), objective=Squared(watch=lambda batch: sizes.append(len(batch.output)))).run()
     assert sizes == [8, 4] * 6
 
 
@@ -220,16 +220,16 @@ def test_schedules_in_closed_form(steps: int) -> None:
             middle < 0.25, np.sin(2 * np.pi * middle) ** 2, np.cos(np.pi * (middle - 0.25) / 1.5) ** 2
         ),
     }
-    for schedule, values in expected.items():
-        fit = TrainingSchedule(steps, 8, 1.0, schedule=schedule)
-        np.testing.assert_allclose([fit.factor(step) for step in range(steps)], values, atol=1e-12)
+    for name, values in expected.items():
+        schedule = TrainingSchedule(steps, 8, 1.0, lr_schedule=name)
+        np.testing.assert_allclose([schedule.factor(step) for step in range(steps)], values, atol=1e-12)
 
 
 def test_unknown_schedule_and_optimizer_are_refused() -> None:
     with pytest.raises(ValueError, match="schedule must be constant, cosine or one-cycle, not 'exp'"):
-        TrainingSchedule(4, 8, 1e-3, schedule="exp").factor(0)
+        TrainingSchedule(4, 8, 1e-3, lr_schedule="exp").factor(0)
     with pytest.raises(ValueError, match="optimizer must be adam or sgd, not 'lion'"):
-        Case(fits=(TrainingSchedule(4, 8, 1e-3, optimizer="lion"), TrainingSchedule(4, 8, 1e-3))).run()
+        Case(schedules=(TrainingSchedule(4, 8, 1e-3, optimizer="lion"), TrainingSchedule(4, 8, 1e-3))).run()
 
 
 def test_blocks_trained_in_one_phase_are_read_anew_in_the_next() -> None:
@@ -237,11 +237,11 @@ def test_blocks_trained_in_one_phase_are_read_anew_in_the_next() -> None:
     front, tail = convolution(1, 4, norm=True), head(4)
     model, inputs, targets = nn.Sequential(front, tail), [], []
     teacher = nn.Sequential(convolution(1, 4, norm=True), head(4))
-    fit = TrainingSchedule(1, IMAGES, 0.1, whole_epochs=True)
-    first = Phase("front", model, front, Squared(), fit, teacher)
+    schedule = TrainingSchedule(1, IMAGES, 0.1, whole_epochs=True)
+    first = Phase("front", model, front, Squared(), schedule, teacher)
     # what the first phase trains is a part of the second one's teacher
     taught = nn.Sequential(front, copy.deepcopy(tail)).eval()
-    second = Phase("tail", model, tail, Squared(watch=lambda batch: targets.append(batch.target)), fit, taught)
+    second = Phase("tail", model, tail, Squared(watch=lambda batch: targets.append(batch.target)), schedule, taught)
     tail.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach()) if module.training else None)
     views = make_views(per_image=1)
     untrained = copy.deepcopy(front)
@@ -301,7 +301,7 @@ def test_the_callers_generators_are_left_alone() -> None:
 
 def test_two_processes_train_the_student_of_one(tmp_path: Path) -> None:
     process = call("shared_run", str(tmp_path), script=tmp_path / "shared.py")
-    case = Case(norm=False, fits=SHARED)
+    case = Case(norm=False, schedules=SHARED)
     case.run(views=make_views(7))
     _, error = process.communicate(timeout=120)
     assert process.returncode == 0, error

@@ -285,8 +285,10 @@ def test_a_loss_on_features_alone_trains(number: int) -> None:
         return {"feature": loss}
 
     trainable = nn.ModuleList([student[0], student[2]])
-    fit = TrainingSchedule(40, 24, 1e-2)
-    phase = Phase("hint", student, trainable, objective, fit, teacher, features=at(number), teacher_features=at(number))
+    schedule = TrainingSchedule(40, 24, 1e-2)
+    phase = Phase(
+        "hint", student, trainable, objective, schedule, teacher, features=at(number), teacher_features=at(number)
+    )
     Runner(accelerator="cpu", precision="32").run(Plan("hint", (phase,), student), VIEWS)
     assert losses[-1] < 0.7 * losses[0]
 
