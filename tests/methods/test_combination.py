@@ -9,19 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.errors import RequestError
-from netgraft.methods.baseline import Baseline, Objective
-from netgraft.methods.method import Budget
-from netgraft.methods.registry import choose, find
+from netgraft.methods.baseline import Objective
+from netgraft.methods.registry import find
 from netgraft.options import declared
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import (
-    Losses,
-    method,
-    pairing,
-    random,
-    ready,
-    values,
-)
+from tests.support.method_pairs import Losses, method, pairing, random, ready, values
 
 B, K = 4, 10
 
@@ -131,73 +123,9 @@ def test_a_wrong_setting_of_a_part_is_refused() -> None:
             method(name, **settings).plan(pairing())
 
 
-@pytest.mark.parametrize("other", ["netgraft", "ban", "dml", "one", "none"])
-def test_methods_without_terms_for_the_student_are_refused(other: str) -> None:
-    for name in (f"kd+{other}", f"{other}+kd"):
-        with pytest.raises(RequestError, match=f"{other} can't be combined"):
-            find(name)
-
-
-@pytest.mark.parametrize("name", ["kd+kd", "at+kd+at"])
-def test_a_method_named_twice_is_refused(name: str) -> None:
-    with pytest.raises(RequestError, match="names a method twice"):
-        find(name)
-
-
 def test_supervised_adds_a_whole_cross_entropy_to_the_part_of_kd() -> None:
     output, target, labels = random(B, K), random(B, K, seed=1), torch.tensor([1, 0, 9, 3])
     terms = values(method("kd+supervised").objective(pairing()).terms(StepOutputs(output, target, labels)))
     exact = torch.nn.functional.cross_entropy(output, labels).item()
     assert terms["supervised"] == pytest.approx(exact)
     assert terms["classes"] == pytest.approx(0.1 * exact)
-
-
-@pytest.mark.parametrize("name", ["kd+att", "att+kd", "kd+", "+", "kd at"])
-def test_unknown_parts_are_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(RequestError, match=r"there is no method .*; choose from netgraft, kd, fitnets"):
-        find(name)
-
-
-def test_a_combination_has_the_default_preset_alone() -> None:
-    assert [*find("kd+at").presets] == ["default"]
-    with pytest.raises(RequestError, match=r"kd\+at has no preset 'paper'; choose from default"):
-        choose("kd+at", "paper", Budget(4, 10))
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "complaint"),
-    [
-        ("at", {"at_power": 0.5}, "power must be a finite number of at least 1, not 0.5"),
-        ("ab", {"ab_margin": 0}, "margin must be a finite number above 0"),
-        ("ft", {"ft_rate": 0}, "rate must be a finite number above 0"),
-        ("kd", {"temperature": 0}, "temperature must be positive"),
-        ("kd", {"temperature": "inf"}, "temperature must be a finite number above 0, not inf"),
-        ("ban", {"temperature": 0}, "temperature must be a finite number above 0"),
-        ("one", {"temperature": -1}, "temperature must be a finite number above 0"),
-        ("byot", {"temperature": "nan"}, "temperature must be a finite number above 0"),
-        ("fitnets", {"hint_steps": -3}, "steps of a phase must be at least 0, not -3"),
-        ("kd", {"steps": -1}, "steps and weight_decay at least 0"),
-        ("kd", {"lr": 0}, "rates must be positive"),
-        ("at", {"at_weight": -1}, "at_weight can't be negative"),
-        ("dml", {"mutual_weight": -0.5}, "mutual_weight can't be negative"),
-        ("ban", {"ce_weight": -1}, "ce_weight can't be negative"),
-        ("none", {"batch_size": 0}, "batch_size must be at least 1"),
-    ],
-)
-def test_impossible_settings_are_refused_before_anything_runs(
-    name: str, settings: dict[str, object], complaint: str
-) -> None:
-    with pytest.raises(RequestError, match=complaint):
-        method(name, **settings).plan(pairing())
-
-
-def test_without_a_term_there_is_nothing_to_learn() -> None:
-    prepared = ready("digits", method("kd", kd_weight=0, ce_weight=0, steps=1, batch_size=4))
-    with pytest.raises(RequestError, match="every term of the loss has weight 0"):
-        prepared.run()
-
-
-def test_a_method_that_teaches_nothing_can_not_be_made() -> None:
-    with pytest.raises(TypeError, match="abstract"):
-        Baseline()  # type: ignore[abstract]
-    assert issubclass(find("kd+at"), Baseline)

@@ -13,7 +13,6 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from netgraft.data.view_policy import ViewPolicy
 from netgraft.distillation import Distillation, DistillationResult
 from netgraft.errors import InterruptedRunError
 from netgraft.methods.registry import METHODS, find
@@ -22,15 +21,7 @@ from netgraft.plan import Phase, StepOutputs
 from netgraft.progress import SilentReporter
 from netgraft.training.optimizers import make_optimizer
 from netgraft.training.parallel import independent_groups
-from tests.support.method_pairs import (
-    PAIRS,
-    Losses,
-    method,
-    networks,
-    ready,
-    truth,
-    watched,
-)
+from tests.support.method_pairs import PAIRS, PLAIN, Losses, method, networks, ready, truth, watched
 
 
 @dataclass(frozen=True)
@@ -298,7 +289,7 @@ def test_methods_without_a_teacher_take_its_answers_for_labels(recorded: Recorde
 def test_with_labels_every_method_gets_those_of_its_images(name: str) -> None:
     seen: list[StepOutputs] = []
     labels = truth(8)
-    prepared = ready("digits", configured(name, 5), count=8, labels=labels, views=ViewPolicy("plain", pool=0))
+    prepared = ready("digits", configured(name, 5), count=8, labels=labels, views=PLAIN)
     last = prepared.plan.phases[-1]
     teacher = last.teacher
     watched(prepared, lambda number, batch: seen.append(batch)).run()
@@ -353,3 +344,14 @@ def test_losses_of_one_image_are_finite_in_the_smallest_batches(name: str, preci
         assert len(terms) >= 2 * len(prepared.plan.phases)
         assert torch.tensor(terms).isfinite().all()
         assert all(value.isfinite().all() for value in distilled.student.state_dict().values())
+
+
+# --- without a step
+
+
+def test_without_steps_nothing_is_trained() -> None:
+    for name in ("none", "kd", "dml", "one", "ban"):
+        prepared = ready("digits", method(name, steps=0))
+        start = state_digest(prepared.model)
+        assert prepared.plan.phases == ()
+        assert state_digest(prepared.run().student) == start

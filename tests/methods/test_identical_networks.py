@@ -13,14 +13,7 @@ from torch import Tensor, nn
 
 from netgraft.methods.baseline import Baseline
 from netgraft.plan import Feature, Phase, StepOutputs
-from tests.support.method_pairs import (
-    leaf,
-    method,
-    pairing,
-    random,
-    softmax,
-    values,
-)
+from tests.support.method_pairs import leaf, method, pairing, random, softmax, values
 
 B, K = 5, 10
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,9 @@ from netgraft.errors import RequestError
 from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
-from netgraft.methods.hyperparameters import parse
 from netgraft.methods.method import Budget
-from netgraft.methods.registry import METHODS, NetGraft, choose, find
+from netgraft.methods.registry import NetGraft, choose
 from netgraft.models.creation import build_student, load_teacher
-from netgraft.options import declared
 from netgraft.plan import StepOutputs
 from netgraft.progress import SilentReporter
 from netgraft.training.runner import Runner
@@ -325,66 +322,6 @@ def test_adapters_that_no_layer_takes_in_stay_and_are_reported() -> None:
     torch.testing.assert_close(logits, unfolded.logits, atol=1e-4, rtol=1e-4)
 
 
-# --- hyper-parameters from text
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "value"),
-    [
-        ("block_steps", "300", (300,)),
-        ("block_steps", "1,2,3", (1, 2, 3)),
-        ("block_lr", "1e-3,0.5", (1e-3, 0.5)),
-        ("join_steps", "7", 7),
-        ("join_lr", "2.5e-4", 2.5e-4),
-        ("schedule", "one-cycle", "one-cycle"),
-        ("whole_epochs", "true", True),
-        ("whole_epochs", "No", False),
-    ],
-)
-def test_text_becomes_the_fields_type(name: str, text: str, value: object) -> None:
-    parsed = parse(NetGraft, name, text)
-    assert parsed == value
-    assert type(parsed) is type(value)
-    method = choose("netgraft", "default", Budget(100, 10), {name: text}).method
-    assert getattr(method, name) == value
-    assert replace(NetGraft(), **{name: value}) == method  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("join_steps", "many", "join_steps must be like its default 1000, not 'many'"),
-        ("join_steps", "1.5", "must be like its default"),
-        ("block_steps", "1,,2", "must be like its default"),
-        ("block_steps", "", "must be like its default"),
-        ("block_lr", "fast", "must be like its default"),
-        ("whole_epochs", "perhaps", "must be like its default False, not 'perhaps'"),
-        ("schedule", "exp", "schedule must be one of constant, cosine, one-cycle, not 'exp'"),
-    ],
-)
-def test_text_that_is_no_value_is_refused(name: str, text: str, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        choose("netgraft", "default", Budget(100, 10), {name: text})
-
-
-@pytest.mark.parametrize(
-    ("method", "preset", "message"),
-    [("netgrafts", "default", "there is no method 'netgrafts'; choose from"), ("netgraft", "best", "no preset 'best'")],
-)
-def test_unknown_methods_and_presets_are_refused(method: str, preset: str, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        choose(method, preset, Budget(100, 10))
-
-
-def test_every_hyperparameter_is_described() -> None:
-    for known in METHODS:
-        described = declared(find(known))
-        assert described
-        for name, option in described.items():
-            assert option.meaning, name
-            assert getattr(find(known)(), name) == option.default
-
-
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
@@ -398,8 +335,3 @@ def test_every_hyperparameter_is_described() -> None:
 def test_impossible_hyper_parameters_are_refused(values: dict[str, Any], complaint: str) -> None:
     with pytest.raises(RequestError, match=complaint):
         NetGraft(**values)
-
-
-def test_an_unknown_hyper_parameter_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(RequestError, match=r"no hyper-parameter 'stepz'.*block_steps"):
-        choose("netgraft", "default", Budget(100, 10), {"stepz": "3"})

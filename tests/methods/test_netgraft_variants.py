@@ -25,14 +25,7 @@ from netgraft.methods.registry import NetGraft, choose
 from netgraft.plan import StepOutputs
 from netgraft.progress import SilentReporter
 from netgraft.training.parallel import independent_groups
-from tests.support.method_pairs import (
-    divergence,
-    networks,
-    pairing,
-    random,
-    ready,
-    values,
-)
+from tests.support.method_pairs import divergence, networks, pairing, random, ready, values
 from tests.support.random_models import build
 
 SHORT = {"block_steps": (2,), "join_steps": 2, "batch_size": 4}

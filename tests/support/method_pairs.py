@@ -23,7 +23,7 @@ from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose
 from netgraft.models.creation import build_student, load_teacher
-from netgraft.plan import ObjectiveFunction, StepOutputs
+from netgraft.plan import ObjectiveFunction, Plan, StepOutputs
 from netgraft.progress import SilentReporter
 from netgraft.training.runner import Runner
 
@@ -32,6 +32,9 @@ IMAGES = 4
 SIDE = 32  # of the second pair's images
 
 PAIRS = ("digits", "families")
+
+PLAIN = ViewPolicy("plain", pool=0)
+"""One view an image."""
 
 
 def method(name: str, **settings: object) -> Any:
@@ -84,6 +87,18 @@ def ready(pair: str, chosen: Any, *, count: int = IMAGES, precision: str = "32",
 def pairing(inherit: str = "auto") -> Pairing:
     """The digits' pair: four blocks, whose cuts are 32/32, 64/32 and 128/64 wide and 4, 2 and 1 pixels high."""
     return cut_and_pair(*networks("digits"), PairingOptions("random", inherit), input_size=(1, 8, 8))
+
+
+def one_cut() -> Pairing:
+    """The digits' pair in two blocks, none of them inherited."""
+    whole = pairing("none")
+    return Pairing(whole.teacher.merge([1]), whole.student.merge([1]))
+
+
+def objective(name: str, **settings: Any) -> ObjectiveFunction:
+    """The objective of a method's last phase on the digits' pair."""
+    plan: Plan = method(name, **settings).plan(pairing())
+    return plan.phases[-1].objective
 
 
 def watched(prepared: Distillation, watch: Any) -> Distillation:
@@ -140,3 +155,21 @@ def divergence(teacher: np.ndarray, student: np.ndarray, temperature: float) -> 
     p, q = softmax(teacher, temperature), softmax(student, temperature)
     rows = [sum(a * np.log(a / b) for a, b in zip(x, y, strict=True)) for x, y in zip(p, q, strict=True)]
     return temperature**2 * float(np.mean(rows))
+
+
+def cross_entropy_slope(logits: np.ndarray, classes: list[int]) -> np.ndarray:
+    """Of :func:`cross_entropy` at its logits."""
+    slope = softmax(logits)
+    slope[np.arange(len(logits)), classes] -= 1
+    return slope / len(logits)
+
+
+def slopes(terms: Any, tensor: Tensor) -> np.ndarray:
+    """Gradient of the sum of all terms; zero where none depends on ``tensor``."""
+    [slope] = torch.autograd.grad(sum(terms.values()), tensor, allow_unused=True)
+    return np.zeros(tensor.shape) if slope is None else slope.numpy()
+
+
+def layers(module: nn.Module) -> set[nn.Module]:
+    """The modules without children."""
+    return {layer for layer in module.modules() if not [*layer.children()]}

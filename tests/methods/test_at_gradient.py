@@ -1,51 +1,17 @@
-"""Attention transfer by activations and by gradients, against plain loops and brute force."""
+"""Attention transfer by gradients, against central differences."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from netgraft.data.view_policy import ViewPolicy
 from netgraft.methods.at_gradient import InputGradient
-from netgraft.methods.baseline import Baseline
 from netgraft.modules import state_digest
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import (
-    Losses,
-    leaf,
-    method,
-    pairing,
-    random,
-    ready,
-    values,
-    watched,
-)
+from tests.support.method_pairs import PLAIN, Losses, leaf, method, pairing, random, ready, watched
 
 B, K = 3, 10
-
-PLAIN = ViewPolicy("plain", pool=0)
-
-
-def test_attention_of_every_block_end_counts() -> None:
-    chosen = method("at", at_weight=3.0, at_form="code")
-    assert isinstance(chosen, Baseline)
-    objective = chosen.objective(pairing("none"))
-    assert [f.block for f in objective.features] == [f.block for f in objective.teacher_features] == [0, 1, 2]
-    shapes = [(B, 4, 4, 4), (B, 6, 2, 2)]
-    mine = [random(*shape, seed=1) for shape in shapes]
-    theirs = [random(*shape, seed=2) for shape in shapes]
-    expected = 0.0
-    for pair in zip(mine, theirs, strict=True):
-        maps = []
-        for features in pair:
-            strength = np.array([sum(channel**2 for channel in sample).ravel() for sample in features.numpy()])
-            maps.append(np.array([row / np.sqrt(np.sum(row**2)) for row in strength]))
-        expected += 3.0 * np.mean((maps[0] - maps[1]) ** 2)
-    logits = random(B, K)
-    terms = values(objective.terms(StepOutputs(logits, logits, None, tuple(mine), tuple(theirs))))
-    assert terms["attention"] == pytest.approx(expected)
 
 
 def brute_force(blocks: nn.Module, inputs: Tensor) -> Tensor:

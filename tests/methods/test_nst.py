@@ -1,0 +1,32 @@
+"""Neuron selectivity, against plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from netgraft.plan import StepOutputs
+from tests.support.method_pairs import method, pairing, random, ready, values
+
+B, K = 3, 10
+
+
+def test_selectivity_skips_maps_of_one_pixel() -> None:
+    start = pairing()
+    assert [cut.size for cut in start.student.cuts] == [(4, 4), (2, 2), (1, 1)]
+    objective = method("nst", nst_weight=7.0).objective(start)
+    assert [f.block for f in objective.features] == [f.block for f in objective.teacher_features] == [1]
+    # of the other pair's two cuts the last one has maps of 8x8
+    families = ready("families", method("nst")).plan.phases[-1]
+    assert [feature.block for feature in families.features] == [1]
+
+    student, teacher, logits = random(B, 2, 3, 3), random(B, 4, 3, 3, seed=1), random(B, K)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> float:
+        units = [[row.ravel() / np.sqrt(np.sum(row**2)) for row in rows] for rows in (x, y)]
+        return float(np.mean([np.dot(a, b) ** 2 for a in units[0] for b in units[1]]))
+
+    pairs = zip(student.numpy(), teacher.numpy(), strict=True)
+    expected = np.mean([kernel(s, s) + kernel(t, t) - 2 * kernel(s, t) for s, t in pairs])
+    terms = values(objective.terms(StepOutputs(logits, logits, None, (student,), (teacher,))))
+    assert terms["selectivity"] == pytest.approx(7 * expected)

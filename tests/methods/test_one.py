@@ -1,0 +1,91 @@
+"""The native ensemble: its branches, its gate, and its loss against NumPy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from netgraft.methods.one import Gate, GatedEnsemble
+from netgraft.methods.peers import Peers
+from netgraft.modules import state_digest
+from netgraft.plan import StepOutputs
+from tests.support.method_pairs import (
+    cross_entropy,
+    cross_entropy_slope,
+    divergence,
+    layers,
+    leaf,
+    method,
+    objective,
+    pairing,
+    random,
+    slopes,
+    softmax,
+    values,
+)
+
+B, K = 4, 6
+
+LABELS = [5, 0, 3, 3]
+
+
+def test_low_blocks_are_shared_and_branches_start_differently() -> None:
+    start = pairing()
+    blocks = start.student.blocks()
+    plan = method("one", branches=3).plan(start)
+    [phase] = plan.phases
+    *low, ensemble = phase.model
+    # the last stage in front of the head branches, with the head
+    assert low == blocks[:2]
+    assert isinstance(ensemble, GatedEnsemble)
+    branches = [*ensemble.branches.networks]
+    assert layers(branches[0]) == layers(nn.Sequential(*blocks[2:]))
+    assert len({state_digest(branch) for branch in branches}) == 3
+    assert {*branches[1].parameters()}.isdisjoint(branches[2].parameters())
+    assert [*plan.student] == blocks
+    assert {*blocks[1].parameters()} <= {*phase.trainable.parameters()}
+
+
+def test_the_ensemble_is_the_gated_sum() -> None:
+    torch.manual_seed(0)
+    gate = Gate(5, 3)
+    ensemble = GatedEnsemble(Peers([nn.Sequential(nn.Flatten(), nn.Linear(20, K)) for _ in range(3)]), gate)
+    shared = random(B, 5, 2, 2).float()
+    with torch.no_grad():
+        weights, answers = gate(shared), ensemble(shared)
+    assert weights.shape == (B, 3)
+    np.testing.assert_allclose(weights.numpy().sum(axis=1), np.ones(B), rtol=1e-6)
+    assert float(weights.std(0).min()) > 1e-3
+    assert answers.shape == (B, 4, K)
+    for sample in range(B):
+        expected = sum(float(w) * z for w, z in zip(weights[sample], answers[sample, :3].double().numpy(), strict=True))
+        np.testing.assert_allclose(answers[sample, 3].numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_native_ensemble_is_reported_as_it_was_trained() -> None:
+    plan = method("one").plan(pairing())
+    assert plan.ensemble is not None
+    images = random(B, 1, 8, 8).float()
+    with torch.no_grad():
+        together = plan.ensemble.eval()(images)
+        torch.testing.assert_close(together, plan.phases[0].model.eval()(images)[:, 3])
+
+
+def test_branches_learn_from_their_ensemble_which_learns_from_classes_alone() -> None:
+    temperature = 3.0
+    answers = leaf(B, 3, K)  # of two branches and their ensemble
+    terms = objective("one", branches=2)(StepOutputs(answers, None, torch.tensor(LABELS)))
+    z = answers.detach().numpy()
+    branches, ensemble = [z[:, 0], z[:, 1]], z[:, 2]
+    assert values(terms) == {
+        "ensemble": pytest.approx(cross_entropy(ensemble, LABELS)),
+        "branches": pytest.approx(sum(cross_entropy(one, LABELS) for one in branches)),
+        "from the ensemble": pytest.approx(sum(divergence(ensemble, one, temperature) for one in branches)),
+    }
+    expected = np.stack([cross_entropy_slope(one, LABELS) for one in (*branches, ensemble)], axis=1)
+    for number, one in enumerate(branches):
+        # tau^2 KL has the slope tau (q - p)
+        expected[:, number] += temperature * (softmax(one, temperature) - softmax(ensemble, temperature)) / B
+    np.testing.assert_allclose(slopes(terms, answers), expected, atol=1e-7)
