@@ -44,6 +44,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: ideas": ("benchmarks.studies.grafting_variants", "table"),
         "results: families": (*TABLE, f"{RESULTS}/families-cifar10"),
     },
+    "docs/options.md": {"options": ("benchmarks.option_table",)},
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
     "docs/speed.md": {"results": ("benchmarks.speed.table", f"{RESULTS}/speed")},
 }

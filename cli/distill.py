@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
 
 def _options() -> Iterable[Option]:
-    from netgraft.jobs.options import DistillOptions
-    from netgraft.options import declared
+    from netgraft.jobs.options import DistillOptions, ordered
 
-    return declared(DistillOptions).values()
+    return ordered(DistillOptions).values()
 
 
 def _method_of(args: Sequence[str]) -> tuple[str, type]:

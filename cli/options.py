@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
 PATH = click.Path(path_type=Path)
 
-SCOPES = ("pair", "run", "")
-"""Order of declared options in the help: models and data, how to train, where and when."""
-
 
 class DeclaredCommand(click.Command):
     """A command with the options that dataclasses declare, in front of those of its own.
@@ -31,14 +28,12 @@ class DeclaredCommand(click.Command):
         self._made: list[click.Option] | None = None
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return the declared options and the command's own."""
+        """Return what must be given, the declared options, and the command's own."""
         if self._made is None:
-            self._made = [_click_option(option) for option in sorted(self._declared(), key=_by_scope)]
-        return [*self._made, *super().get_params(ctx)]
-
-
-def _by_scope(option: Option) -> int:
-    return SCOPES.index(option.scope)
+            self._made = [_click_option(option) for option in self._declared()]
+        own = super().get_params(ctx)
+        needed = [parameter for parameter in own if parameter.required]
+        return [*needed, *self._made, *(parameter for parameter in own if parameter not in needed)]
 
 
 def _click_option(option: Option) -> click.Option:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def _options() -> Iterable[Option]:
+    from netgraft.jobs.options import ordered
     from netgraft.jobs.train import TrainJob
-    from netgraft.options import declared
 
-    return [option for name, option in declared(TrainJob).items() if name != "model"]
+    return [option for name, option in ordered(TrainJob).items() if name != "model"]
 
 
 def _recipe_of(args: Sequence[str]) -> tuple[str, type]:

@@ -48,6 +48,19 @@ class DistillationResult:
         trained: Steps and seconds.
         data_config: Preprocessing, the teacher's own.
         teacher_digest: Of the teacher's weights, the same before and after.
+
+    Examples:
+        >>> import netgraft, timm
+        >>> teacher = netgraft.load_teacher("digits_vgg7_bn")
+        >>> student = timm.create_model("digits_vgg7_bn_half")
+        >>> images = netgraft.open_data("digits").train.load_many(range(20))
+        >>> short = netgraft.NetGraft(block_steps=(1,), join_steps=1)
+        >>> result = netgraft.distill(teacher, student, images, method=short)
+        >>> result.plain, result.student is student, sorted(result.folding.folded)
+        (True, True, ['features.14', 'head.fc'])
+        >>> result.save("student")
+        >>> type(netgraft.load_student("student")).__name__
+        'SmallVGG'
     """
 
     student: nn.Module
@@ -206,6 +219,19 @@ def prepare(
     Raises:
         RequestError: The models can't be cut or paired, or the student can't start as asked.
         TypeError: ``pairing`` names an option that there is not.
+
+    Examples:
+        >>> import netgraft, timm
+        >>> teacher = netgraft.load_teacher("digits_vgg7_bn")
+        >>> student = timm.create_model("digits_vgg7_bn_half")
+        >>> images = netgraft.open_data("digits").train.load_many(range(20))
+        >>> prepared = netgraft.prepare(teacher, student, images, inherit="none")
+        >>> prepared.plan.steps
+        4200
+        >>> print(prepared.plan.phases[0].name)
+        graft block 1
+        >>> prepared.pairing.init
+        'slice'
     """
     if not images:
         raise RequestError("there are no images to distill from; give at least one")
@@ -255,5 +281,17 @@ def distill(
     """Turn ``student`` into a smaller stand-in for ``teacher``, from a few unlabeled images.
 
     The same as ``prepare(...).run(...)``; see :func:`prepare`, which takes ``options``, and :meth:`Distillation.run`.
+
+    Examples:
+        >>> import netgraft, timm
+        >>> teacher = netgraft.load_teacher("digits_vgg7_bn")
+        >>> student = timm.create_model("digits_vgg7_bn_half")
+        >>> images = netgraft.open_data("digits").train.load_many(range(20))
+        >>> short = netgraft.NetGraft(block_steps=(2,), join_steps=2)
+        >>> result = netgraft.distill(teacher, student, images, method=short)
+        >>> result.trained.steps
+        10
+        >>> sum(p.numel() for p in result.student.parameters()) / sum(p.numel() for p in teacher.parameters()) < 0.3
+        True
     """
     return prepare(teacher, student, images, **options).run(folder=folder, resume=resume, reporter=reporter)

@@ -17,7 +17,8 @@ from netgraft.errors import RequestError
 
 T = TypeVar("T")
 
-Scope = Literal["", "pair", "run"]
+Scope = Literal["pair", "run", ""]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ def option(
     return field(default=default, metadata=_declaration(meaning, choices, minimum, flag, scope, recorded))
 
 
-def required(meaning: str, *, flag: str = "") -> Any:
+def required(meaning: str, *, scope: Scope = "") -> Any:
     """Declare a field without a default."""
-    return field(metadata=_declaration(meaning, (), None, flag, "", recorded=False))
+    return field(metadata=_declaration(meaning, (), None, "", scope, recorded=False))
 
 
 def group(kind: type[T]) -> T:

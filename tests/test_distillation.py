@@ -19,9 +19,11 @@ from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
 from netgraft.distillation import Distillation
 from netgraft.errors import InterruptedRunError, RequestError
+from netgraft.grafting.pairing import Pairing
 from netgraft.models.creation import build_student
 from netgraft.models.students import load_student, save_student
 from netgraft.modules import state_digest
+from netgraft.plan import Phase, Plan
 
 SHORT = NetGraft(block_steps=(2,), join_steps=2, batch_size=16)
 
@@ -153,6 +155,16 @@ def test_everything_that_decides_the_result_is_in_the_fingerprint() -> None:
     fingerprints.append(short(*models(seed=1), init="random").fingerprint)
     fingerprints.append(prepare(*models(), few_images(2), method=SHORT, views=FEW).fingerprint)
     assert len(set(fingerprints)) == len(fingerprints)
+
+
+def test_no_sentence_is_part_of_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = short(*models()).fingerprint
+    for kind in (ViewPolicy, Plan, Phase, Pairing, NetGraft):
+        monkeypatch.setattr(kind, "__str__", lambda self: "other words")
+        monkeypatch.setattr(kind, "__repr__", lambda self: "other words")
+    prepared = short(*models())
+    assert str(prepared.plan) == "other words"
+    assert prepared.fingerprint == before
 
 
 def test_the_users_models_keep_their_modes() -> None:

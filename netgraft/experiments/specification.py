@@ -37,14 +37,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from netgraft.errors import RequestError
-from netgraft.jobs.options import DistillOptions, JobOptions
-from netgraft.options import build, declared
+from netgraft.jobs.options import DistillOptions, ordered
+from netgraft.options import build
 
 if TYPE_CHECKING:
     from netgraft.jobs.distill import DistillJob
 
-# what all jobs have comes last
-OPTIONS = dict(sorted(declared(DistillOptions).items(), key=lambda item: item[0] in declared(JobOptions)))
+OPTIONS = ordered(DistillOptions)
 PAIR = tuple(name for name, option in OPTIONS.items() if option.scope == "pair")
 RUN = tuple(name for name, option in OPTIONS.items() if option.scope == "run")
 """Keys that are options of ``netgraft distill``."""

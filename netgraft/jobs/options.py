@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from netgraft.grafting.options import PairingOptions
-from netgraft.options import group, option
+from netgraft.options import SCOPES, Option, declared, group, option
 from netgraft.training.options import DeviceOptions
 
 
@@ -24,6 +24,19 @@ class JobOptions:
         None, "Height and width of what the model takes; its own by default.", minimum=1, scope="pair"
     )
     compute: DeviceOptions = group(DeviceOptions)
+
+
+def ordered(kind: type[JobOptions]) -> dict[str, Option]:
+    """Return a job's options as people read them.
+
+    Models and data come first, then how to train, then where and when; in each part what all jobs have comes last.
+    """
+    shared = declared(JobOptions)
+
+    def place(option: Option) -> tuple[int, bool]:
+        return SCOPES.index(option.scope), option.name in shared
+
+    return {option.name: option for option in sorted(declared(kind).values(), key=place)}
 
 
 @dataclass(frozen=True)

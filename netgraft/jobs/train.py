@@ -82,7 +82,7 @@ class TrainJob(Job):
     """``netgraft train``: a teacher, from labelled images."""
 
     model: str = required("A timm name.")
-    data: str = required("Name or path of labelled images.")
+    data: str = required("Name or path of labelled images.", scope="pair")
     recipe: SupervisedTraining = field(default_factory=SupervisedTraining)
 
     def prepare(self) -> PreparedTraining:

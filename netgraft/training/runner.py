@@ -61,6 +61,19 @@ class Runner(DeviceOptions):
 
     Attributes:
         seed: Of batches, dropout and drop path.
+
+    Examples:
+        >>> import netgraft, timm
+        >>> runner = netgraft.Runner(accelerator="cpu", precision="32", seed=1)
+        >>> runner.fabric.device
+        device(type='cpu')
+        >>> teacher = netgraft.load_teacher("digits_vgg7_bn")
+        >>> student = timm.create_model("digits_vgg7_bn_half")
+        >>> images = netgraft.open_data("digits").train.load_many(range(20))
+        >>> short = netgraft.NetGraft(block_steps=(1,), join_steps=1)
+        >>> prepared = netgraft.prepare(teacher, student, images, method=short, runner=runner)
+        >>> runner.run(prepared.plan, prepared.views).precision
+        '32'
     """
 
     seed: int = 0
