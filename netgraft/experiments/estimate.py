@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,9 +35,11 @@ START = 8.0  # seconds for imports, reading and proofs
 
 BACKWARD = 3.0  # a step costs so many forwards of what isn't frozen in front
 
-TIMING = 0.5  # seconds after which a model's speed is known well enough
+TIMING = 0.4  # seconds after which a model's speed is known well enough
 
-FORWARDS = 3  # that are timed at least
+FORWARDS = 2  # that are timed at least, whatever they take; the first is slower
+
+PRODUCTS = 4e9  # multiply-accumulates that make a telling forward
 
 FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")  # instructions without which a CPU computes it more slowly than float32
 
@@ -108,7 +110,7 @@ class Estimate:
         if key not in self._models:
             teacher, student = job.models(source)
             size = resolve_model_data_config(teacher)["input_size"]
-            with _one_thread():
+            with _threads(1):
                 self._models[key] = _Models(key, teacher, student, size, class_count(teacher), macs(teacher, size))
         return self._models[key]
 
@@ -117,7 +119,7 @@ class Estimate:
         options = replace(job.pairing, init="random") if job.pairing.init == "auto" else job.pairing
         paired_by = (*models.key, options)
         if (*paired_by, method) not in self._workloads:
-            with _one_thread():
+            with _threads(1):
                 if paired_by not in self._pairings:
                     self._pairings[paired_by] = cut_and_pair(
                         models.teacher, models.student, options, input_size=models.size
@@ -176,9 +178,10 @@ def _trained_macs(phase: Phase, size: tuple[int, int, int]) -> int:
         return sum(macs_along(phase.model, torch.zeros(1, *size))[len(frozen) :])
 
 
-@torch.inference_mode()
 def seconds_per_image(model: nn.Module, size: tuple[int, int, int], precision: str) -> float:
-    """Time forwards in eval mode on the CPU, of more and more images at once until ``TIMING`` is over.
+    """Time forwards in eval mode on the CPU, on one thread and on all.
+
+    Several threads wait for one another, so that other work on the machine can make them slower than one.
 
     Args:
         model: Takes images in.
@@ -186,20 +189,25 @@ def seconds_per_image(model: nn.Module, size: tuple[int, int, int], precision: s
         precision: ``32`` or ``bf16``.
 
     Returns:
-        The shortest time: other work on the machine, and the first forward of a size, can only make one longer.
+        The shortest time: whatever disturbs a forward can only make it longer.
     """
-    most, count = timed_images(size), 1
+    with _threads(1):
+        count = max(1, min(timed_images(size), int(PRODUCTS / max(1, macs(model, size)))))
+    images = torch.zeros(count, *size)
     seconds: list[float] = []
-    with eval_mode(model), autocast(precision, torch.device("cpu")):
-        model(torch.zeros(1, *size))  # what happens once: threads start, kernels are chosen
-        began = time.perf_counter()
-        while len(seconds) < FORWARDS or time.perf_counter() - began < TIMING:
-            images = torch.zeros(count, *size)
-            start = time.perf_counter()
-            model(images)
-            seconds.append((time.perf_counter() - start) / count)
-            count = min(2 * count, most)
-    return min(seconds)
+    for threads in {1, torch.get_num_threads()}:
+        with _threads(threads), eval_mode(model), autocast(precision, torch.device("cpu")), torch.inference_mode():
+            seconds += _timed(lambda: model(images.clone()))
+    return min(seconds) / count
+
+
+def _timed(run: Callable[[], object]) -> list[float]:
+    seconds: list[float] = []
+    while len(seconds) < FORWARDS or sum(seconds) < TIMING:
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def _precisions(asked: str) -> tuple[str, ...]:
@@ -210,11 +218,10 @@ def _precisions(asked: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Single images on several threads wait for one another, many times as long on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _threads(count: int) -> Iterator[None]:
+    former = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(former)
