@@ -15,7 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @contextmanager
 def without_gradients(modules: nn.ModuleList) -> Iterator[None]:
-    """Ask for no gradients, in eval mode and channels-last order; leave flags and modes as they were found."""
+    """Ask for no gradients, in eval mode and channels-last order; leave flags and modes as they were found.
+
+    Args:
+        modules: Whose parameters lose their ``grad`` at the end, and lie in contiguous order then.
+    """
     flags = [(parameter, parameter.requires_grad) for parameter in modules.parameters()]
     modules.requires_grad_(False)
     modules.to(memory_format=torch.channels_last)
@@ -30,13 +34,13 @@ def without_gradients(modules: nn.ModuleList) -> Iterator[None]:
 
 
 def shares_parameters(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two modules share a module or a parameter, so that training one changes the other."""
+    """Return whether two modules share a module or a parameter, so that training one changes the other."""
     shared_modules = set(first.modules()) & set(second.modules())
     return bool(shared_modules) or not set(first.parameters()).isdisjoint(second.parameters())
 
 
 class LayerTracer(fx.Tracer):
-    """Traces a block down to its layers: modules of torch itself, normalisations and modules without children."""
+    """Traces a block down to its layers: modules of torch itself, norms and modules without children."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Stop at torch's own modules, at timm's norms that hold their activation, and at childless modules."""
@@ -45,9 +49,12 @@ class LayerTracer(fx.Tracer):
 
 
 def structure(block: nn.Module) -> tuple[object, ...]:
-    """Describe what a block computes, names and values of weights left aside.
+    """Return what a block computes, names and values of weights left aside, to be compared for equality.
 
     Two blocks of equal structure take each other's weights in the order of their state dicts.
+
+    Args:
+        block: A traced block, or a sequence of such.
     """
     if not isinstance(block, fx.GraphModule):
         return tuple(structure(child) for child in block.children())
@@ -74,12 +81,12 @@ def _rows(block: nn.Module, graph: fx.Graph) -> tuple[object, ...]:
 
 
 def parameters(model: nn.Module) -> int:
-    """Count the numbers a model learns, frozen ones too; a shared parameter counts once."""
+    """Return how many numbers a model learns, frozen ones too; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def state_digest(module: nn.Module) -> str:
-    """SHA-256, in hexadecimal, of all parameters and buffers: name, type, shape and bytes, sorted by name.
+    """Return the SHA-256, in hexadecimal, of all parameters and buffers: name, type, shape and bytes, sorted by name.
 
     Equal for equal bits, wherever a tensor lies and however its memory is laid out. A shared tensor counts
     under each of its names.
@@ -98,7 +105,11 @@ def state_digest(module: nn.Module) -> str:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode, then give every module its own mode back: a grafted model has both kinds."""
+    """Put a model in eval mode, then give every module its own mode back: a grafted model has both kinds.
+
+    Args:
+        model: Whose modes are left as they were found.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -122,7 +133,11 @@ class _NoTracker:
 
 @contextmanager
 def flop_counter() -> Iterator[FlopCounterMode]:
-    """Count the operations of what runs in this context, for any model in any mode."""
+    """Count the floating-point operations of what runs in this context, for any model in any mode.
+
+    Yields:
+        The counter; a multiply-accumulate is two operations.
+    """
     counter = FlopCounterMode(display=False)
     counter.mod_tracker = _NoTracker()  # type: ignore[assignment]
     # as the matrix products that it is: the counter has no formula for the CPU's fused kernel (torch 2.14)
@@ -132,11 +147,11 @@ def flop_counter() -> Iterator[FlopCounterMode]:
 
 @torch.no_grad()
 def macs_along(blocks: Iterable[nn.Module], images: Tensor) -> list[int]:
-    """Count the multiply-accumulates of each of ``blocks``, run one after another, in the mode in which they are.
+    """Return the multiply-accumulates of each of several blocks, run one after another in the mode in which they are.
 
     Args:
         blocks: Each takes what the one in front of it gives.
-        images: (B, C, H, W), for the first.
+        images: (B, C, H, W), for the first; the counts are of all B images.
     """
     counts = []
     state = images

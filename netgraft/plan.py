@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Batches an epoch when none crosses its end."""
+    """Return the number of batches in an epoch when none crosses its end.
+
+    Args:
+        images: Of an epoch.
+        batch_size: Images a batch; the last one may be smaller.
+    """
     return -(-images // batch_size)
 
 
@@ -40,7 +45,14 @@ class TrainingSchedule:
     whole_epochs: bool = False
 
     def factor(self, step: int) -> float:
-        """Return what the peak rates are multiplied by at ``step`` (0-based)."""
+        """Return what the peak rates are multiplied by at a step.
+
+        Args:
+            step: Number of the step in its phase, from 0.
+
+        Raises:
+            ValueError: The schedule of the rates has another name.
+        """
         if self.lr_schedule == "constant":
             return 1.0
         progress = (step + 0.5) / self.steps
@@ -59,7 +71,7 @@ class Feature:
     """What an objective sees of a model besides its output.
 
     Attributes:
-        block: Number of the block whose output it is.
+        block: Number of the block whose output it is, from 0; -1 for what enters the first block.
         connector: What that output passes through first, a projection to another width for instance. A student's
             connector that has weights is a part of the phase's trainable part; a teacher's stays frozen.
     """
@@ -70,15 +82,16 @@ class Feature:
 
 @dataclass(frozen=True)
 class StepOutputs:
-    """What an objective sees of one step.
+    """What an objective sees of one step, on a batch of B views.
 
     Attributes:
-        output: Of the phase's model, (B, K).
-        target: Of the phase's teacher on the same views, (B, K); None without a teacher.
+        output: Of the phase's model: logits (B, K), or (B, ...) where the model ends before the head or in several
+            networks side by side.
+        target: Of the phase's teacher on the same views, (B, K) or (B, ...); None without a teacher.
         labels: Class indices (B,); None on the unlabeled track.
-        features: Of the model, those that the phase names, in its order.
+        features: Of the model, (B, ...) each: those that the phase names, in its order.
         teacher_features: Likewise, of the teacher.
-        inputs: What the first trained block took in, if the phase differentiates ``output`` by it.
+        inputs: What the first trained block took in, (B, ...), if the phase differentiates ``output`` by it.
     """
 
     output: Tensor
@@ -90,7 +103,7 @@ class StepOutputs:
 
     @property
     def classes(self) -> Tensor:
-        """Class of each image, (B,): its label, or the teacher's arg-max on the unlabeled track."""
+        """Class indices (B,): labels, or the teacher's arg-max on the unlabeled track."""
         if self.labels is not None:
             return self.labels
         assert self.target is not None, "neither labels nor a teacher"
@@ -98,6 +111,7 @@ class StepOutputs:
 
 
 ObjectiveFunction = Callable[[StepOutputs], Mapping[str, Tensor]]
+"""From what one step computes to named terms, scalars that are summed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +126,7 @@ class Phase:
         objective: Named terms that are summed; each is a mean over the batch, so that the sum doesn't depend on
             how many processes share it.
         schedule: Steps and rates.
-        teacher: Answers the same views; its answer is ``StepOutputs.target``.
+        teacher: Runs on the same views; its output is ``StepOutputs.target``.
         adapters: Modules inside ``trainable`` that have their own rate, ``schedule.adapter_lr``.
         features: Of the model, which the objective compares as well.
         teacher_features: Of the teacher.
@@ -160,7 +174,7 @@ class Plan:
         method: The method with its hyper-parameters.
         phases: In order.
         student: What is deployed at the end, adapters included: the layers that follow one another.
-        ensemble: Networks trained on the way whose common answer, (B, C, H, W) -> (B, K), is worth reporting; larger
+        ensemble: Networks trained on the way whose common logits, (B, C, H, W) -> (B, K), are worth reporting; larger
             than the student, and not deployed.
     """
 

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.speed import (
-    evaluation,
-    methods,
-    published,
-    startup,
-)
-from benchmarks.speed import (
-    lower_bound as limit,
-)
-from benchmarks.speed import (
-    scaling as growth,
-)
+from benchmarks.speed import evaluation, lower_bound, methods, published, scaling, startup
 
 BENCHMARKS = {
     "published": published.main,
-    "limit": limit.main,
+    "limit": lower_bound.main,
     "methods": methods.main,
-    "growth": growth.main,
+    "growth": scaling.main,
     "startup": startup.main,
     "evaluation": evaluation.main,
 }

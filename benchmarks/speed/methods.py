@@ -135,7 +135,7 @@ def main() -> None:
     for method in METHODS:
         print(method, flush=True)
         bare = BareLoop(shortened(method, precision), precision)
-        runs: dict[str, Callable[[], float]] = {"netgraft": partial(_ours, method, precision), "bare": bare.rate}
+        runs: dict[str, Callable[[], float]] = {"netgraft": partial(_netgraft, method, precision), "bare": bare.rate}
         measured[method] = side_by_side(runs)
         ratios[method] = ratio(measured[method], "bare", "netgraft")
         rates[method] = {name: round(1 / median(values), 1) for name, values in measured[method].items()}
@@ -152,7 +152,7 @@ def main() -> None:
     )
 
 
-def _ours(method: str, precision: str) -> float:
+def _netgraft(method: str, precision: str) -> float:
     prepared = shortened(method, precision)
     trained = prepared.runner.run(prepared.plan, prepared.views)
     return trained.seconds / sum(phase.schedule.steps * phase.schedule.batch_size for phase in prepared.plan.phases)

@@ -62,7 +62,7 @@ class PlainLoop:
 
     @torch.no_grad()
     def test_pass(self, phase: Phase) -> None:
-        """Answer a part of the test set."""
+        """Run a phase's model on a part of the test set."""
         phase.model.eval()
         for images in self.test.split(250):
             phase.model(images.to(next(phase.model.parameters()).device))

@@ -31,10 +31,15 @@ KNOWN_BY = 32
 
 
 def check_classes(model: nn.Module, name: str, images: ImageSet | None) -> None:
-    """Make sure that the model answers with as many classes as the images have.
+    """Make sure that a model knows as many classes as images have.
+
+    Args:
+        model: A classifier.
+        name: Of the model, for the message.
+        images: Of any number of classes; None, and such whose classes are unknown, fit every model.
 
     Raises:
-        RequestError: It doesn't.
+        RequestError: The numbers differ.
     """
     if images is not None and images.classes is not None and class_count(model) != images.classes:
         raise RequestError(
@@ -50,7 +55,18 @@ def predictions(
     reporter: ProgressReporter,
     what: str = "evaluating",
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, K) in float32 and labels (N,)."""
+    """Run a model on images, with the preprocessing that it expects.
+
+    Args:
+        model: A classifier.
+        images: N of them.
+        data_config: Size, mean, standard deviation, interpolation and crop, as timm names them.
+        reporter: Is told of each batch.
+        what: Name of the progress.
+
+    Returns:
+        Logits (N, K) in float32 and labels (N,), -1 where there is none.
+    """
     loader = eval_loader(images, data_config)
 
     def batches() -> Iterator[Any]:
@@ -67,10 +83,21 @@ def cached_predictions(
     reporter: ProgressReporter,
     what: str,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`predictions`, read from a file in ``folder`` where this model has answered these images there before.
+    """Return :func:`predictions`, read from a file where this model has been run on these images before.
 
     A file is known by the model's weights, the preprocessing, the device, the name, number and labels of the images
-    and the pixels of a few of them.
+    and the pixels of a few of them. A damaged one is written again.
+
+    Args:
+        folder: Of the files; made if it isn't there.
+        model: A classifier.
+        images: N of them.
+        data_config: As for :func:`predictions`.
+        reporter: Is told of each batch, or of the file that was read.
+        what: Name of the progress.
+
+    Returns:
+        Logits (N, K) in float32 and labels (N,), -1 where there is none.
     """
     digest = hashlib.sha256(state_digest(model).encode())
     device = next(model.parameters()).device.type
@@ -99,27 +126,37 @@ def compare(
     reporter: ProgressReporter,
     *,
     ensemble: nn.Module | None = None,
-    kept: Path | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Teacher and student side by side: accuracy in percent, sizes, milliseconds a batch.
+    """Evaluate teacher and student side by side.
 
-    Accuracies are None without labelled test images. Of an ensemble, accuracy and size alone. The teacher's answers
-    are kept in the folder ``kept``, if one is given.
+    Args:
+        teacher: In eval mode or not.
+        student: Likewise.
+        test: Test images; accuracies are None without them or without their labels.
+        data_config: Preprocessing of both, as for :func:`predictions`.
+        reporter: Is told of each batch.
+        ensemble: Of which accuracy and size are measured as well.
+        cache: Folder that keeps the teacher's predictions for other runs.
+
+    Returns:
+        Accuracies and agreement in percent, their gap in points, numbers of parameters, multiply-accumulates of
+        one image, and median milliseconds of a batch, by their names in a result file.
     """
     size = tuple(data_config["input_size"])
     row: dict[str, Any] = {"teacher_top1": None, "student_top1": None, "gap": None, "agreement": None}
     if test is not None and test.labels is not None:
-        asked = predictions if kept is None else partial(cached_predictions, kept)
-        theirs, labels = asked(teacher, test, data_config, reporter, "evaluating the teacher")
-        mine, _ = predictions(student, test, data_config, reporter, "evaluating the student")
-        row["teacher_top1"] = round(top1(theirs, labels), 4)
-        row["student_top1"] = round(top1(mine, labels), 4)
+        of_teacher = predictions if cache is None else partial(cached_predictions, cache)
+        teacher_logits, labels = of_teacher(teacher, test, data_config, reporter, "evaluating the teacher")
+        student_logits, _ = predictions(student, test, data_config, reporter, "evaluating the student")
+        row["teacher_top1"] = round(top1(teacher_logits, labels), 4)
+        row["student_top1"] = round(top1(student_logits, labels), 4)
         row["gap"] = round(row["teacher_top1"] - row["student_top1"], 4)
-        row["agreement"] = round(agreement(mine, theirs), 4)
+        row["agreement"] = round(agreement(student_logits, teacher_logits), 4)
         row["test_images"] = len(test)
         if ensemble is not None:
-            common, _ = predictions(ensemble, test, data_config, reporter, "evaluating the ensemble")
-            row["ensemble_top1"] = round(top1(common, labels), 4)
+            ensemble_logits, _ = predictions(ensemble, test, data_config, reporter, "evaluating the ensemble")
+            row["ensemble_top1"] = round(top1(ensemble_logits, labels), 4)
             row["ensemble_parameters"] = parameters(ensemble)
     for prefix, model in (("teacher_", teacher), ("", student)):
         row[f"{prefix}parameters"] = parameters(model)

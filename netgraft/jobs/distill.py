@@ -204,7 +204,7 @@ class PreparedDistillation:
                 distilled.data_config,
                 reporter,
                 ensemble=distilled.plan.ensemble,
-                kept=self.job.keep_answers,
+                cache=self.job.keep_answers,
             ),
             "subset_seed": self.subset.seed,
             "shots": self.subset.shots,

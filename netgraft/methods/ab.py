@@ -24,7 +24,14 @@ class AB(Baseline):
 
     The teacher's side is read off its block ends: a response is positive behind a ReLU, and behind the max pool that
     may follow, exactly where one in front of it is. The student's responses are those of a connector, a convolution
-    and a batch norm without a ReLU, so they have both signs.
+    and a batch norm without a ReLU, so they have both signs. The loss is
+    :class:`netgraft.losses.ActivationBoundary`, as a mean over neurons.
+
+    Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
+    AAAI 2019, arXiv 1811.03233.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
     """
 
     about: ClassVar[About] = About(
@@ -47,7 +54,11 @@ class AB(Baseline):
             ActivationBoundary(self.ab_margin)
 
     def objective(self, pairing: Pairing) -> Objective:
-        """A phase on boundaries alone, in front."""
+        """Return nothing but a phase on boundaries, in front of the student's training.
+
+        Raises:
+            RequestError: The head alone is trained, so there is nothing in front of it to compare.
+        """
         numbers = ends(pairing)
         connectors = [BoundaryConnector(pairing.widths[number][1], pairing.widths[number][0]) for number in numbers]
         boundaries = self.phase(
@@ -70,5 +81,6 @@ class AB(Baseline):
         pairs = zip(batch.features, batch.teacher_features, strict=True)
         # a mean over neurons, so that no block end outweighs another by its size
         return {
-            f"boundary {place}": loss(mine, theirs) / mine[0].numel() for place, (mine, theirs) in enumerate(pairs, 1)
+            f"boundary {place}": loss(student, teacher) / student[0].numel()
+            for place, (student, teacher) in enumerate(pairs, 1)
         }

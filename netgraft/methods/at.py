@@ -19,7 +19,15 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class AT(Baseline):
-    """Match where the features of every block end are strong, beside KD."""
+    """Match where the features of every block end are strong, beside KD.
+
+    The loss is :class:`netgraft.losses.AttentionTransfer`.
+
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.1, arXiv 1612.03928.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
+    """
 
     about: ClassVar[About] = About(
         "offline", "attention", "1", "classes", "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928", 2017
@@ -50,7 +58,11 @@ class AT(Baseline):
             AttentionTransfer(self.at_power, self.at_form)
 
     def objective(self, pairing: Pairing) -> Objective:
-        """Attention maps of every block end."""
+        """Return attention maps of every block end.
+
+        Raises:
+            RequestError: The head alone is trained, so there is nothing in front of it to compare.
+        """
         numbers = ends(pairing)
         return Objective(
             self._terms,

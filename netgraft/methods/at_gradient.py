@@ -21,9 +21,10 @@ from netgraft.plan import Feature, StepOutputs
 
 
 class InputGradient(nn.Module):
-    """Blocks (B, ...) -> (B, K), turned into (B, ...) -> (B, ...), of the input's own shape.
+    """Gradient, at the input of blocks, of each sample's cross-entropy with the arg-max as its class.
 
-    The output is the gradient, at its input, of each sample's cross-entropy with the arg-max as its class; in float32.
+    Args:
+        blocks: From (B, ...) to logits (B, K).
     """
 
     def __init__(self, blocks: nn.Sequential) -> None:
@@ -31,7 +32,14 @@ class InputGradient(nn.Module):
         self.blocks = blocks
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Differentiate; gives a constant, whatever the mode of autograd."""
+        """Differentiate, whatever the mode of autograd.
+
+        Args:
+            inputs: (B, ...).
+
+        Returns:
+            A constant of the inputs' shape, in float32.
+        """
         with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
             inputs = inputs.detach().float().requires_grad_()
             logits = self.blocks(inputs.clone())
@@ -45,7 +53,12 @@ class GradientAT(Baseline):
     """Match how the loss changes with what enters the trained blocks, beside KD; needs double backward.
 
     Where front blocks are inherited, gradients are compared behind them: there both networks are the same function.
-    The class is the teacher's arg-max, on both tracks.
+    The class is the teacher's arg-max, on both tracks. The loss is :class:`netgraft.losses.GradientAttention`.
+
+    Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.2, arXiv 1612.03928.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
     """
 
     about: ClassVar[About] = About(
@@ -59,7 +72,7 @@ class GradientAT(Baseline):
     gradient_weight: float = hyperparameter(1.0, "weight of the gradients' distance (beta)")
 
     def objective(self, pairing: Pairing) -> Objective:
-        """Input gradients; the teacher's are a feature like any other, computed once."""
+        """Return gradients where training begins; the teacher's are a feature like any other, computed once."""
         first = pairing.inherited
         gradient = InputGradient(nn.Sequential(*pairing.teacher.blocks()[first:]))
         # both networks are cut alike behind what is inherited
@@ -74,10 +87,8 @@ class GradientAT(Baseline):
     def _terms(self, batch: StepOutputs, *, maps: Sequence[nn.Module]) -> Mapping[str, Tensor]:
         assert batch.target is not None
         assert batch.inputs is not None
-        [theirs] = batch.teacher_features
+        [teacher] = batch.teacher_features
         loss = F.cross_entropy(batch.output.float(), batch.target.argmax(1), reduction="sum")
-        [mine] = torch.autograd.grad(loss, batch.inputs, create_graph=True)
-        mine = nn.Sequential(*maps)(mine)
-        return {
-            "gradient": self.gradient_weight * GradientAttention()(mine, theirs),
-        }
+        [gradient] = torch.autograd.grad(loss, batch.inputs, create_graph=True)
+        student = nn.Sequential(*maps)(gradient)
+        return {"gradient": self.gradient_weight * GradientAttention()(student, teacher)}

@@ -16,7 +16,7 @@ from netgraft.losses import SoftTargets
 from netgraft.methods.baseline import THE_DEFAULTS, StudentTraining, logits_of_both
 from netgraft.methods.hyperparameters import checked, hyperparameter
 from netgraft.methods.method import About, Preset
-from netgraft.methods.peers import MeanAnswer
+from netgraft.methods.peers import AveragingEnsemble
 from netgraft.plan import Phase, Plan, StepOutputs
 
 
@@ -25,7 +25,13 @@ class BAN(StudentTraining):
     """Generations of the student, each a fresh one taught by the last; the first by the teacher; the last is deployed.
 
     The article's generations have the teacher's architecture; here they have the student's, and all start alike.
-    ``steps`` are shared out among the generations. The accuracy of their ensemble is reported as well.
+    ``steps`` are shared out among the generations. The accuracy of their ensemble is reported as well. The loss is
+    :class:`netgraft.losses.SoftTargets`, beside the labels' cross-entropy on the labeled track.
+
+    Source: Furlanello et al., ICML 2018, arXiv 1805.04770.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range, or there are fewer steps than generations, but some.
     """
 
     about: ClassVar[About] = About(
@@ -51,7 +57,7 @@ class BAN(StudentTraining):
             raise RequestError(f"{self.steps} steps can't be shared out among {self.generations} generations")
 
     def plan(self, pairing: Pairing) -> Plan:
-        """One phase a generation; each teaches the next."""
+        """Return a phase for each generation, which teaches the next one."""
         blocks = pairing.student.blocks()
         front, last = blocks[: pairing.inherited], nn.Sequential(*blocks[pairing.inherited :])
         born = [copy.deepcopy(last) for _ in range(self.generations - 1)] + [last]
@@ -71,8 +77,8 @@ class BAN(StudentTraining):
                 )
             )
             teacher = model
-        together = MeanAnswer([phase.model for phase in phases])
-        return Plan(str(self), tuple(p for p in phases if p.schedule.steps), nn.Sequential(*blocks), together)
+        ensemble = AveragingEnsemble([phase.model for phase in phases])
+        return Plan(str(self), tuple(p for p in phases if p.schedule.steps), nn.Sequential(*blocks), ensemble)
 
     def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         soft = SoftTargets(self.temperature)(*logits_of_both(batch))

@@ -18,7 +18,7 @@ from netgraft.plan import Feature, ObjectiveFunction, Phase, Plan, StepOutputs, 
 
 
 def no_terms(batch: StepOutputs) -> Mapping[str, Tensor]:
-    """Return nothing: for methods that only add phases in front of the student's training."""
+    """Return no terms: for methods that only add phases in front of the student's training."""
     return {}
 
 
@@ -27,9 +27,9 @@ class Objective:
     """What the student is taught, apart from how long and how fast.
 
     Attributes:
-        terms: Named terms, weighted; each a mean over the batch.
-        features: Of the student, numbered by its blocks.
-        teacher_features: Of the teacher.
+        terms: From what one step computes to named terms, weighted scalars; each a mean over the batch.
+        features: Of the student, numbered by its blocks; the terms find them in ``StepOutputs.features``.
+        teacher_features: Of the teacher; likewise in ``StepOutputs.teacher_features``.
         differentiates_input: Whether the terms need gradients with respect to what enters the trained blocks.
         before: Phases that come first: of helpers, or of a part of the student.
     """
@@ -43,7 +43,11 @@ class Objective:
 
 @dataclass(frozen=True)
 class StudentTraining:
-    """How long and how fast the student is trained; what it is taught is up to the method."""
+    """How long and how fast the student is trained; what it is taught is up to the method.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range: a rate must be positive, a weight at least 0.
+    """
 
     steps: int = hyperparameter(3000, "steps of the student's training")
     batch_size: int = hyperparameter(64, "views a step")
@@ -63,7 +67,11 @@ class StudentTraining:
             raise RequestError(f"{negative[0]} can't be negative, not {self}")
 
     def training_schedule(self, pairing: Pairing, steps: int) -> TrainingSchedule:
-        """Return length and rate of a phase.
+        """Return length and rates of a phase.
+
+        Args:
+            pairing: Rates are smaller where its student starts close to the teacher.
+            steps: Optimiser steps.
 
         Raises:
             RequestError: The number of steps is negative.
@@ -86,14 +94,31 @@ class Baseline(StudentTraining, ABC):
 
     Inherited blocks stay frozen, as in every method. A method says what it adds to the objective, and combinations of
     methods add objectives up.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
     """
 
     @abstractmethod
     def objective(self, pairing: Pairing) -> Objective:
-        """Say what the student is taught."""
+        """Return what the student is taught.
+
+        Args:
+            pairing: Teacher and student.
+
+        Raises:
+            RequestError: The pairing has nothing to compare.
+        """
 
     def plan(self, pairing: Pairing) -> Plan:
-        """The objective's own phases, then the student's training."""
+        """Return the objective's own phases, then the student's training; those without steps are left out.
+
+        Args:
+            pairing: Teacher and student.
+
+        Raises:
+            RequestError: The pairing has nothing to compare, or a number of steps is negative.
+        """
         objective = self.objective(pairing)
         connectors = [feature.connector for feature in objective.features if feature.connector is not None]
         main = self.phase(
@@ -127,13 +152,16 @@ class Baseline(StudentTraining, ABC):
         Args:
             pairing: Teacher and student.
             name: For people.
-            steps: How many.
-            terms: What is compared.
+            steps: Optimiser steps.
+            terms: Named terms that are summed, each a mean over the batch.
             until: Number of the last block that student and teacher run; all by default.
             features: Of the student.
             teacher_features: Of the teacher.
             connectors: Trained along with the student and then discarded.
             differentiates_input: See :class:`netgraft.plan.Phase`.
+
+        Raises:
+            RequestError: The number of steps is negative.
         """
         stop = len(pairing) if until is None else until + 1
         student, teacher = pairing.student.blocks()[:stop], pairing.teacher.blocks()[:stop]
@@ -164,6 +192,6 @@ THE_DEFAULTS = preset_on_rich_views("The options' defaults, which are the articl
 
 
 def logits_of_both(batch: StepOutputs) -> tuple[Tensor, Tensor]:
-    """Return the logits of student and teacher."""
-    assert batch.target is not None, "a baseline with a teacher has its answers"
+    """Return the logits (B, K) of student and teacher."""
+    assert batch.target is not None, "a method with a teacher has its logits"
     return batch.output, batch.target

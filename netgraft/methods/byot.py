@@ -20,7 +20,12 @@ from netgraft.plan import Feature, StepOutputs
 
 
 class ShallowEmbedding(nn.Sequential):
-    """Shallow maps (B, C, H, W) -> an embedding of the deepest width (B, D)."""
+    """Shallow maps (B, C, H, W) -> an embedding of the deepest width (B, D).
+
+    Args:
+        channels: Width C of the shallow maps.
+        deepest: Width D of the deepest ones.
+    """
 
     def __init__(self, channels: int, deepest: int) -> None:
         super().__init__(
@@ -38,6 +43,11 @@ class BYOT(Baseline):
 
     ``CE(deepest) + sum_i (1 - alpha) CE_i + alpha tau^2 KL_i + lambda / 2 ||F_i - F_deepest||^2``, embeddings
     ``F`` being averages over the maps.
+
+    Source: Zhang et al., "Be Your Own Teacher", ICCV 2019, arXiv 1905.08094.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
     """
 
     about: ClassVar[About] = About(
@@ -60,7 +70,11 @@ class BYOT(Baseline):
             SoftTargets(self.temperature)
 
     def objective(self, pairing: Pairing) -> Objective:
-        """Embeddings and answers of every block end but the last, and the last maps' own average."""
+        """Return embeddings and logits of every block end but the last, and the average of the last maps.
+
+        Raises:
+            RequestError: The head alone is trained, so there is nothing in front of it to compare.
+        """
         *shallow, last = ends(pairing)
         width = pairing.widths[last][1]
         classes = _classes(pairing)

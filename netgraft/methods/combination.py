@@ -16,7 +16,7 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True, eq=False)
 class _Share:
-    """One method's part of the student's training: which of the features are its own."""
+    """One method's part of the student's training, and which of all features are its own."""
 
     objective: Objective
     student: slice
@@ -42,7 +42,14 @@ def _shares(objectives: Sequence[Objective]) -> list[_Share]:
 
 
 def sum_of(objectives: Sequence[Objective]) -> Objective:
-    """Add objectives up. A term that two of them have under one name counts once, as the first one has it."""
+    """Add objectives up; a term that two of them have under one name counts once, as the first one has it.
+
+    Args:
+        objectives: All for one pairing.
+
+    Returns:
+        The objective with the terms, features and phases of all of them, in their order.
+    """
     shares = _shares(objectives)
 
     def terms(batch: StepOutputs) -> Mapping[str, Tensor]:
@@ -75,6 +82,9 @@ def combine(
         parts: Whose objectives are added; each once.
         about: Facts about it.
         presets: Of the hyper-parameters of all parts.
+
+    Returns:
+        A frozen dataclass like those of single methods; it raises ``RequestError`` where one of its parts does.
     """
     declared: dict[str, tuple[str, Any, Any]] = {}
     # what all have comes first; a default is the first part's

@@ -17,7 +17,16 @@ class Embedding(nn.Sequential):
 class Regressor(nn.Conv2d):
     """A 1x1 convolution with bias (B, in, H, W) -> (B, out, H, W): FitNets' convolutional regressor at equal sizes.
 
-    It doesn't end in a ReLU, so that it can match responses of both signs (Romero et al., ICLR 2015, section 2.2).
+    It doesn't end in a ReLU, so that it can match responses of both signs.
+
+    Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, section 2.2.
+
+    Args:
+        in_channels: Width of the student's maps.
+        out_channels: Width of the teacher's.
+
+    Raises:
+        ValueError: A width is no integer of at least 1.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -26,9 +35,19 @@ class Regressor(nn.Conv2d):
 
 
 class BoundaryConnector(nn.Sequential):
-    """A bias-free 1x1 convolution and a batch norm (B, in, H, W) -> (B, out, H, W) (Heo et al., AAAI 2019, AB).
+    """A bias-free 1x1 convolution and a batch norm (B, in, H, W) -> (B, out, H, W).
 
     Like every batch norm, in training it needs more than one position in batch and map together.
+
+    Source: Heo et al., "Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons",
+    AAAI 2019.
+
+    Args:
+        in_channels: Width of the student's maps.
+        out_channels: Width of the teacher's.
+
+    Raises:
+        ValueError: A width is no integer of at least 1.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -39,8 +58,16 @@ class BoundaryConnector(nn.Sequential):
 class Translator(nn.Sequential):
     """Three 3x3 convolutions (B, in, H, W) -> (B, m, H, W) from a student's maps to its factor.
 
-    Each is followed by a batch norm and a leaky ReLU of slope 0.1 (Kim et al., NeurIPS 2018, section 3.2). Widths:
-    in -> in -> m -> m.
+    Each is followed by a batch norm and a leaky ReLU of slope 0.1. Widths: in -> in -> m -> m.
+
+    Source: Kim, Park and Kwak, NeurIPS 2018, section 3.2.
+
+    Args:
+        in_channels: Width of the student's maps.
+        factor_channels: Width m of the factor.
+
+    Raises:
+        ValueError: A width is no integer of at least 1.
     """
 
     def __init__(self, in_channels: int, factor_channels: int) -> None:
@@ -53,15 +80,20 @@ class Translator(nn.Sequential):
 
 
 class Paraphraser(nn.Module):
-    """An autoencoder of a teacher's maps whose code is the factor to transfer (Kim et al., NeurIPS 2018, section 3.1).
+    """An autoencoder of a teacher's maps (B, C, H, W) whose code is the factor to transfer, (B, m, H, W).
 
     The encoder has three 3x3 convolutions of widths C -> C -> m -> m, the decoder three transposed ones of widths
     m -> m -> C -> C, each followed by a batch norm and a leaky ReLU of slope 0.1. It is trained to reconstruct, before
     the student is trained.
 
+    Source: Kim, Park and Kwak, NeurIPS 2018, section 3.1.
+
     Args:
         channels: Width C of the teacher's maps.
         rate: Paraphrase rate k; the factor has ``m = round(C * k)`` channels, at least 1.
+
+    Raises:
+        ValueError: The width is no integer of at least 1, or the rate no finite number above 0.
     """
 
     def __init__(self, channels: int, rate: float = 0.5) -> None:

@@ -21,7 +21,15 @@ from netgraft.plan import Phase, Plan, StepOutputs
 
 @dataclass(frozen=True)
 class DML(StudentTraining):
-    """Peers learn from classes and from one another's outputs; the first is deployed."""
+    """Peers learn from classes and from one another's outputs; the first is deployed.
+
+    ``sum_i CE_i + mutual_weight / (peers - 1) sum_i sum_j!=i KL(p_j || p_i)``, no gradient going to peer ``j``.
+
+    Source: Zhang et al., "Deep Mutual Learning", CVPR 2018, arXiv 1706.00384.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range; there must be two peers at least.
+    """
 
     about: ClassVar[About] = About(
         "online", "logits", "1", "classes", "Zhang et al., CVPR 2018, arXiv 1706.00384", 2018, teacher=False
@@ -40,10 +48,10 @@ class DML(StudentTraining):
             raise RequestError(f"peers must be at least 2, not {self.peers}")
 
     def plan(self, pairing: Pairing) -> Plan:
-        """One phase in which all peers train; the others start at random."""
+        """Return one phase in which all peers train; all but the first start at random."""
         blocks = pairing.student.blocks()
-        front, mine = blocks[: pairing.inherited], nn.Sequential(*blocks[pairing.inherited :])
-        together = Peers([mine, *(reborn(mine) for _ in range(self.peers - 1))])
+        front, deployed = blocks[: pairing.inherited], nn.Sequential(*blocks[pairing.inherited :])
+        together = Peers([deployed, *(reborn(deployed) for _ in range(self.peers - 1))])
         phase = Phase(
             name=f"{self.peers} peers",
             model=nn.Sequential(*front, together),

@@ -20,7 +20,15 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class FitNets(Baseline):
-    """First train the student up to its middle to predict the teacher's features there, then all of it by KD."""
+    """First train the student up to its middle to predict the teacher's features there, then all of it by KD.
+
+    The loss is :class:`netgraft.losses.Hint`, behind a convolutional regressor to the teacher's width.
+
+    Source: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, equation 3, arXiv 1412.6550.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
+    """
 
     about: ClassVar[About] = About(
         "offline", "features", "2: hint, then KD", "classes", "Romero et al., ICLR 2015, arXiv 1412.6550", 2015
@@ -44,7 +52,11 @@ class FitNets(Baseline):
     hint_weight: float = hyperparameter(0.0, "weight of the hint in the student's training, behind its own phase")
 
     def objective(self, pairing: Pairing) -> Objective:
-        """The hint, behind a hint phase in which neither network runs further than the middle."""
+        """Return the hint, and in front a phase of hints alone in which neither network runs beyond the middle.
+
+        Raises:
+            RequestError: The head alone is trained, so there is nothing in front of it to compare.
+        """
         number = middle(pairing)
         wide, narrow = pairing.widths[number]
         regressor = Regressor(narrow, wide)
@@ -57,7 +69,7 @@ class FitNets(Baseline):
             features=(student_feature(pairing, number, regressor),),
             connectors=(regressor,),
         )
-        # the hint is all that the teacher answers in its phase
+        # the hint is all that the teacher gives in its phase
         front = pairing.teacher.blocks()[: number + 1]
         maps = to_maps(pairing.teacher.cuts[number], compared_size(pairing, number))
         hint = replace(hint, teacher=nn.Sequential(*front, *maps))

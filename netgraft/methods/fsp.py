@@ -25,7 +25,12 @@ class FSP(Baseline):
     """First match how channels at a block's start and end go together, then KD.
 
     The article assumes equal widths; where they differ, a bias-free 1x1 convolution brings the student's maps to the
-    teacher's width, and is discarded.
+    teacher's width, and is discarded. The loss is :class:`netgraft.losses.FlowOfSolution`.
+
+    Source: Yim et al., CVPR 2017, equations 1 and 2.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
     """
 
     about: ClassVar[About] = About(
@@ -45,7 +50,11 @@ class FSP(Baseline):
     )
 
     def objective(self, pairing: Pairing) -> Objective:
-        """A phase on flows alone, in front."""
+        """Return nothing but a phase on flows, in front of the student's training.
+
+        Raises:
+            RequestError: No trained block lies between two cuts.
+        """
         numbers = range(max(0, pairing.inherited - 1), len(pairing) - 1)
         if len(numbers) < 2 or numbers[-1] < pairing.inherited:
             raise RequestError(
@@ -71,5 +80,5 @@ class FSP(Baseline):
         return Objective(before=(flows,))
 
     def _flows(self, batch: StepOutputs) -> Mapping[str, Tensor]:
-        mine, theirs = (list(pairwise(maps)) for maps in (batch.features, batch.teacher_features))
-        return {"flows": FlowOfSolution(self.fsp_reduction)(mine, theirs)}
+        student, teacher = (list(pairwise(maps)) for maps in (batch.features, batch.teacher_features))
+        return {"flows": FlowOfSolution(self.fsp_reduction)(student, teacher)}

@@ -21,7 +21,15 @@ from netgraft.plan import Phase, StepOutputs
 
 @dataclass(frozen=True)
 class FT(Baseline):
-    """First compress the teacher's last maps to factors, then let a translator of the student's predict them."""
+    """First compress the teacher's last maps to factors, then let a translator of the student's predict them.
+
+    The loss is :class:`netgraft.losses.FactorTransfer`, beside KD.
+
+    Source: Kim, Park and Kwak, NeurIPS 2018, sections 3.1 and 3.2.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
+    """
 
     about: ClassVar[About] = About(
         "offline", "features", "2: paraphraser, then translator and KD", "classes", "Kim et al., NeurIPS 2018", 2018
@@ -55,7 +63,11 @@ class FT(Baseline):
             raise RequestError(f"paraphraser_steps must be at least 1, not {self.paraphraser_steps}")
 
     def objective(self, pairing: Pairing) -> Objective:
-        """Factors, behind the training of the paraphraser on the teacher alone."""
+        """Return factors, and in front the training of the paraphraser on the teacher alone.
+
+        Raises:
+            RequestError: The head alone is trained, so there is nothing in front of it to compare.
+        """
         number = ends(pairing)[-1]
         wide, narrow = pairing.widths[number]
         paraphraser = Paraphraser(wide, self.ft_rate)

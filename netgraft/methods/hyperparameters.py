@@ -13,12 +13,23 @@ T = TypeVar("T")
 
 
 def hyperparameter(default: T, meaning: str, *, choices: Sequence[str] = ()) -> T:
-    """Declare a field of a method's dataclass; command lines and lists are made from it."""
+    """Declare a field of a method's dataclass; command lines and lists are made from it.
+
+    Args:
+        default: Of the field's type.
+        meaning: In a phrase.
+        choices: All that a text may be; any if empty.
+    """
     return option(default, meaning, choices=choices)
 
 
 def parse(method: type, name: str, text: str) -> object:
-    """Read the value of hyper-parameter ``name`` from a command line's text; lists are separated by commas.
+    """Read the value of a hyper-parameter from a command line's text; lists are separated by commas.
+
+    Args:
+        method: The dataclass.
+        name: Of its field.
+        text: The value.
 
     Raises:
         RequestError: No such hyper-parameter, or the text is no value of the field's type or none of its choices.
@@ -31,7 +42,11 @@ def parse(method: type, name: str, text: str) -> object:
 
 @contextmanager
 def checked() -> Iterator[None]:
-    """Turn what a loss or a connector says of its hyper-parameters into a refusal of the request."""
+    """Turn what a loss or a connector says of its hyper-parameters into a refusal of the request.
+
+    Raises:
+        RequestError: With the message of a ``ValueError`` that was raised inside.
+    """
     try:
         yield
     except ValueError as error:

@@ -20,7 +20,15 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class KD(Baseline):
-    """Match the teacher's softened outputs; on the labeled track, the labels a little as well."""
+    """Match the teacher's softened outputs; on the labeled track, the labels a little as well.
+
+    The loss is :class:`netgraft.losses.SoftTargets`.
+
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531, 2015, section 2.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
+    """
 
     about: ClassVar[About] = About("offline", "logits", "1", "classes", "Hinton et al., arXiv 1503.02531", 2015)
 
@@ -38,7 +46,7 @@ class KD(Baseline):
             SoftTargets(self.temperature)
 
     def objective(self, pairing: Pairing) -> Objective:
-        """Soft targets, and labels where there are any."""
+        """Return soft targets, and labels where there are any."""
         return Objective(self._terms)
 
     def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:

@@ -37,7 +37,12 @@ class About:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a preset may depend on: how many images there are and how many classes the teacher knows."""
+    """What a preset may depend on.
+
+    Attributes:
+        images: How many there are to train on, of all classes.
+        classes: How many the teacher knows.
+    """
 
     images: int
     classes: int
@@ -71,5 +76,12 @@ class Method(Protocol):
     presets: ClassVar[Mapping[str, Preset]]
 
     def plan(self, pairing: Pairing) -> Plan:
-        """Say what will be trained, in which order, on what loss."""
+        """Say what will be trained, in which order, on what loss.
+
+        Args:
+            pairing: Teacher and student, cut at corresponding points.
+
+        Raises:
+            RequestError: The method can't train this pair.
+        """
         ...

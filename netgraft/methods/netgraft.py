@@ -1,4 +1,4 @@
-"""NetGraft (Shen et al., "Progressive Network Grafting for Few-Shot Knowledge Distillation", AAAI 2021)."""
+"""NetGraft (Shen et al., AAAI 2021)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule, steps_per_
 
 
 def _reference(budget: Budget) -> Mapping[str, Any]:
-    """Settings of the published code, which depend on the number of images and classes.
+    """Return the settings of the published code, which depend on the number of images and classes.
 
     Batch and rates of stage 1 grow with the number of images, so that the number of steps hardly does.
     """
@@ -58,6 +58,26 @@ class NetGraft:
     in stage 2: the last of them first (``back-to-front``), or all in one phase (``at-once``), which is the last join
     alone. Frozen ``adapters`` stay as they start: the choice of the teacher's channels that the student is sliced
     from, or a random projection; where widths are equal there are none. Then only the student's own blocks learn.
+
+    Source: Shen et al., "Progressive Network Grafting for Few-Shot Knowledge Distillation", AAAI 2021,
+    arXiv 2012.04915, sections "Block Grafting" and "Network Grafting".
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range, or none of its choices.
+
+    Examples:
+        >>> import netgraft, timm
+        >>> teacher = netgraft.load_teacher("digits_vgg7_bn")
+        >>> student = timm.create_model("digits_vgg7_bn_half")
+        >>> images = netgraft.open_data("digits").train.load_many(range(20))
+        >>> method = netgraft.NetGraft(block_steps=(20,), join_steps=50)
+        >>> for phase in netgraft.prepare(teacher, student, images, method=method).plan.phases:
+        ...     print(f"{phase.name}: {phase.schedule.steps} steps")
+        graft block 2: 20 steps
+        graft block 3: 20 steps
+        graft block 4: 20 steps
+        join blocks 2-3: 50 steps
+        join blocks 2-4: 50 steps
     """
 
     about: ClassVar[About] = About(
@@ -114,7 +134,13 @@ class NetGraft:
             SoftTargets(self.temperature)
 
     def plan(self, pairing: Pairing) -> Plan:
-        """One phase for each block alone, then one for each join (article, "Block Grafting", "Network Grafting")."""
+        """Return one phase for each block alone, then one for each join; those without steps are left out.
+
+        Source: sections "Block Grafting" and "Network Grafting" of the article.
+
+        Args:
+            pairing: Teacher and student. Blocks that the student inherits are not trained.
+        """
         scions = make_scions(pairing, trained=self._trains_adapters)
         factor = self.sliced_rate if pairing.starts_close else 1.0
         blocks = [
@@ -146,7 +172,7 @@ class NetGraft:
     def _phase(
         self, pairing: Pairing, verb: str, scions: Sequence[Scion], run: range, schedule: TrainingSchedule
     ) -> Phase:
-        """Train a run of scions between the teacher's blocks in front of it and behind it."""
+        """Make a phase that trains a run of scions between the teacher's blocks in front of it and behind it."""
         scion = join(scions[run.start : run.stop])
         at = range(pairing.inherited + run.start, pairing.inherited + run.stop)
         numbers = f"block {at[0] + 1}" if len(at) == 1 else f"blocks {at[0] + 1}-{at[-1] + 1}"

@@ -18,7 +18,13 @@ from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule
 
 @dataclass(frozen=True)
 class Untrained:
-    """The student as initialised, with its batch-norm statistics taken anew on the views."""
+    """The student as initialised, with its batch-norm statistics taken anew on the views.
+
+    Its term is zero and so is its rate: no weight moves.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
+    """
 
     about: ClassVar[About] = About("reference", "nothing", "1", "none", "-", 0, teacher=False)
 
@@ -34,7 +40,7 @@ class Untrained:
             raise RequestError(f"batch_size must be at least 1 and steps at least 0, not {self}")
 
     def plan(self, pairing: Pairing) -> Plan:
-        """One phase in train mode with a rate of zero."""
+        """Return one phase in train mode with a rate of zero."""
         student = pairing.student.blocks()
         phase = Phase(
             name="recalibrate batch norms",

@@ -20,7 +20,15 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class NST(Baseline):
-    """Match the sets of patterns that the channels of the last maps respond to, beside KD."""
+    """Match the sets of patterns that the channels of the last maps respond to, beside KD.
+
+    The loss is :class:`netgraft.losses.NeuronSelectivity`, a squared maximum mean discrepancy.
+
+    Source: Huang and Wang, 2017, arXiv 1707.01219.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
+    """
 
     about: ClassVar[About] = About("offline", "sparsity", "1", "classes", "Huang and Wang, arXiv 1707.01219", 2017)
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -35,7 +43,11 @@ class NST(Baseline):
     nst_kernel: str = hyperparameter("polynomial", "of the discrepancy", choices=KERNELS)
 
     def objective(self, pairing: Pairing) -> Objective:
-        """Discrepancies at the last block end whose maps have more than one position."""
+        """Return the discrepancy at the last block end whose maps have more than one position.
+
+        Raises:
+            RequestError: The head alone is trained, so there is nothing in front of it to compare.
+        """
         numbers = ends(pairing)
         # patterns of a single position are all alike
         mapped = [number for number in numbers if max(compared_size(pairing, number)) > 1]

@@ -17,12 +17,17 @@ from netgraft.methods.baseline import THE_DEFAULTS, StudentTraining
 from netgraft.methods.features import behind, ends, to_maps
 from netgraft.methods.hyperparameters import checked, hyperparameter
 from netgraft.methods.method import About, Preset
-from netgraft.methods.peers import LastAnswer, Peers, reborn
+from netgraft.methods.peers import LastLogits, Peers, reborn
 from netgraft.plan import Phase, Plan, StepOutputs
 
 
 class Gate(nn.Sequential):
-    """Weights of the branches (B, branches), summing to one, from the shared maps (B, C, H, W)."""
+    """Weights of the branches (B, branches), summing to one, from the shared maps (B, C, H, W).
+
+    Args:
+        channels: Width C of the shared maps.
+        branches: How many there are.
+    """
 
     def __init__(self, channels: int, branches: int) -> None:
         super().__init__(
@@ -30,7 +35,7 @@ class Gate(nn.Sequential):
         )
 
     def forward(self, shared: Tensor) -> Tensor:
-        """Weigh the branches."""
+        """Return the weight of each branch (B, branches) in float32, for maps (B, C, H, W)."""
         return super().forward(shared).float().softmax(1)
 
 
@@ -48,7 +53,7 @@ class GatedEnsemble(nn.Module):
         self.gate = gate
 
     def forward(self, shared: Tensor) -> Tensor:
-        """Ask all branches and weigh their answers."""
+        """Return the logits (B, branches + 1, K) of all branches and, last, of their ensemble, in float32."""
         logits = self.branches(shared).float()
         ensemble = (self.gate(shared)[:, :, None] * logits).sum(1, keepdim=True)
         return torch.cat([logits, ensemble], dim=1)
@@ -58,7 +63,13 @@ class GatedEnsemble(nn.Module):
 class ONE(StudentTraining):
     """Branches on shared low blocks learn from classes and from their own gated ensemble; the first is deployed.
 
-    The accuracy of the ensemble is reported as well.
+    The accuracy of the ensemble is reported as well. The loss is
+    ``CE(ensemble) + sum_i CE_i + sum_i tau^2 KL(ensemble || i)`` over branches ``i``.
+
+    Source: Lan, Zhu and Gong, NeurIPS 2018, arXiv 1806.04606.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range; there must be two branches at least.
     """
 
     about: ClassVar[About] = About(
@@ -80,7 +91,11 @@ class ONE(StudentTraining):
             raise RequestError(f"branches must be at least 2, not {self.branches}")
 
     def plan(self, pairing: Pairing) -> Plan:
-        """One phase; the last stage in front of the head branches, together with the head."""
+        """Return one phase; the last stage in front of the head branches, together with the head.
+
+        Raises:
+            RequestError: The head alone is trained, so there is nothing to branch.
+        """
         blocks = pairing.student.blocks()
         border = max(ends(pairing)[-1], 1)
         low, high = blocks[:border], nn.Sequential(*blocks[border:])
@@ -96,8 +111,8 @@ class ONE(StudentTraining):
             schedule=self.training_schedule(pairing, self.steps),
             teacher=nn.Sequential(*pairing.teacher.blocks()),
         )
-        together = nn.Sequential(*phase.model, LastAnswer())
-        return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*blocks), together)
+        reported = nn.Sequential(*phase.model, LastLogits())
+        return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*blocks), reported)
 
     def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         *branches, ensemble = batch.output.float().unbind(1)

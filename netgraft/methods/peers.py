@@ -11,41 +11,53 @@ from torch import Tensor, nn
 
 
 class Peers(nn.Module):
-    """Several networks on the same input: (B, ...) -> (B, peers, K)."""
+    """Several networks on the same input: (B, ...) -> logits (B, peers, K).
+
+    Args:
+        networks: Each from (B, ...) to logits (B, K).
+    """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.networks = nn.ModuleList(networks)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Ask every network."""
+        """Return the logits (B, peers, K) of every network, in their order."""
         # a network may work in place on its input
         return torch.stack([network(inputs.clone()) for network in self.networks], dim=1)
 
 
-class MeanAnswer(nn.Module):
-    """Several classifiers' mean probabilities, as logits: (B, ...) -> (B, K)."""
+class AveragingEnsemble(nn.Module):
+    """Several classifiers' mean probabilities, as logits: (B, ...) -> (B, K).
+
+    Args:
+        networks: Each from (B, ...) to logits (B, K).
+    """
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.peers = Peers(networks)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Average in float32."""
+        """Return the logarithms (B, K) of the mean probabilities, averaged in float32."""
         logits = self.peers(inputs).float()
         return logits.log_softmax(-1).logsumexp(1) - math.log(logits.shape[1])
 
 
-class LastAnswer(nn.Module):
-    """The last of several answers: (B, answers, K) -> (B, K)."""
+class LastLogits(nn.Module):
+    """The logits of the last of several networks: (B, networks, K) -> (B, K)."""
 
-    def forward(self, answers: Tensor) -> Tensor:
-        """Select it."""
-        return answers[:, -1]
+    def forward(self, logits: Tensor) -> Tensor:
+        """Select them."""
+        return logits[:, -1]
 
 
 def reborn(blocks: nn.Module) -> nn.Module:
-    """Copy blocks and start every layer of the copy at random, by the layer's own initialisation."""
+    """Copy blocks and start every layer of the copy at random, by the layer's own initialisation.
+
+    Args:
+        blocks: Stay as they are.
+    """
     fresh = copy.deepcopy(blocks)
     for layer in fresh.modules():
         if callable(reset := getattr(layer, "reset_parameters", None)):

@@ -59,6 +59,9 @@ def find(name: str) -> type[Method]:
 
     A method that two of them are added to, such as KD, is a part of the combination once.
 
+    Args:
+        name: One of ``METHODS``, or several, such as ``kd+at``.
+
     Raises:
         RequestError: There is no such method, or it can't be combined.
     """
@@ -107,17 +110,28 @@ def name_of(method: Method) -> str:
 
 @dataclass(frozen=True)
 class ChosenMethod:
-    """A method with all its hyper-parameters, and the views that belong to the preset."""
+    """A method ready to plan.
+
+    Attributes:
+        method: With all its hyper-parameters.
+        views: Those that belong to the preset.
+    """
 
     method: Method
     views: ViewPolicy
 
 
 def choose(name: str, preset: str, budget: Budget, settings: Mapping[str, str] | None = None) -> ChosenMethod:
-    """Return method ``name`` with the hyper-parameters of a preset, some of them set from text.
+    """Return a method with the hyper-parameters of a preset, some of them set from text.
+
+    Args:
+        name: As for :func:`find`.
+        preset: One of the method's.
+        budget: How many images and classes there are.
+        settings: Hyper-parameters as text, by their names; they win over the preset's.
 
     Raises:
-        RequestError: No such method, preset or hyper-parameter, or a text that is no value.
+        RequestError: No such method, preset or hyper-parameter, a text that is no value, or a value out of range.
     """
     kind = find(name)
     if preset not in kind.presets:

@@ -20,7 +20,15 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class RKD(Baseline):
-    """Match distances and angles between a batch's embeddings, the averages of the last maps, beside KD."""
+    """Match distances and angles between a batch's embeddings, the averages of the last maps, beside KD.
+
+    The losses are :class:`netgraft.losses.RelationalDistance` and :class:`netgraft.losses.RelationalAngle`.
+
+    Source: Park et al., CVPR 2019, sections 3.2.1 and 3.2.2, arXiv 1904.05068.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
+    """
 
     about: ClassVar[About] = About(
         "offline", "relations", "1", "classes", "Park et al., CVPR 2019, arXiv 1904.05068", 2019
@@ -37,7 +45,11 @@ class RKD(Baseline):
     angle_weight: float = hyperparameter(50.0, "weight of the angles")
 
     def objective(self, pairing: Pairing) -> Objective:
-        """Relations at the last block end."""
+        """Return relations at the last block end.
+
+        Raises:
+            RequestError: The head alone is trained, so there is nothing in front of it to compare.
+        """
         number = ends(pairing)[-1]
         return Objective(
             self._terms,
@@ -46,8 +58,8 @@ class RKD(Baseline):
         )
 
     def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
-        [mine], [theirs] = batch.features, batch.teacher_features
+        [student], [teacher] = batch.features, batch.teacher_features
         return {
-            "distances": self.distance_weight * RelationalDistance()(mine, theirs),
-            "angles": self.angle_weight * RelationalAngle()(mine, theirs),
+            "distances": self.distance_weight * RelationalDistance()(student, teacher),
+            "angles": self.angle_weight * RelationalAngle()(student, teacher),
         }

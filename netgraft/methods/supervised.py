@@ -17,7 +17,11 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class Supervised(Baseline):
-    """Cross-entropy on the labels, or on the teacher's arg-max where there are none."""
+    """Cross-entropy on the labels, or on the teacher's arg-max where there are none.
+
+    Raises:
+        RequestError: A hyper-parameter is out of its range.
+    """
 
     about: ClassVar[About] = About("reference", "labels", "1", "classes", "-", 0, teacher=False)
     presets: ClassVar[Mapping[str, Preset]] = {
@@ -25,7 +29,7 @@ class Supervised(Baseline):
     }
 
     def objective(self, pairing: Pairing) -> Objective:
-        """Classes alone."""
+        """Return classes alone."""
         return Objective(self._terms)
 
     def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A teacher's answers may be kept, and are never another teacher's."""
+"""A teacher's predictions may be kept, and are never another teacher's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def images() -> ImageSet:
     return test
 
 
-def test_answers_are_kept_for_the_same_model_and_images_alone(tmp_path: Path, images: ImageSet) -> None:
+def test_predictions_are_kept_for_the_same_model_and_images_alone(tmp_path: Path, images: ImageSet) -> None:
     model = timm.create_model("digits_vgg7_bn_half").eval()
     config = resolve_model_data_config(model)
     reporter = Counting()

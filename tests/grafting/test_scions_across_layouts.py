@@ -134,11 +134,11 @@ def test_a_student_of_another_kind_trains_runs_alone_and_opens_again(name: str, 
         assert {id(p) for adapter in phase.adapters for p in adapter.parameters()} == scion - blocks
 
     x = prepared.views.batch(range(32))
-    expected = answer(teacher, x)
-    apart = (answer(prepared.plan.student.eval(), x) - expected).square().mean()
+    expected = logits_of(teacher, x)
+    apart = (logits_of(prepared.plan.student.eval(), x) - expected).square().mean()
     losses = Losses()
     distilled = prepared.run(reporter=losses)
-    assert (answer(distilled.student, x) - expected).square().mean() < apart
+    assert (logits_of(distilled.student, x) - expected).square().mean() < apart
     facts = json.loads(json.dumps(distilled.facts()))
     assert [bool(text) for text in facts["conversions"]] == differ
     last = [terms["logits"] for terms in losses.phases[-1]]
@@ -149,12 +149,12 @@ def test_a_student_of_another_kind_trains_runs_alone_and_opens_again(name: str, 
     assert not any(isinstance(layer, ConvertingAdapter | LayoutConversion) for layer in distilled.student.modules())
     distilled.save(tmp_path / "student")
     loaded: Any = load_student(tmp_path / "student")
-    assert torch.equal(answer(loaded, x), answer(distilled.student, x))
+    assert torch.equal(logits_of(loaded, x), logits_of(distilled.student, x))
     assert loaded.num_classes == CLASSES
 
 
 @torch.no_grad()
-def answer(model: nn.Module, x: Tensor) -> Tensor:
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
     return model(x)
 
 
@@ -255,7 +255,7 @@ def test_adapters_that_stayed_are_saved_as_layers(layout: str, fold: bool, tmp_p
     save_student(tmp_path / "s", built, model, cuts=made.student.names[:-1], data_config=case.config)
     x = images(2, 3, case.size, case.size)
     loaded = load_student(tmp_path / "s")
-    assert torch.equal(answer(loaded, x), answer(built, x))
+    assert torch.equal(logits_of(loaded, x), logits_of(built, x))
     assert [type(layer) for layer in loaded.children() if isinstance(layer, nn.Linear)] == [
         type(layer) for layer in built if isinstance(layer, nn.Linear)
     ]
@@ -267,7 +267,7 @@ def test_a_student_for_other_images_than_its_own_opens_again(tmp_path: Path) -> 
     save_student(tmp_path / "s", model, model, cuts=(), data_config=case.config)
     x = images(2, 3, 32, 32)
     for opened in (load_student(tmp_path / "s"), timm.create_model(f"local-dir:{tmp_path / 's'}", pretrained=True)):
-        assert torch.equal(answer(opened.eval(), x), answer(model, x))
+        assert torch.equal(logits_of(opened.eval(), x), logits_of(model, x))
 
 
 def one_step(phase: Phase, x: Tensor, *, seen: list[Any] | None = None) -> dict[str, Tensor]:

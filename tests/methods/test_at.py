@@ -18,15 +18,15 @@ def test_attention_of_every_block_end_counts() -> None:
     objective = chosen.objective(pairing("none"))
     assert [f.block for f in objective.features] == [f.block for f in objective.teacher_features] == [0, 1, 2]
     shapes = [(B, 4, 4, 4), (B, 6, 2, 2)]
-    mine = [random(*shape, seed=1) for shape in shapes]
-    theirs = [random(*shape, seed=2) for shape in shapes]
+    student = [random(*shape, seed=1) for shape in shapes]
+    teacher = [random(*shape, seed=2) for shape in shapes]
     expected = 0.0
-    for pair in zip(mine, theirs, strict=True):
+    for pair in zip(student, teacher, strict=True):
         maps = []
         for features in pair:
             strength = np.array([sum(channel**2 for channel in sample).ravel() for sample in features.numpy()])
             maps.append(np.array([row / np.sqrt(np.sum(row**2)) for row in strength]))
         expected += 3.0 * np.mean((maps[0] - maps[1]) ** 2)
     logits = random(B, K)
-    terms = values(objective.terms(StepOutputs(logits, logits, None, tuple(mine), tuple(theirs))))
+    terms = values(objective.terms(StepOutputs(logits, logits, None, tuple(student), tuple(teacher))))
     assert terms["attention"] == pytest.approx(expected)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from netgraft.methods.at_gradient import InputGradient
 from netgraft.modules import state_digest
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import PLAIN, Losses, leaf, method, pairing, random, ready, watched
+from tests.support.method_pairs import PLAIN, Losses, leaf, method, pairing, prepare_run, random, with_observer
 
 B, K = 3, 10
 
@@ -25,15 +25,15 @@ def brute_force(blocks: nn.Module, inputs: Tensor) -> Tensor:
     return ((losses[0] - losses[1]) / (2 * step)).view(inputs.shape)
 
 
-@pytest.mark.parametrize("use", ["auto", "none"])
-def test_the_teachers_gradient_is_the_brute_force_one_where_training_begins(use: str) -> None:
+@pytest.mark.parametrize("inherit", ["auto", "none"])
+def test_the_teachers_gradient_is_the_brute_force_one_where_training_begins(inherit: str) -> None:
     seen: list[StepOutputs] = []
     chosen = method("at-gradient", steps=1, batch_size=1)
-    prepared = ready("digits", chosen, count=1, views=PLAIN, inherit=use)
-    watched(prepared, lambda number, batch: seen.append(batch)).run()
-    first = 1 if use == "auto" else 0
+    prepared = prepare_run("digits", chosen, count=1, views=PLAIN, inherit=inherit)
+    with_observer(prepared, lambda number, batch: seen.append(batch)).run()
+    first = 1 if inherit == "auto" else 0
     # another teacher of the same bytes, since the comparison needs it in float64
-    teacher = pairing(use).teacher.eval().blocks()
+    teacher = pairing(inherit).teacher.eval().blocks()
     with torch.no_grad():
         inputs = nn.Sequential(*teacher[:first])(prepared.views.batch([0]))
     assert inputs.shape[1:] == ((32, 4, 4) if first else (1, 8, 8))
@@ -58,13 +58,13 @@ def test_the_teachers_gradient_of_a_doubtful_image_is_the_brute_force_one() -> N
 
 def test_the_gradients_distance_has_a_gradient_for_the_weights() -> None:
     objective = method("at-gradient", kd_weight=0.0, ce_weight=0.0).objective(pairing()).terms
-    images, theirs, logits = random(B, 2, 2, 1), random(B, 2, 2, 1, seed=1), random(B, K, seed=2)
+    images, teacher_gradient, logits = random(B, 2, 2, 1), random(B, 2, 2, 1, seed=1), random(B, K, seed=2)
     weight = leaf(4, K, seed=3)
 
     def loss(weight: Tensor) -> Tensor:
         inputs = images.clone().requires_grad_()
         output = inputs.flatten(1).tanh() @ weight
-        [value] = objective(StepOutputs(output, logits, None, (), (theirs,), inputs)).values()
+        [value] = objective(StepOutputs(output, logits, None, (), (teacher_gradient,), inputs)).values()
         return value
 
     loss(weight).backward()
@@ -79,7 +79,7 @@ def test_the_gradients_distance_has_a_gradient_for_the_weights() -> None:
 
 
 def test_gradients_alone_train_every_block() -> None:
-    prepared = ready("digits", method("at-gradient", kd_weight=0.0, ce_weight=0.0, steps=1, batch_size=4))
+    prepared = prepare_run("digits", method("at-gradient", kd_weight=0.0, ce_weight=0.0, steps=1, batch_size=4))
     before = [state_digest(block) for block in prepared.pairing.student.blocks()]
     losses = Losses()
     prepared.run(reporter=losses)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from netgraft.errors import RequestError
-from netgraft.methods.peers import MeanAnswer
+from netgraft.methods.peers import AveragingEnsemble
 from netgraft.modules import state_digest
 from netgraft.plan import StepOutputs
 from tests.support.method_pairs import (
@@ -16,13 +16,13 @@ from tests.support.method_pairs import (
     cross_entropy,
     divergence,
     method,
-    objective,
+    objective_of,
     pairing,
+    prepare_run,
     random,
-    ready,
     softmax,
     values,
-    watched,
+    with_observer,
 )
 
 B, K = 4, 6
@@ -48,18 +48,18 @@ def test_generations_start_alike_are_others_and_the_last_is_deployed() -> None:
     assert [phase.teacher for phase in plan.phases[1:]] == [phase.model for phase in plan.phases[:-1]]
 
 
-def test_a_generations_target_is_the_formers_answer() -> None:
+def test_a_generations_target_is_the_formers_logits() -> None:
     seen: list[tuple[int, StepOutputs]] = []
-    prepared = ready("digits", method("ban", generations=3, steps=6, batch_size=4, lr=1e-2), views=PLAIN)
-    watched(prepared, lambda number, batch: seen.append((number, batch))).run()
+    prepared = prepare_run("digits", method("ban", generations=3, steps=6, batch_size=4, lr=1e-2), views=PLAIN)
+    with_observer(prepared, lambda number, batch: seen.append((number, batch))).run()
     images = prepared.views.batch(range(4))
     assert len(seen) == 6
     with torch.no_grad():
         teachers = [prepared.pairing.teacher.eval(), *(phase.model.eval() for phase in prepared.plan.phases)]
-        answers = [teacher(images) for teacher in teachers]
+        logits = [teacher(images) for teacher in teachers]
     for number, batch in seen:
         assert batch.target is not None
-        nearest = [float(torch.cdist(batch.target, answer).min(1).values.max()) for answer in answers[:3]]
+        nearest = [float(torch.cdist(batch.target, given).min(1).values.max()) for given in logits[:3]]
         # of the three that teach, the one that was trained last
         assert nearest[number] < 1e-4
         assert all(distance > 1e-2 for other, distance in enumerate(nearest) if other != number)
@@ -84,7 +84,7 @@ def test_a_generation_without_a_step_is_refused() -> None:
 def test_generations_learn_from_soft_targets_and_labels() -> None:
     student, teacher = random(B, K), random(B, K, seed=1)
     soft = divergence(teacher.numpy(), student.numpy(), 2.0)
-    taught = objective("ban", temperature=2.0, ce_weight=3.0)
+    taught = objective_of("ban", temperature=2.0, ce_weight=3.0)
     assert values(taught(StepOutputs(student, teacher, None))) == {"kd": pytest.approx(soft)}
     terms = values(taught(StepOutputs(student, teacher, torch.tensor(LABELS))))
     hard = cross_entropy(student.numpy(), LABELS)
@@ -93,7 +93,7 @@ def test_generations_learn_from_soft_targets_and_labels() -> None:
 
 def test_the_ensemble_of_generations_has_their_mean_probabilities() -> None:
     plan = method("ban", generations=2).plan(pairing())
-    assert isinstance(plan.ensemble, MeanAnswer)
+    assert isinstance(plan.ensemble, AveragingEnsemble)
     for phase in plan.phases:
         nn.init.normal_([*phase.model.parameters()][-1])
     images = random(B, 1, 8, 8).float()

@@ -14,7 +14,7 @@ from tests.support.method_pairs import (
     layers,
     leaf,
     method,
-    objective,
+    objective_of,
     pairing,
     random,
     slopes,
@@ -32,7 +32,7 @@ def test_shallow_classifiers_learn_from_the_deepest_which_learns_from_classes_al
     embeddings = [leaf(B, 7, seed=seed) for seed in (2, 3)]
     shallow = [leaf(B, K, seed=seed) for seed in (4, 5)]
     features = (deepest, embeddings[0], shallow[0], embeddings[1], shallow[1])
-    taught = objective("byot", soft_weight=alpha, feature_weight=weight)
+    taught = objective_of("byot", soft_weight=alpha, feature_weight=weight)
     terms = taught(StepOutputs(output, None, torch.tensor(LABELS), features))
     z, d = output.detach().numpy(), deepest.detach().numpy()
     expected = {"classes": cross_entropy(z, LABELS)}
@@ -48,17 +48,17 @@ def test_shallow_classifiers_learn_from_the_deepest_which_learns_from_classes_al
 
 
 def test_shallow_classifiers_stand_at_every_block_end_but_the_last() -> None:
-    lesson = method("byot").objective(pairing("none"))
-    assert [feature.block for feature in lesson.features] == [2, 0, 0, 1, 1]
+    taught = method("byot").objective(pairing("none"))
+    assert [feature.block for feature in taught.features] == [2, 0, 0, 1, 1]
     maps = {0: random(B, 32, 4, 4), 1: random(B, 32, 2, 2), 2: random(B, 64, 1, 1)}
     shapes = []
-    for feature in lesson.features:
+    for feature in taught.features:
         assert feature.connector is not None
         shapes.append(tuple(feature.connector(maps[feature.block].float()).shape))
-    # embeddings are as wide as the deepest maps, classifiers answer with the classes of the digits
+    # embeddings are as wide as the deepest maps, classifiers know the classes of the digits
     assert shapes == [(B, 64), (B, 64), (B, 10), (B, 64), (B, 10)]
-    # an answer is made of its embedding, which is trained once
-    for embedding, answer in (lesson.features[1:3], lesson.features[3:5]):
+    # a classifier is made of its embedding, which is trained once
+    for embedding, classifier in (taught.features[1:3], taught.features[3:5]):
         assert embedding.connector is not None
-        assert answer.connector is not None
-        assert layers(embedding.connector) < layers(answer.connector)
+        assert classifier.connector is not None
+        assert layers(embedding.connector) < layers(classifier.connector)

@@ -13,7 +13,7 @@ from netgraft.methods.baseline import Objective
 from netgraft.methods.registry import find
 from netgraft.options import declared
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import Losses, method, pairing, random, ready, values
+from tests.support.method_pairs import Losses, method, pairing, prepare_run, random, values
 
 B, K = 4, 10
 
@@ -23,12 +23,12 @@ def features(objective: Objective, seed: int) -> tuple[tuple[Tensor, ...], tuple
     start = pairing()
     found = []
     for chain, wanted in ((start.student, objective.features), (start.teacher, objective.teacher_features)):
-        ours = []
+        of_chain = []
         for number, feature in enumerate(wanted):
             maps = random(B, *chain.cuts[feature.block].shape, seed=seed + number).float()
             with torch.no_grad():
-                ours.append(maps if feature.connector is None else feature.connector.eval()(maps))
-        found.append(tuple(ours))
+                of_chain.append(maps if feature.connector is None else feature.connector.eval()(maps))
+        found.append(tuple(of_chain))
     return found[0], found[1]
 
 
@@ -41,16 +41,16 @@ def test_terms_are_those_of_the_parts_each_counted_once(names: tuple[str, ...], 
     for number, name in enumerate(names):
         # of one temperature, which all of these have; a combination has one alone
         objective = method(name, temperature=2).objective(start)
-        mine, theirs = features(objective, seed=10 * number + 2)
-        seen.append((mine, theirs))
-        terms = values(objective.terms(StepOutputs(output, target, labels, mine, theirs)))
+        student, teacher = features(objective, seed=10 * number + 2)
+        seen.append((student, teacher))
+        terms = values(objective.terms(StepOutputs(output, target, labels, student, teacher)))
         expected = {**terms, **expected}
-    mine = tuple(feature for part, _ in seen for feature in part)
-    theirs = tuple(feature for _, part in seen for feature in part)
+    student = tuple(feature for part, _ in seen for feature in part)
+    teacher = tuple(feature for _, part in seen for feature in part)
     together = method("+".join(names), temperature=2).objective(start)
-    assert len(together.features) == len(mine)
-    assert len(together.teacher_features) == len(theirs)
-    terms = values(together.terms(StepOutputs(output, target, labels, mine, theirs)))
+    assert len(together.features) == len(student)
+    assert len(together.teacher_features) == len(teacher)
+    terms = values(together.terms(StepOutputs(output, target, labels, student, teacher)))
     assert terms == {key: pytest.approx(value) for key, value in expected.items()}
 
 
@@ -77,7 +77,9 @@ def test_the_phases_before_are_those_of_all_parts_in_order(name: str, phases: li
 
 
 def test_a_combination_trains_all_of_its_connectors() -> None:
-    prepared = ready("digits", method("fitnets+ft+byot", hint_steps=1, paraphraser_steps=1, steps=2, batch_size=4))
+    prepared = prepare_run(
+        "digits", method("fitnets+ft+byot", hint_steps=1, paraphraser_steps=1, steps=2, batch_size=4)
+    )
     last = prepared.plan.phases[-1]
     connectors = nn.ModuleList(feature.connector for feature in last.features if feature.connector is not None)
     assert len([*connectors.parameters()]) > 5
@@ -107,8 +109,8 @@ def test_a_combination_has_the_hyper_parameters_of_all_parts() -> None:
 def test_settings_reach_the_part_that_they_belong_to() -> None:
     start, output, target = pairing(), random(B, K), random(B, K, seed=1)
     plain, heavy = (method("kd+at", at_weight=weight).objective(start) for weight in (10, 30))
-    mine, theirs = features(plain, seed=2)
-    batch = StepOutputs(output, target, None, mine, theirs)
+    student, teacher = features(plain, seed=2)
+    batch = StepOutputs(output, target, None, student, teacher)
     once, thrice = (values(objective.terms(batch)) for objective in (plain, heavy))
     assert thrice == {"kd": pytest.approx(once["kd"]), "attention": pytest.approx(3 * once["attention"])}
 

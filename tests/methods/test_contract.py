@@ -21,7 +21,7 @@ from netgraft.plan import Phase, StepOutputs
 from netgraft.progress import SilentReporter
 from netgraft.training.optimizers import make_optimizer
 from netgraft.training.parallel import independent_groups
-from tests.support.method_pairs import PAIRS, PLAIN, Losses, method, networks, ready, truth, watched
+from tests.support.method_pairs import PAIRS, PLAIN, Losses, digit_labels, method, networks, prepare_run, with_observer
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def test_the_table_holds_every_method_and_two_combinations() -> None:
 def planned(request: pytest.FixtureRequest) -> tuple[str, str, Distillation]:
     """A run that never begins."""
     pair, name = request.param
-    return pair, name, ready(pair, configured(name))
+    return pair, name, prepare_run(pair, configured(name))
 
 
 Planned = tuple[str, str, Distillation]
@@ -130,8 +130,13 @@ def test_phases_that_need_one_another_are_not_run_side_by_side(planned: Planned)
     for group in independent_groups(phases):
         for number in group:
             phase = phases[number]
-            theirs = [f.connector for f in phase.teacher_features if f.connector is not None]
-            sees = [phase.model, *connectors(phase), *theirs, *([] if phase.teacher is None else [phase.teacher])]
+            teacher_connectors = [f.connector for f in phase.teacher_features if f.connector is not None]
+            sees = [
+                phase.model,
+                *connectors(phase),
+                *teacher_connectors,
+                *([] if phase.teacher is None else [phase.teacher]),
+            ]
             read = {p for part in sees for p in part.parameters()}
             for other in group:
                 assert other == number or read.isdisjoint(phases[other].trainable.parameters())
@@ -179,7 +184,7 @@ class Recording(SilentReporter):
 
     def run(self, folder: Path) -> DistillationResult:
         handle = nn.modules.module.register_module_forward_pre_hook(self.called)
-        prepared = watched(self.prepared, lambda number, batch: self.batches[number].append(batch))
+        prepared = with_observer(self.prepared, lambda number, batch: self.batches[number].append(batch))
         try:
             return prepared.run(folder=folder, reporter=self)
         finally:
@@ -189,7 +194,7 @@ class Recording(SilentReporter):
 @pytest.fixture(scope="module", params=[(pair, name) for pair in PAIRS for name in CONTRACT], ids="-".join)
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     pair, name = request.param
-    recording = Recording(name, pair, ready(pair, configured(name)))
+    recording = Recording(name, pair, prepare_run(pair, configured(name)))
     folder = tmp_path_factory.mktemp("run")
     return recording, recording.run(folder), folder
 
@@ -265,7 +270,7 @@ def test_without_labels_no_method_sees_any(recorded: Recorded) -> None:
     assert all(batch.labels is None for batch in seen)
 
 
-def test_methods_without_a_teacher_take_its_answers_for_labels(recorded: Recorded) -> None:
+def test_methods_without_a_teacher_take_its_arg_max_for_labels(recorded: Recorded) -> None:
     recording, _, _ = recorded
     about = find(recording.name).about
     batch = recording.batches[len(recording.batches) - 1][-1]
@@ -288,23 +293,23 @@ def test_methods_without_a_teacher_take_its_answers_for_labels(recorded: Recorde
 @every_method
 def test_with_labels_every_method_gets_those_of_its_images(name: str) -> None:
     seen: list[StepOutputs] = []
-    labels = truth(8)
-    prepared = ready("digits", configured(name, 5), count=8, labels=labels, views=PLAIN)
+    labels = digit_labels(8)
+    prepared = prepare_run("digits", configured(name, 5), count=8, labels=labels, views=PLAIN)
     last = prepared.plan.phases[-1]
     teacher = last.teacher
-    watched(prepared, lambda number, batch: seen.append(batch)).run()
+    with_observer(prepared, lambda number, batch: seen.append(batch)).run()
     assert len(seen) == 2 * len(prepared.plan.phases)
     assert all(batch.labels is not None for batch in seen)
     if teacher is None:
         return
-    # there is one view an image, so the teacher's answer tells which image a row shows
+    # there is one view an image, so the teacher's logits tell which image a row shows
     with torch.no_grad():
-        answers = teacher.eval()(prepared.views.batch(range(8)))
+        logits = teacher.eval()(prepared.views.batch(range(8)))
     assert len(set(labels)) > 5
     for batch in seen[-2:]:
         assert batch.target is not None
         assert batch.labels is not None
-        shown = torch.cdist(batch.target, answers).argmin(1)
+        shown = torch.cdist(batch.target, logits).argmin(1)
         assert batch.labels.tolist() == [labels[image] for image in shown.tolist()]
 
 
@@ -317,14 +322,14 @@ def trained_bytes(prepared: Distillation, distilled: DistillationResult) -> list
 
 @every_method
 def test_stopped_in_the_middle_of_each_phase_and_resumed_is_the_same_run(name: str, tmp_path: Path) -> None:
-    whole = ready("digits", configured(name))
+    whole = prepare_run("digits", configured(name))
     expected = trained_bytes(whole, whole.run())
     for number in range(1, CONTRACT[name].phases[0] + 1):
         # asked in front of every step; the rest of the phase before comes first
         asked = iter([False, True] if number == 1 else [False, False, True])
         with pytest.raises(InterruptedRunError, match=f"before step 2 of phase {number};"):
-            ready("digits", configured(name)).run(folder=tmp_path, resume=True, stop=partial(next, asked))
-    last = ready("digits", configured(name))
+            prepare_run("digits", configured(name)).run(folder=tmp_path, resume=True, stop=partial(next, asked))
+    last = prepare_run("digits", configured(name))
     assert trained_bytes(last, last.run(folder=tmp_path, resume=True)) == expected
 
 
@@ -338,7 +343,7 @@ def test_losses_of_one_image_are_finite_in_the_smallest_batches(name: str, preci
     # larger batches in float32 are those of all other tests
     for batch_size in {smallest, 4} if precision == "bf16" else {smallest}:
         losses = Losses()
-        prepared = ready("digits", configured(name, batch_size), count=1, precision=precision)
+        prepared = prepare_run("digits", configured(name, batch_size), count=1, precision=precision)
         distilled = prepared.run(reporter=losses)
         terms = [value for phase in losses.phases for step in phase for value in step.values()]
         assert len(terms) >= 2 * len(prepared.plan.phases)
@@ -351,7 +356,7 @@ def test_losses_of_one_image_are_finite_in_the_smallest_batches(name: str, preci
 
 def test_without_steps_nothing_is_trained() -> None:
     for name in ("none", "kd", "dml", "one", "ban"):
-        prepared = ready("digits", method(name, steps=0))
+        prepared = prepare_run("digits", method(name, steps=0))
         start = state_digest(prepared.model)
         assert prepared.plan.phases == ()
         assert state_digest(prepared.run().student) == start

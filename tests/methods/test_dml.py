@@ -17,7 +17,7 @@ from tests.support.method_pairs import (
     layers,
     leaf,
     method,
-    objective,
+    objective_of,
     pairing,
     slopes,
     softmax,
@@ -47,7 +47,7 @@ def test_peers_start_differently_and_the_first_is_deployed() -> None:
 def test_mutual_learning_and_its_gradient_by_formula() -> None:
     peers, weight = 3, 0.7
     logits = leaf(B, peers, K)
-    terms = objective("dml", peers=peers, mutual_weight=weight)(StepOutputs(logits, None, torch.tensor(LABELS)))
+    terms = objective_of("dml", peers=peers, mutual_weight=weight)(StepOutputs(logits, None, torch.tensor(LABELS)))
     z = [logits.detach().numpy()[:, peer] for peer in range(peers)]
     others = [(i, j) for i in range(peers) for j in range(peers) if i != j]
     assert values(terms) == {

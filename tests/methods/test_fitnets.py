@@ -13,7 +13,7 @@ from netgraft.methods.baseline import Baseline
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import PLAIN, Losses, method, pairing, random, ready, values, watched
+from tests.support.method_pairs import PLAIN, Losses, method, pairing, prepare_run, random, values, with_observer
 
 B, K = 3, 10
 
@@ -25,7 +25,7 @@ def hints(student: np.ndarray, teacher: np.ndarray) -> float:
 
 def test_the_hint_phase_runs_no_block_behind_the_hint() -> None:
     # of four blocks the first is inherited; the middle of the two between it and the head is the second
-    prepared = ready("digits", method("fitnets", hint_steps=3, steps=0, batch_size=4))
+    prepared = prepare_run("digits", method("fitnets", hint_steps=3, steps=0, batch_size=4))
     runs: Counter[tuple[str, int]] = Counter()
     chains = {"teacher": prepared.pairing.teacher.blocks(), "student": prepared.pairing.student.blocks()}
     for who, blocks in chains.items():
@@ -53,8 +53,8 @@ def test_the_hint_phase_trains_the_front_and_the_regressor() -> None:
 
 def test_the_hints_target_are_the_teachers_features() -> None:
     seen: list[StepOutputs] = []
-    prepared = ready("digits", method("fitnets", hint_steps=1, steps=0, batch_size=1), count=1, views=PLAIN)
-    watched(prepared, lambda number, batch: seen.append(batch)).run()
+    prepared = prepare_run("digits", method("fitnets", hint_steps=1, steps=0, batch_size=1), count=1, views=PLAIN)
+    with_observer(prepared, lambda number, batch: seen.append(batch)).run()
     with torch.no_grad():
         expected = nn.Sequential(*prepared.pairing.teacher.eval().blocks()[:2])(prepared.views.batch([0]))
     assert expected.shape == (1, 64, 2, 2)

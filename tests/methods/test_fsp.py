@@ -40,8 +40,8 @@ def test_flows_by_loops(preset: str) -> None:
     assert isinstance(chosen, Baseline)
     [phase] = chosen.objective(pairing()).before
     shapes = [(B, 2, 4, 4), (B, 3, 2, 2), (B, 4, 1, 1)]
-    mine = [random(*shape, seed=1) for shape in shapes]
-    theirs = [random(*shape, seed=2) for shape in shapes]
+    student = [random(*shape, seed=1) for shape in shapes]
+    teacher = [random(*shape, seed=2) for shape in shapes]
 
     def flow(start: Tensor, end: Tensor) -> np.ndarray:
         pooled = F.max_pool2d(start, start.shape[2] // end.shape[2]).numpy()
@@ -51,10 +51,10 @@ def test_flows_by_loops(preset: str) -> None:
         return matrix
 
     expected = 0.0
-    for (s1, s2), (t1, t2) in zip(pairwise(mine), pairwise(theirs), strict=True):
+    for (s1, s2), (t1, t2) in zip(pairwise(student), pairwise(teacher), strict=True):
         squares = (flow(s1, s2) - flow(t1, t2)) ** 2
         expected += np.mean(squares) if preset == "default" else np.mean([np.sum(sample) for sample in squares])
-    batch = StepOutputs(mine[-1], theirs[-1], None, tuple(mine), tuple(theirs))
+    batch = StepOutputs(student[-1], teacher[-1], None, tuple(student), tuple(teacher))
     assert values(phase.objective(batch)) == {"flows": pytest.approx(expected)}
 
 

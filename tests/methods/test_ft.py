@@ -16,7 +16,7 @@ from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose
 from netgraft.modules import state_digest
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import PLAIN, Losses, method, pairing, random, ready, values, watched
+from tests.support.method_pairs import PLAIN, Losses, method, pairing, prepare_run, random, values, with_observer
 
 B, K = 3, 10
 
@@ -43,12 +43,12 @@ class Between(Losses):
 def test_the_paraphraser_learns_of_the_teacher_alone_and_is_frozen_then() -> None:
     seen: list[tuple[int, StepOutputs]] = []
     chosen = method("ft", paraphraser_steps=25, steps=2, batch_size=4, lr=3e-3)
-    prepared = ready("digits", chosen, views=PLAIN)
+    prepared = prepare_run("digits", chosen, views=PLAIN)
     first, second = prepared.plan.phases
     paraphraser = first.trainable
     assert isinstance(paraphraser, Paraphraser)
     between = Between(prepared.pairing.student, paraphraser)
-    watched(prepared, lambda number, batch: seen.append((number, batch))).run(reporter=between)
+    with_observer(prepared, lambda number, batch: seen.append((number, batch))).run(reporter=between)
     (student, start), (student_after_first, trained), *second_digests = between.digests
     assert student == student_after_first
     assert start != trained

@@ -28,20 +28,20 @@ def maps(feature: Feature, net: nn.Sequential, seed: int) -> Tensor:
 
 
 def same(chosen: Baseline, seed: int = 0) -> StepOutputs:
-    """A batch in which the student gives the teacher's answers and features."""
+    """A batch in which the student gives the teacher's logits and features."""
     start = pairing()
     objective = chosen.objective(start)
     logits = random(B, K, seed=seed)
-    theirs = tuple(
+    teacher = tuple(
         maps(feature, nn.Sequential(*start.teacher.blocks()), seed).double() for feature in objective.teacher_features
     )
-    return StepOutputs(logits.clone(), logits, None, tuple(feature.clone() for feature in theirs), theirs)
+    return StepOutputs(logits.clone(), logits, None, tuple(feature.clone() for feature in teacher), teacher)
 
 
 def apart(batch: StepOutputs) -> StepOutputs:
     """The same with another student."""
-    mine = tuple(random(*feature.shape, seed=9) for feature in batch.features)
-    return replace(batch, output=batch.output + random(B, K, seed=9), features=mine)
+    student = tuple(random(*feature.shape, seed=9) for feature in batch.features)
+    return replace(batch, output=batch.output + random(B, K, seed=9), features=student)
 
 
 ZERO: list[tuple[str, dict[str, Any]]] = [
@@ -89,11 +89,11 @@ FLOWS = [(B, 3, 4, 4), (B, 5, 4, 4), (B, 6, 2, 2)]
 )
 def test_so_does_one_in_a_phase_before(name: str, settings: dict[str, Any]) -> None:
     objective = phase_before(name, **settings).objective
-    theirs = tuple(random(*shape, seed=n) for n, shape in enumerate(FLOWS if name == "fsp" else FLOWS[:1]))
-    mine = tuple(feature.clone() for feature in theirs)
-    equal = StepOutputs(mine[-1], theirs[-1], None, mine, theirs if name == "fsp" else ())
+    teacher = tuple(random(*shape, seed=n) for n, shape in enumerate(FLOWS if name == "fsp" else FLOWS[:1]))
+    student = tuple(feature.clone() for feature in teacher)
+    equal = StepOutputs(student[-1], teacher[-1], None, student, teacher if name == "fsp" else ())
     assert list(values(objective(equal)).values()) == [0.0]
-    others = tuple(feature + 1 for feature in mine)
+    others = tuple(feature + 1 for feature in student)
     assert all(value > 1e-3 for value in values(objective(replace(equal, features=others))).values())
 
 
@@ -111,17 +111,17 @@ def test_so_do_equal_gradients_at_the_input() -> None:
     # of a linear classifier: the weights times the probabilities, the class's own less 1
     errors = softmax(output.detach().numpy())
     errors[np.arange(B), classes.numpy()] -= 1
-    theirs = torch.from_numpy(errors @ weight.numpy().T)[:, :, None, None]
+    teacher = torch.from_numpy(errors @ weight.numpy().T)[:, :, None, None]
     objective = method("at-gradient").objective(pairing()).terms
-    terms = values(objective(StepOutputs(output, output.detach(), None, (), (theirs,), inputs)))
+    terms = values(objective(StepOutputs(output, output.detach(), None, (), (teacher,), inputs)))
     assert abs(terms["kd"]) < 1e-6
     assert terms["gradient"] < 1e-6
-    others = StepOutputs(inputs.flatten(1) @ weight, output.detach(), None, (), (2 * theirs,), inputs)
+    others = StepOutputs(inputs.flatten(1) @ weight, output.detach(), None, (), (2 * teacher,), inputs)
     assert values(objective(others))["gradient"] > 0.1
 
 
 def several(count: int) -> Callable[[StepOutputs], StepOutputs]:
-    """The same answer of several networks."""
+    """The same logits of several networks."""
     return lambda batch: replace(batch, output=torch.stack([batch.output] * count, 1))
 
 
@@ -143,7 +143,7 @@ def test_hard_classes_cost_something_even_then(
     batch = shape(StepOutputs(logits.clone(), logits, None, (random(B, 7),)))
     terms = values(chosen.plan(pairing()).phases[0].objective(batch))
     assert terms[term] > 0.1
-    # what networks with the same answer teach one another is nothing
+    # what networks with the same logits teach one another is nothing
     assert all(abs(value) < 1e-9 for key, value in terms.items() if key in {"mutual", "from the ensemble"})
 
 

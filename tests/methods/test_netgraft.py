@@ -27,11 +27,11 @@ from netgraft.progress import SilentReporter
 from netgraft.training.runner import Runner
 
 
-def digits_pairing(use: str = "auto", init: str = "random") -> Pairing:
+def digits_pairing(inherit: str = "auto", init: str = "random") -> Pairing:
     """Four blocks; the first is the same in both models."""
     teacher = load_teacher("digits_vgg7_bn")
     student = build_student("digits_vgg7_bn_half", teacher=teacher, seed=0)
-    return cut_and_pair(teacher, student, PairingOptions(init, use), input_size=(1, 8, 8))
+    return cut_and_pair(teacher, student, PairingOptions(init, inherit), input_size=(1, 8, 8))
 
 
 def weights(module: nn.Module) -> set[int]:
@@ -41,9 +41,9 @@ def weights(module: nn.Module) -> set[int]:
 # --- the plan
 
 
-@pytest.mark.parametrize(("use", "first"), [("auto", 1), ("none", 0)])
-def test_each_block_alone_then_joins_of_growing_length(use: str, first: int) -> None:
-    pairing = digits_pairing(use)
+@pytest.mark.parametrize(("inherit", "first"), [("auto", 1), ("none", 0)])
+def test_each_block_alone_then_joins_of_growing_length(inherit: str, first: int) -> None:
+    pairing = digits_pairing(inherit)
     plan = NetGraft(block_steps=(3,), join_steps=4).plan(pairing)
     assert pairing.inherited == first
     # (from, to) of what replaces the teacher's blocks: 4 blocks, of which `first` are inherited
@@ -56,15 +56,17 @@ def test_each_block_alone_then_joins_of_growing_length(use: str, first: int) -> 
         assert blocks[start] is phase.trainable
         assert len(blocks) == 4 - (stop - start) + 1
         outside = [*teacher[:start], *teacher[stop:]]
-        assert all(mine is theirs for mine, theirs in zip(blocks[:start] + blocks[start + 1 :], outside, strict=True))
+        assert all(
+            block is expected for block, expected in zip(blocks[:start] + blocks[start + 1 :], outside, strict=True)
+        )
         assert weights(phase.trainable).isdisjoint(weights(pairing.teacher))
         assert [layer for layer in phase.trainable.children() if layer in student] == student[start:stop]
         assert phase.teacher is pairing.teacher
 
 
-@pytest.mark.parametrize(("use", "first"), [("auto", 1), ("none", 0)])
-def test_after_the_last_join_only_inherited_blocks_are_the_teachers(use: str, first: int) -> None:
-    pairing = digits_pairing(use)
+@pytest.mark.parametrize(("inherit", "first"), [("auto", 1), ("none", 0)])
+def test_after_the_last_join_only_inherited_blocks_are_the_teachers(inherit: str, first: int) -> None:
+    pairing = digits_pairing(inherit)
     plan = NetGraft().plan(pairing)
     last = plan.phases[-1]
     own = [block for block in last.model if block in pairing.teacher.blocks()]

@@ -25,7 +25,7 @@ from netgraft.methods.registry import NetGraft, choose
 from netgraft.plan import StepOutputs
 from netgraft.progress import SilentReporter
 from netgraft.training.parallel import independent_groups
-from tests.support.method_pairs import divergence, networks, pairing, random, ready, values
+from tests.support.method_pairs import divergence, networks, pairing, prepare_run, random, values
 from tests.support.random_models import build
 
 SHORT = {"block_steps": (2,), "join_steps": 2, "batch_size": 4}
@@ -57,9 +57,9 @@ every_variant = pytest.mark.parametrize("name", VARIANTS)
 
 
 @lru_cache
-def paired(use: str = "auto") -> Pairing:
+def paired(inherit: str = "auto") -> Pairing:
     """The digits' pair; plans train nothing, so that one does for all of them."""
-    return pairing(use)
+    return pairing(inherit)
 
 
 @lru_cache
@@ -90,10 +90,10 @@ def test_a_variant_has_its_phases_and_prints_them(name: str) -> None:
     assert [line.split(":")[0] for line in lines] == [f"  {n}. {phase}" for n, phase in enumerate(expected, 1)]
 
 
-@pytest.mark.parametrize("use", ["auto", "none"])
+@pytest.mark.parametrize("inherit", ["auto", "none"])
 @every_variant
-def test_what_a_phase_names_is_the_students_and_all_else_the_teachers(name: str, use: str) -> None:
-    start = paired(use)
+def test_what_a_phase_names_is_the_students_and_all_else_the_teachers(name: str, inherit: str) -> None:
+    start = paired(inherit)
     teacher, student = start.teacher.blocks(), start.student.blocks()
     for phase in variant(name).plan(start).phases:
         numbers = [int(number) - 1 for number in phase.name.split()[-1].split("-")]
@@ -158,7 +158,7 @@ class Unfolded(SilentReporter):
     ("name", "pair_name"), [*((name, "digits") for name in VARIANTS), ("frozen adapters", "families")]
 )
 def test_a_plain_student_comes_out_whose_every_weight_was_trained(name: str, pair_name: str) -> None:
-    prepared = ready(pair_name, variant(name))
+    prepared = prepare_run(pair_name, variant(name))
     images = torch.randn(3, *prepared.data_config["input_size"])
     watch = Unfolded(prepared, images)
     before = watch.now()
@@ -202,7 +202,7 @@ def test_of_frozen_adapters_nothing_is_trained_nor_printed() -> None:
 
 def test_frozen_adapters_of_a_sliced_student_leave_no_trace() -> None:
     """They choose the teacher's channels and put them back: where two meet they cancel out, bit by bit."""
-    prepared = ready("digits", variant("frozen adapters"), init="slice")
+    prepared = prepare_run("digits", variant("frozen adapters"), init="slice")
     images = torch.randn(3, 1, 8, 8)
     plain = prepared.pairing.student
     assert len(list(prepared.plan.student)) > len(plain)
@@ -228,7 +228,7 @@ def test_soft_targets_are_compared_at_a_temperature(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("objective", ["mse", "normalized", "kl"])
-def test_every_objective_is_least_for_the_teachers_own_answers(objective: str) -> None:
+def test_every_objective_is_least_for_the_teachers_own_logits(objective: str) -> None:
     [compare, *_] = NetGraft(objective=objective).plan(paired()).phases
     teacher = random(5, 10)
     [same] = values(compare.objective(StepOutputs(teacher.clone(), teacher, None))).values()
@@ -304,7 +304,7 @@ def test_fewer_blocks_are_the_same_networks() -> None:
     with torch.no_grad():
         for model, chain in zip(models, (start.teacher, start.student), strict=True):
             assert torch.equal(chain.eval()(images), model.eval()(images))
-    assert all(mine.size == theirs.size for mine, theirs in zip(start.teacher.cuts, start.student.cuts, strict=True))
+    assert [cut.size for cut in start.teacher.cuts] == [cut.size for cut in start.student.cuts]
 
 
 def test_blocks_are_merged_before_any_is_inherited_or_sliced() -> None:
@@ -329,7 +329,7 @@ def test_a_number_of_blocks_that_there_are_not_is_refused(blocks: int) -> None:
 
 @pytest.mark.parametrize("blocks", [2, 3])
 def test_a_plain_student_comes_out_of_fewer_blocks(blocks: int) -> None:
-    prepared = ready("digits", variant("as published"), blocks=blocks)
+    prepared = prepare_run("digits", variant("as published"), blocks=blocks)
     assert len(prepared.pairing) == blocks
     images = torch.randn(3, 1, 8, 8)
     watch = Unfolded(prepared, images)
@@ -340,10 +340,10 @@ def test_a_plain_student_comes_out_of_fewer_blocks(blocks: int) -> None:
 
 
 def test_the_number_of_blocks_decides_the_fingerprint() -> None:
-    prints = [ready("digits", variant("stage 2"), blocks=blocks).fingerprint for blocks in (None, 3)]
+    prints = [prepare_run("digits", variant("stage 2"), blocks=blocks).fingerprint for blocks in (None, 3)]
     assert prints[0] != prints[1]
     # to as many as there are is not to merge
-    assert ready("digits", variant("stage 2"), blocks=4).fingerprint == prints[0]
+    assert prepare_run("digits", variant("stage 2"), blocks=4).fingerprint == prints[0]
 
 
 def test_a_command_asks_for_variants_and_its_result_names_them(

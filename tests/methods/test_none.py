@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from netgraft.training.sampling import batch_indices
-from tests.support.method_pairs import method, ready
+from tests.support.method_pairs import method, prepare_run
 
 
 def test_untrained_takes_statistics_and_changes_nothing_else() -> None:
     steps, batch = 5, 3
-    prepared = ready("digits", method("none", steps=steps, batch_size=batch))
+    prepared = prepare_run("digits", method("none", steps=steps, batch_size=batch))
     blocks = prepared.pairing.student.blocks()
     before = {name: value.clone() for name, value in prepared.model.state_dict().items()}
     [convolution] = [layer for layer in blocks[1].modules() if isinstance(layer, nn.Conv2d)][:1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import method, pairing, random, ready, values
+from tests.support.method_pairs import method, pairing, prepare_run, random, values
 
 B, K = 3, 10
 
@@ -17,7 +17,7 @@ def test_selectivity_skips_maps_of_one_pixel() -> None:
     objective = method("nst", nst_weight=7.0).objective(start)
     assert [f.block for f in objective.features] == [f.block for f in objective.teacher_features] == [1]
     # of the other pair's two cuts the last one has maps of 8x8
-    families = ready("families", method("nst")).plan.phases[-1]
+    families = prepare_run("families", method("nst")).plan.phases[-1]
     assert [feature.block for feature in families.features] == [1]
 
     student, teacher, logits = random(B, 2, 3, 3), random(B, 4, 3, 3, seed=1), random(B, K)

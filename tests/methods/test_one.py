@@ -18,7 +18,7 @@ from tests.support.method_pairs import (
     layers,
     leaf,
     method,
-    objective,
+    objective_of,
     pairing,
     random,
     slopes,
@@ -54,14 +54,14 @@ def test_the_ensemble_is_the_gated_sum() -> None:
     ensemble = GatedEnsemble(Peers([nn.Sequential(nn.Flatten(), nn.Linear(20, K)) for _ in range(3)]), gate)
     shared = random(B, 5, 2, 2).float()
     with torch.no_grad():
-        weights, answers = gate(shared), ensemble(shared)
+        weights, logits = gate(shared), ensemble(shared)
     assert weights.shape == (B, 3)
     np.testing.assert_allclose(weights.numpy().sum(axis=1), np.ones(B), rtol=1e-6)
     assert float(weights.std(0).min()) > 1e-3
-    assert answers.shape == (B, 4, K)
+    assert logits.shape == (B, 4, K)
     for sample in range(B):
-        expected = sum(float(w) * z for w, z in zip(weights[sample], answers[sample, :3].double().numpy(), strict=True))
-        np.testing.assert_allclose(answers[sample, 3].numpy(), expected, rtol=1e-4, atol=1e-6)
+        expected = sum(float(w) * z for w, z in zip(weights[sample], logits[sample, :3].double().numpy(), strict=True))
+        np.testing.assert_allclose(logits[sample, 3].numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_the_native_ensemble_is_reported_as_it_was_trained() -> None:
@@ -75,9 +75,9 @@ def test_the_native_ensemble_is_reported_as_it_was_trained() -> None:
 
 def test_branches_learn_from_their_ensemble_which_learns_from_classes_alone() -> None:
     temperature = 3.0
-    answers = leaf(B, 3, K)  # of two branches and their ensemble
-    terms = objective("one", branches=2)(StepOutputs(answers, None, torch.tensor(LABELS)))
-    z = answers.detach().numpy()
+    logits = leaf(B, 3, K)  # of two branches and their ensemble
+    terms = objective_of("one", branches=2)(StepOutputs(logits, None, torch.tensor(LABELS)))
+    z = logits.detach().numpy()
     branches, ensemble = [z[:, 0], z[:, 1]], z[:, 2]
     assert values(terms) == {
         "ensemble": pytest.approx(cross_entropy(ensemble, LABELS)),
@@ -88,4 +88,4 @@ def test_branches_learn_from_their_ensemble_which_learns_from_classes_alone() ->
     for number, one in enumerate(branches):
         # tau^2 KL has the slope tau (q - p)
         expected[:, number] += temperature * (softmax(one, temperature) - softmax(ensemble, temperature)) / B
-    np.testing.assert_allclose(slopes(terms, answers), expected, atol=1e-7)
+    np.testing.assert_allclose(slopes(terms, logits), expected, atol=1e-7)

@@ -13,10 +13,10 @@ B, K = 3, 10
 
 def test_relations_are_those_of_the_last_maps_averages() -> None:
     objective = method("rkd", distance_weight=3.0, angle_weight=5.0).objective(pairing())
-    [mine], [theirs] = objective.features, objective.teacher_features
-    assert mine.block == theirs.block == 2
+    [student_embedding], [teacher_embedding] = objective.features, objective.teacher_features
+    assert student_embedding.block == teacher_embedding.block == 2
     maps = random(B, 6, 4, 4)
-    for feature in (mine, theirs):
+    for feature in (student_embedding, teacher_embedding):
         assert feature.connector is not None
         np.testing.assert_allclose(feature.connector(maps).numpy(), maps.numpy().mean(axis=(2, 3)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -54,21 +54,21 @@ def networks(pair: str) -> tuple[nn.Module, nn.Module]:
 
 
 @lru_cache
-def pictures(pair: str, count: int = IMAGES) -> list[Image.Image]:
+def images_of(pair: str, count: int = IMAGES) -> list[Image.Image]:
     if pair == "digits":
         return open_data("digits").train.load_many(range(count))
     generator = np.random.default_rng(0)
     return [Image.fromarray(generator.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)) for _ in range(count)]
 
 
-def truth(count: int = IMAGES) -> list[int]:
+def digit_labels(count: int = IMAGES) -> list[int]:
     """Labels of the digits."""
     labels = open_data("digits").train.labels
     assert labels is not None
     return [labels[index] for index in range(count)]
 
 
-def ready(pair: str, chosen: Any, *, count: int = IMAGES, precision: str = "32", **options: Any) -> Distillation:
+def prepare_run(pair: str, chosen: Any, *, count: int = IMAGES, precision: str = "32", **options: Any) -> Distillation:
     """Prepare a run that checkpoints after every step if it has a folder."""
     if pair == "families":
         options["data_config"] = {
@@ -81,7 +81,7 @@ def ready(pair: str, chosen: Any, *, count: int = IMAGES, precision: str = "32",
     options.setdefault("views", ViewPolicy("few", pad=1, pool=4 * count))
     options.setdefault("init", "random")
     options["runner"] = Runner(accelerator="cpu", precision=precision, checkpoint_seconds=0)
-    return prepare(*networks(pair), pictures(pair, count), method=chosen, **options)
+    return prepare(*networks(pair), images_of(pair, count), method=chosen, **options)
 
 
 def pairing(inherit: str = "auto") -> Pairing:
@@ -95,18 +95,18 @@ def one_cut() -> Pairing:
     return Pairing(whole.teacher.merge([1]), whole.student.merge([1]))
 
 
-def objective(name: str, **settings: Any) -> ObjectiveFunction:
+def objective_of(name: str, **settings: Any) -> ObjectiveFunction:
     """The objective of a method's last phase on the digits' pair."""
     plan: Plan = method(name, **settings).plan(pairing())
     return plan.phases[-1].objective
 
 
-def watched(prepared: Distillation, watch: Any) -> Distillation:
-    """Let every objective show its batches to ``watch(phase number, batch)`` first."""
+def with_observer(prepared: Distillation, observe: Callable[[int, StepOutputs], None]) -> Distillation:
+    """Let every objective show its batches to ``observe(phase number, batch)`` first."""
 
     def wrap(number: int, objective: ObjectiveFunction) -> ObjectiveFunction:
         def wrapped(batch: StepOutputs) -> Mapping[str, Tensor]:
-            watch(number, batch)
+            observe(number, batch)
             return objective(batch)
 
         return wrapped
