@@ -155,6 +155,13 @@ HIDDEN: Mapping[str, Callable[[Summary], str]] = {
 }
 """What a wide table has no columns for."""
 
+SAID_BY_NAME: Mapping[str, Callable[[Summary], str | None]] = {
+    "init": lambda summary: summary.init,
+    "views": lambda summary: summary.views,
+    "precision": lambda summary: summary.precision,
+}
+"""Facts that the name of a row, such as ``start random``, may say by itself."""
+
 
 BELOW = {"teacher_top1", "source", "conditions"}
 """Columns for programs; people find them below the table."""
@@ -338,7 +345,7 @@ def _notes(summaries: Sequence[Summary], hidden: Mapping[str, Callable[[Summary]
     alike, differing = [], []
     for kind in facts[0]:
         usual, *others = [text for text, _ in Counter(each[kind] for each in facts).most_common()]
-        if others and all(_tells(summary.row, each[kind]) for summary, each in zip(own, facts, strict=True)):
+        if others and all(_is_said_by_name(summary, kind) for summary in own):
             continue
         if others:
             told = [[own[number] for number, each in enumerate(facts) if each[kind] == text] for text in others]
@@ -349,10 +356,8 @@ def _notes(summaries: Sequence[Summary], hidden: Mapping[str, Callable[[Summary]
     return [f"Alike in all cells: {'; '.join(alike)}.", *differing] if alike else differing
 
 
-def _tells(row: str, fact: str) -> bool:
-    """Whether the name of a row says a fact such as ``start: random`` by itself."""
-    _, separator, value = fact.partition(": ")
-    return bool(separator) and value in re.split(r"[\s,;]+", row)
+def _is_said_by_name(summary: Summary, kind: str) -> bool:
+    return kind in SAID_BY_NAME and SAID_BY_NAME[kind](summary) in re.split(r"[\s,;]+", summary.row)
 
 
 def _places(some: Sequence[Summary], everything: Sequence[Summary]) -> str:
