@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import click
 
 
@@ -26,7 +24,7 @@ def methods(name: str | None) -> None:
         return
     method = find(name)
     about = method.about
-    emit(f"{name}: {_first_line(method)}\narticle: {about.article}")
+    emit(f"{name}: {about.summary}\narticle: {about.article}")
     emit(f"category: {about.category}; matches: {about.matches}; phases: {about.phases}; labels: {about.labels}")
     if not about.teacher:
         emit("the teacher doesn't teach; its answers stand for labels where there are none")
@@ -40,7 +38,3 @@ def _show_hyperparameters(method: type) -> None:
 
     rows = [[option.flag, option.kind, option.shown_default, option.meaning] for option in hyperparameters(method)]
     emit_table(["option", "type", "default", "meaning"], rows)
-
-
-def _first_line(documented: object) -> str:
-    return (inspect.getdoc(documented) or "").partition("\n")[0]

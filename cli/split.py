@@ -148,20 +148,20 @@ def _show_pairing(teacher: str, network: Any, student: str, small: Any, size: Se
 
     pairing = cut_and_pair(network, small, PairingOptions(init="random"), input_size=size)
     shapes = [[*map(str, chain.cuts), str(network.num_classes)] for chain in (pairing.teacher, pairing.student)]
-    theirs, ours = _parameters(pairing.teacher), _parameters(pairing.student)
+    teacher_sizes, student_sizes = _parameters(pairing.teacher), _parameters(pairing.student)
     adapters = _adapters(pairing)
     rows = [
         [
             str(number + 1),
             f"{pairing.teacher.names[number]} {shapes[0][number]}",
-            count(theirs[number]),
+            count(teacher_sizes[number]),
             f"{pairing.student.names[number]} {shapes[1][number]}",
-            count(ours[number]),
+            count(student_sizes[number]),
             *(("inherited", "") if number < pairing.inherited else adapters[number]),
         ]
         for number in range(len(pairing))
     ]
-    rows.append(["", "all", count(sum(theirs)), "all", count(sum(ours)), "", ""])
+    rows.append(["", "all", count(sum(teacher_sizes)), "all", count(sum(student_sizes)), "", ""])
     headings = [
         "block",
         "teacher",

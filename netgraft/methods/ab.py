@@ -20,7 +20,7 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class AB(Baseline):
-    """First push every neuron of the block ends to the side of its boundary where the teacher's is, then KD.
+    """Activation boundaries; see ``about``.
 
     The teacher's side is read off its block ends: a response is positive behind a ReLU, and behind the max pool that
     may follow, exactly where one in front of it is. The student's responses are those of a connector, a convolution
@@ -35,7 +35,14 @@ class AB(Baseline):
     """
 
     about: ClassVar[About] = About(
-        "offline", "features", "2: boundaries, then KD", "classes", "Heo et al., AAAI 2019, arXiv 1811.03233", 2019
+        summary="First push every neuron of the block ends to the side of its boundary where the teacher's is, then "
+        "KD.",
+        category="offline",
+        matches="features",
+        phases="2: boundaries, then KD",
+        labels="classes",
+        article="Heo et al., AAAI 2019, arXiv 1811.03233",
+        year=2019,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,

@@ -19,7 +19,7 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class AT(Baseline):
-    """Match where the features of every block end are strong, beside KD.
+    """Attention transfer by activations; see ``about``.
 
     The loss is :class:`netgraft.losses.AttentionTransfer`.
 
@@ -30,7 +30,13 @@ class AT(Baseline):
     """
 
     about: ClassVar[About] = About(
-        "offline", "attention", "1", "classes", "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928", 2017
+        summary="Match where the features of every block end are strong, beside KD.",
+        category="offline",
+        matches="attention",
+        phases="1",
+        labels="classes",
+        article="Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928",
+        year=2017,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,

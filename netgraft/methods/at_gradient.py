@@ -50,7 +50,7 @@ class InputGradient(nn.Module):
 
 @dataclass(frozen=True)
 class GradientAT(Baseline):
-    """Match how the loss changes with what enters the trained blocks, beside KD; needs double backward.
+    """Attention transfer by gradients; see ``about``.
 
     Where front blocks are inherited, gradients are compared behind them: there both networks are the same function.
     The class is the teacher's arg-max, on both tracks. The loss is :class:`netgraft.losses.GradientAttention`.
@@ -62,7 +62,13 @@ class GradientAT(Baseline):
     """
 
     about: ClassVar[About] = About(
-        "offline", "attention", "1", "classes", "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928", 2017
+        summary="Match how the loss changes with what enters the trained blocks, beside KD; needs double backward.",
+        category="offline",
+        matches="attention",
+        phases="1",
+        labels="classes",
+        article="Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928",
+        year=2017,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,

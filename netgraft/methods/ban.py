@@ -22,7 +22,7 @@ from netgraft.plan import Phase, Plan, StepOutputs
 
 @dataclass(frozen=True)
 class BAN(StudentTraining):
-    """Generations of the student, each a fresh one taught by the last; the first by the teacher; the last is deployed.
+    """Born-again networks; see ``about``.
 
     The article's generations have the teacher's architecture; here they have the student's, and all start alike.
     ``steps`` are shared out among the generations. The accuracy of their ensemble is reported as well. The loss is
@@ -35,7 +35,14 @@ class BAN(StudentTraining):
     """
 
     about: ClassVar[About] = About(
-        "offline", "logits", "one a generation", "classes", "Furlanello et al., ICML 2018, arXiv 1805.04770", 2018
+        summary="Generations of the student, each a fresh one taught by the last; the first by the teacher; the last "
+        "is deployed.",
+        category="offline",
+        matches="logits",
+        phases="one a generation",
+        labels="classes",
+        article="Furlanello et al., ICML 2018, arXiv 1805.04770",
+        year=2018,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,

@@ -39,7 +39,7 @@ class ShallowEmbedding(nn.Sequential):
 
 @dataclass(frozen=True)
 class BYOT(Baseline):
-    """Classifiers at every block end learn from classes and from the deepest one; they are discarded at the end.
+    """Be your own teacher; see ``about``.
 
     ``CE(deepest) + sum_i (1 - alpha) CE_i + alpha tau^2 KL_i + lambda / 2 ||F_i - F_deepest||^2``, embeddings
     ``F`` being averages over the maps.
@@ -51,7 +51,15 @@ class BYOT(Baseline):
     """
 
     about: ClassVar[About] = About(
-        "self", "logits and features", "1", "classes", "Zhang et al., ICCV 2019, arXiv 1905.08094", 2019, teacher=False
+        summary="Classifiers at every block end learn from classes and from the deepest one; they are discarded at "
+        "the end.",
+        category="self",
+        matches="logits and features",
+        phases="1",
+        labels="classes",
+        article="Zhang et al., ICCV 2019, arXiv 1905.08094",
+        year=2019,
+        teacher=False,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,

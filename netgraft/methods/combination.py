@@ -68,9 +68,7 @@ def sum_of(objectives: Sequence[Objective]) -> Objective:
     )
 
 
-def combine(
-    name: str, meaning: str, parts: Sequence[type[Baseline]], about: About, presets: Mapping[str, Preset]
-) -> type[Method]:
+def combine(name: str, parts: Sequence[type[Baseline]], about: About, presets: Mapping[str, Preset]) -> type[Method]:
     """Make a method whose objective is the sum of those of its parts.
 
     It has every hyper-parameter of its parts; one that two of them have, such as the number of steps, has the first
@@ -78,7 +76,6 @@ def combine(
 
     Args:
         name: Of its class.
-        meaning: In a sentence.
         parts: Whose objectives are added; each once.
         about: Facts about it.
         presets: Of the hyper-parameters of all parts.
@@ -109,7 +106,7 @@ def combine(
             # each part checks its own hyper-parameters
             "__post_init__": check,
             "objective": objective,
-            "__doc__": meaning,
+            "__doc__": about.summary,
             "about": about,
             "presets": presets,
         },
@@ -117,9 +114,15 @@ def combine(
     )
 
 
-def about_all(abouts: Sequence[About]) -> About:
-    """Say of several methods at once what each says of itself."""
+def about_all(summary: str, abouts: Sequence[About]) -> About:
+    """Say of several methods at once what each says of itself.
+
+    Args:
+        summary: Of all together.
+        abouts: Of each.
+    """
     return About(
+        summary=summary,
         category="+".join(dict.fromkeys(one.category for one in abouts)),
         matches=", ".join(dict.fromkeys(one.matches for one in abouts)),
         phases="+".join(one.phases for one in abouts),

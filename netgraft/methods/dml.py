@@ -21,7 +21,7 @@ from netgraft.plan import Phase, Plan, StepOutputs
 
 @dataclass(frozen=True)
 class DML(StudentTraining):
-    """Peers learn from classes and from one another's outputs; the first is deployed.
+    """Deep mutual learning; see ``about``.
 
     ``sum_i CE_i + mutual_weight / (peers - 1) sum_i sum_j!=i KL(p_j || p_i)``, no gradient going to peer ``j``.
 
@@ -32,7 +32,14 @@ class DML(StudentTraining):
     """
 
     about: ClassVar[About] = About(
-        "online", "logits", "1", "classes", "Zhang et al., CVPR 2018, arXiv 1706.00384", 2018, teacher=False
+        summary="Peers learn from classes and from one another's outputs; the first is deployed.",
+        category="online",
+        matches="logits",
+        phases="1",
+        labels="classes",
+        article="Zhang et al., CVPR 2018, arXiv 1706.00384",
+        year=2018,
+        teacher=False,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,

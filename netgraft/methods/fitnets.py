@@ -20,7 +20,7 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class FitNets(Baseline):
-    """First train the student up to its middle to predict the teacher's features there, then all of it by KD.
+    """FitNets; see ``about``.
 
     The loss is :class:`netgraft.losses.Hint`, behind a convolutional regressor to the teacher's width.
 
@@ -31,7 +31,14 @@ class FitNets(Baseline):
     """
 
     about: ClassVar[About] = About(
-        "offline", "features", "2: hint, then KD", "classes", "Romero et al., ICLR 2015, arXiv 1412.6550", 2015
+        summary="First train the student up to its middle to predict the teacher's features there, then all of it by "
+        "KD.",
+        category="offline",
+        matches="features",
+        phases="2: hint, then KD",
+        labels="classes",
+        article="Romero et al., ICLR 2015, arXiv 1412.6550",
+        year=2015,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,

@@ -22,7 +22,7 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class FSP(Baseline):
-    """First match how channels at a block's start and end go together, then KD.
+    """Flow of the solution procedure; see ``about``.
 
     The article assumes equal widths; where they differ, a bias-free 1x1 convolution brings the student's maps to the
     teacher's width, and is discarded. The loss is :class:`netgraft.losses.FlowOfSolution`.
@@ -34,7 +34,13 @@ class FSP(Baseline):
     """
 
     about: ClassVar[About] = About(
-        "offline", "relations", "2: flows, then KD", "classes", "Yim et al., CVPR 2017", 2017
+        summary="First match how channels at a block's start and end go together, then KD.",
+        category="offline",
+        matches="relations",
+        phases="2: flows, then KD",
+        labels="classes",
+        article="Yim et al., CVPR 2017",
+        year=2017,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,

@@ -21,7 +21,7 @@ from netgraft.plan import Phase, StepOutputs
 
 @dataclass(frozen=True)
 class FT(Baseline):
-    """First compress the teacher's last maps to factors, then let a translator of the student's predict them.
+    """Factor transfer; see ``about``.
 
     The loss is :class:`netgraft.losses.FactorTransfer`, beside KD.
 
@@ -32,7 +32,14 @@ class FT(Baseline):
     """
 
     about: ClassVar[About] = About(
-        "offline", "features", "2: paraphraser, then translator and KD", "classes", "Kim et al., NeurIPS 2018", 2018
+        summary="First compress the teacher's last maps to factors, then let a translator of the student's predict "
+        "them.",
+        category="offline",
+        matches="features",
+        phases="2: paraphraser, then translator and KD",
+        labels="classes",
+        article="Kim et al., NeurIPS 2018",
+        year=2018,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,

@@ -20,7 +20,7 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class KD(Baseline):
-    """Match the teacher's softened outputs; on the labeled track, the labels a little as well.
+    """Knowledge distillation; see ``about``.
 
     The loss is :class:`netgraft.losses.SoftTargets`.
 
@@ -30,7 +30,15 @@ class KD(Baseline):
         RequestError: A hyper-parameter is out of its range.
     """
 
-    about: ClassVar[About] = About("offline", "logits", "1", "classes", "Hinton et al., arXiv 1503.02531", 2015)
+    about: ClassVar[About] = About(
+        summary="Match the teacher's softened outputs; on the labeled track, the labels a little as well.",
+        category="offline",
+        matches="logits",
+        phases="1",
+        labels="classes",
+        article="Hinton et al., arXiv 1503.02531",
+        year=2015,
+    )
 
     presets: ClassVar[Mapping[str, Preset]] = {"default": THE_DEFAULTS, "paper": THE_DEFAULTS}
 

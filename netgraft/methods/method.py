@@ -16,6 +16,7 @@ class About:
     """Facts about a method.
 
     Attributes:
+        summary: What the student is taught, in a sentence.
         category: ``offline`` (from a trained teacher), ``online`` (peers learn together), ``self`` (from itself), or
             ``reference`` (no distillation).
         matches: What of the networks is compared: logits, features, attention, sparsity, relations; or ``labels``.
@@ -26,6 +27,7 @@ class About:
         teacher: Whether the teacher teaches; where not, its arg-max stands for labels on the unlabeled track.
     """
 
+    summary: str
     category: str
     matches: str
     phases: str

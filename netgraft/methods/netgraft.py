@@ -81,7 +81,13 @@ class NetGraft:
     """
 
     about: ClassVar[About] = About(
-        "offline", "logits", "each block, then each join", "none", "Shen et al., AAAI 2021, arXiv 2012.04915", 2021
+        summary="Graft each student block into the frozen teacher alone, then join them front to back.",
+        category="offline",
+        matches="logits",
+        phases="each block, then each join",
+        labels="none",
+        article="Shen et al., AAAI 2021, arXiv 2012.04915",
+        year=2021,
     )
 
     presets: ClassVar[Mapping[str, Preset]] = {

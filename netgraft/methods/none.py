@@ -18,7 +18,7 @@ from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule
 
 @dataclass(frozen=True)
 class Untrained:
-    """The student as initialised, with its batch-norm statistics taken anew on the views.
+    """The reference point without training: the student as it starts; see ``about``.
 
     Its term is zero and so is its rate: no weight moves.
 
@@ -26,7 +26,16 @@ class Untrained:
         RequestError: A hyper-parameter is out of its range.
     """
 
-    about: ClassVar[About] = About("reference", "nothing", "1", "none", "-", 0, teacher=False)
+    about: ClassVar[About] = About(
+        summary="The student as initialised, with its batch-norm statistics taken anew on the views.",
+        category="reference",
+        matches="nothing",
+        phases="1",
+        labels="none",
+        article="-",
+        year=0,
+        teacher=False,
+    )
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": preset_on_rich_views("The views of every other method, so that statistics are comparable.")

@@ -20,7 +20,7 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class NST(Baseline):
-    """Match the sets of patterns that the channels of the last maps respond to, beside KD.
+    """Neuron selectivity transfer; see ``about``.
 
     The loss is :class:`netgraft.losses.NeuronSelectivity`, a squared maximum mean discrepancy.
 
@@ -30,7 +30,15 @@ class NST(Baseline):
         RequestError: A hyper-parameter is out of its range.
     """
 
-    about: ClassVar[About] = About("offline", "sparsity", "1", "classes", "Huang and Wang, arXiv 1707.01219", 2017)
+    about: ClassVar[About] = About(
+        summary="Match the sets of patterns that the channels of the last maps respond to, beside KD.",
+        category="offline",
+        matches="sparsity",
+        phases="1",
+        labels="classes",
+        article="Huang and Wang, arXiv 1707.01219",
+        year=2017,
+    )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,
         "paper": THE_DEFAULTS,

@@ -61,7 +61,7 @@ class GatedEnsemble(nn.Module):
 
 @dataclass(frozen=True)
 class ONE(StudentTraining):
-    """Branches on shared low blocks learn from classes and from their own gated ensemble; the first is deployed.
+    """On-the-fly native ensemble; see ``about``.
 
     The accuracy of the ensemble is reported as well. The loss is
     ``CE(ensemble) + sum_i CE_i + sum_i tau^2 KL(ensemble || i)`` over branches ``i``.
@@ -73,7 +73,15 @@ class ONE(StudentTraining):
     """
 
     about: ClassVar[About] = About(
-        "online", "logits", "1", "classes", "Lan et al., NeurIPS 2018, arXiv 1806.04606", 2018, teacher=False
+        summary="Branches on shared low blocks learn from classes and from their own gated ensemble; the first is "
+        "deployed.",
+        category="online",
+        matches="logits",
+        phases="1",
+        labels="classes",
+        article="Lan et al., NeurIPS 2018, arXiv 1806.04606",
+        year=2018,
+        teacher=False,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,

@@ -80,7 +80,7 @@ def _find(name: str) -> type[Method]:
         *others, method = METHODS[name]
         if not others:
             return method
-        return combine(method.__name__, method.__doc__ or "", _baselines([name]), method.about, method.presets)
+        return combine(method.__name__, _baselines([name]), method.about, method.presets)
     if len(set(names)) < len(names):
         raise RequestError(f"{name!r} names a method twice; set its weight instead")
     for one in names:
@@ -89,9 +89,8 @@ def _find(name: str) -> type[Method]:
     methods = [METHODS[one][-1] for one in names]
     return combine(
         "+".join(method.__name__ for method in methods),
-        f"The terms of {', '.join(names)} added.",
         _baselines(names),
-        about_all([method.about for method in methods]),
+        about_all(f"The terms of {', '.join(names)} added.", [method.about for method in methods]),
         ONLY_DEFAULT,
     )
 

@@ -20,7 +20,7 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class RKD(Baseline):
-    """Match distances and angles between a batch's embeddings, the averages of the last maps, beside KD.
+    """Relational knowledge distillation; see ``about``.
 
     The losses are :class:`netgraft.losses.RelationalDistance` and :class:`netgraft.losses.RelationalAngle`.
 
@@ -31,7 +31,13 @@ class RKD(Baseline):
     """
 
     about: ClassVar[About] = About(
-        "offline", "relations", "1", "classes", "Park et al., CVPR 2019, arXiv 1904.05068", 2019
+        summary="Match distances and angles between a batch's embeddings, the averages of the last maps, beside KD.",
+        category="offline",
+        matches="relations",
+        phases="1",
+        labels="classes",
+        article="Park et al., CVPR 2019, arXiv 1904.05068",
+        year=2019,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,

@@ -17,13 +17,22 @@ from netgraft.plan import StepOutputs
 
 @dataclass(frozen=True)
 class Supervised(Baseline):
-    """Cross-entropy on the labels, or on the teacher's arg-max where there are none.
+    """The reference point without soft knowledge: cross-entropy on classes; see ``about``.
 
     Raises:
         RequestError: A hyper-parameter is out of its range.
     """
 
-    about: ClassVar[About] = About("reference", "labels", "1", "classes", "-", 0, teacher=False)
+    about: ClassVar[About] = About(
+        summary="Cross-entropy on the labels, or on the teacher's arg-max where there are none.",
+        category="reference",
+        matches="labels",
+        phases="1",
+        labels="classes",
+        article="-",
+        year=0,
+        teacher=False,
+    )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": THE_DEFAULTS,
     }
