@@ -9,13 +9,17 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from netgraft.errors import RequestError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+D = TypeVar("D", bound="DataclassInstance")
 
 Scope = Literal["pair", "run", ""]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -133,10 +137,10 @@ def declared(kind: type) -> dict[str, Option]:
     return found
 
 
-def build(kind: type[T], values: Mapping[str, Any]) -> T:
+def build(kind: type[D], values: Mapping[str, Any]) -> D:
     """Make a dataclass of values by name, those of its groups included; what is not given has its default."""
-    own: dict[str, Any] = {f.name: values[f.name] for f in fields(kind) if f.name in values}  # type: ignore[arg-type]
-    for f in fields(kind):  # type: ignore[arg-type]
+    own: dict[str, Any] = {f.name: values[f.name] for f in fields(kind) if f.name in values}
+    for f in fields(kind):
         if "group" in f.metadata and f.name not in own:
             inner = f.metadata["group"]
             own[f.name] = build(inner, {name: values[name] for name in declared(inner) if name in values})

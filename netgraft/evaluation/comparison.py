@@ -21,6 +21,7 @@ from netgraft.files import write_atomically
 from netgraft.models.creation import class_count
 from netgraft.modules import parameters, state_digest
 from netgraft.progress import ProgressReporter
+from netgraft.training.identity import fingerprint
 
 LATENCY_BATCHES = {1: 20, 64: 5}
 """Batch size -> forwards, of which the median is taken."""
@@ -99,13 +100,19 @@ def cached_predictions(
     Returns:
         Logits (N, K) in float32 and labels (N,), -1 where there is none.
     """
-    digest = hashlib.sha256(state_digest(model).encode())
-    device = next(model.parameters()).device.type
-    digest.update(repr((sorted(data_config.items()), device, images.name, len(images), images.labels)).encode())
-    sample = range(0, len(images), max(1, len(images) // KNOWN_BY))
-    for image in images.load_many(sample):
-        digest.update(image.tobytes())
-    path = folder / f"{digest.hexdigest()[:32]}.safetensors"
+    pixels = hashlib.sha256()
+    for image in images.load_many(range(0, len(images), max(1, len(images) // KNOWN_BY))):
+        pixels.update(image.tobytes())
+    identity = fingerprint(
+        model=state_digest(model),
+        preprocessing=data_config,
+        device=next(model.parameters()).device.type,
+        images=images.name,
+        labels=images.labels,
+        count=len(images),
+        pixels=pixels.hexdigest(),
+    )
+    path = folder / f"{identity[:32]}.safetensors"
     if path.exists():
         with suppress(SafetensorError, KeyError, OSError):  # damaged: computed again
             tensors = load_file(path)

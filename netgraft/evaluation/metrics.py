@@ -21,7 +21,7 @@ def predict(
     device: torch.device | str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Answer every image of a loader in eval mode; each module's mode is as before afterwards.
+    """Run a model on every image of a loader, in eval mode; each module's mode is as before afterwards.
 
     Args:
         model: (B, C, H, W) -> (B, K); images are cast to its floating-point type.

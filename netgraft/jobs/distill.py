@@ -25,7 +25,7 @@ from netgraft.methods.registry import choose, find
 from netgraft.models.creation import build_student, class_count, load_teacher
 from netgraft.options import recorded
 from netgraft.progress import ProgressReporter
-from netgraft.training.identity import described
+from netgraft.training.identity import VERSION, described
 from netgraft.training.runner import Runner
 
 DEFAULT_MODELS = {"digits": ("digits_vgg7_bn", "digits_vgg7_bn_half")}
@@ -162,6 +162,7 @@ class PreparedDistillation:
         teacher, student = self.job.names(self.source)
         return {
             "fingerprint": self.distillation.fingerprint,
+            "identity_version": VERSION,
             "data": self.source.name,
             "teacher": teacher,
             "student": student,

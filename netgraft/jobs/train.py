@@ -29,7 +29,7 @@ from netgraft.options import recorded, required
 from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule, steps_per_epoch
 from netgraft.progress import ProgressReporter
 from netgraft.splitting.split import logits_of
-from netgraft.training.identity import fingerprint
+from netgraft.training.identity import VERSION, fingerprint
 from netgraft.training.runner import Runner, Trained
 
 
@@ -156,7 +156,13 @@ class PreparedTraining:
             phases=[phase.identity() for phase in self.plan.phases],
             weights=self.weights_digest,
         )
-        return {"fingerprint": identity, **asked, "recipe": str(self.job.recipe), "views": str(self.policy)}
+        return {
+            "fingerprint": identity,
+            "identity_version": VERSION,
+            **asked,
+            "recipe": str(self.job.recipe),
+            "views": str(self.policy),
+        }
 
     @property
     def notes(self) -> Sequence[str]:

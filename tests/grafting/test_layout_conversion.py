@@ -125,7 +125,7 @@ def test_a_map_of_the_right_size_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("other", [Layout("other"), Layout("tuple"), Layout("tokens")])
-def test_what_is_no_map_has_no_bridge(other: Layout) -> None:
+def test_what_is_no_map_has_no_conversion(other: Layout) -> None:
     with pytest.raises(ValueError, match="expected two forms that hold a map"):
         LayoutConversion(FORMS[0], other)
     with pytest.raises(ValueError, match="expected two forms that hold a map"):
@@ -155,7 +155,7 @@ def mixed(mix: nn.Module, form: Layout, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("own", [0, 1])
 @pytest.mark.parametrize(("source", "target"), list(itertools.combinations(FORMS, 2)), ids=describe_form)
-def test_an_adapter_is_a_bridge_and_a_matrix_at_each_place(source: Layout, target: Layout, own: int) -> None:
+def test_an_adapter_is_a_conversion_and_a_matrix_at_each_position(source: Layout, target: Layout, own: int) -> None:
     torch.manual_seed(0)
     ends = cut(source, CHANNELS), cut(target, 4)
     adapter = between(*ends, projection(ends[own].layout, CHANNELS, 4), own=ends[own]).double()

@@ -88,8 +88,8 @@ def test_a_tap_that_met_any_map_keeps_its_gradient(network: nn.Sequential) -> No
     with zeroed_gradients_of_padding_taps(network):
         for inputs in (small, large):
             network(inputs).sum().backward()
-    for mine, plain in zip(network.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(torch.as_tensor(mine.grad), torch.as_tensor(plain.grad))
+    for trained, plain in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(torch.as_tensor(trained.grad), torch.as_tensor(plain.grad))
 
 
 def test_nothing_stays_on_the_network(network: nn.Sequential) -> None:

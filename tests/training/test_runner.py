@@ -144,11 +144,11 @@ def test_steps_equal_a_loop_written_by_hand(cache_gib: float) -> None:
     by_hand(reference, make_views(), seed=5)
     untrained = Case(schedules=schedules)
     assert (untrained.enter.weight - case.enter.weight).abs().max() > 1e-3
-    for (name, ours), theirs in zip(
+    for (name, value), expected in zip(
         case.student.state_dict().items(), reference.student.state_dict().values(), strict=True
     ):
         # the loss is summed in another order, and Adam divides that rounding by small gradients; a thousandth of a step
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def noise(side: int, channels: int) -> list[Image.Image]:

@@ -247,9 +247,9 @@ def test_resnet_shortcuts_are_projections() -> None:
 
 
 def test_mobilenet_has_the_layers_of_timms_own() -> None:
-    ours = create("cifar_mobilenetv2", device="meta").state_dict()
-    theirs = create("mobilenetv2_100", num_classes=10, device="meta").state_dict()
-    assert {key: value.shape for key, value in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    own = create("cifar_mobilenetv2", device="meta").state_dict()
+    timms = create("mobilenetv2_100", num_classes=10, device="meta").state_dict()
+    assert {key: value.shape for key, value in own.items()} == {k: v.shape for k, v in timms.items()}
 
 
 @pytest.mark.parametrize(
