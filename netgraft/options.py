@@ -80,7 +80,7 @@ class Option:
         try:
             value = msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            raise RequestError(f"{self.name} = {value!r} is no value: {str(error).lower()}") from error
+            raise RequestError(f"{self.name} can't be {value!r}: {str(error).lower()}; correct it") from error
         if self.choices and value not in self.choices:
             raise RequestError(f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}")
         return Path(value) if self.type is Path else value
@@ -172,6 +172,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def _value(kind: Any, text: str) -> Any:
+    # by hand: msgspec knows neither yes and no nor lists with commas
     if get_origin(kind) is tuple:
         return tuple(_value(get_args(kind)[0], part) for part in text.split(","))
     if kind is bool:

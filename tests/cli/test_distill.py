@@ -81,6 +81,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.split()[-1] == netgraft.__version__
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "netgraft", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == netgraft.__version__
+
+
 def test_help_lists_the_methods_own_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["distill", "--method", "netgraft", "--help"]) == 0
     options, heading, own = capsys.readouterr().out.partition("Hyper-parameters of netgraft")
