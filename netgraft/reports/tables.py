@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Literal
 
 from netgraft.errors import RequestError
@@ -163,6 +164,10 @@ SAID_BY_NAME: Mapping[str, Callable[[Summary], str | None]] = {
 """Facts that the name of a row, such as ``start random``, may say by itself."""
 
 
+ROUNDING = 3e-4
+"""Differences of two figures that result files hold with four decimals may be this far apart where they are equal."""
+
+
 BELOW = {"teacher_top1", "source", "conditions"}
 """Columns for programs; people find them below the table."""
 
@@ -177,7 +182,7 @@ def complete_table(summaries: Sequence[Summary], title: str = "") -> Table:
     note = (
         "Gap in points, accuracies in percent: mean ± sample standard deviation over n runs; steps and seconds: median."
     )
-    notes = (note, *_notes(summaries, {}))
+    notes = (" ".join([note, *_spread(summaries)]), *_notes(summaries, {}))
     return Table(title, tuple(column for column, _ in layout), tuple(lines), tuple(footnotes), notes)
 
 
@@ -207,7 +212,7 @@ def wide_table(summaries: Sequence[Summary], metric: Metric = "gap", title: str 
         Line((*values, *(getattr(row[size], metric) if size in row else None for size in sizes)), block)
         for (block, values), row in rows.items()
     )
-    notes = [f"{METRICS[metric]}: mean ± sample standard deviation."]
+    notes = [" ".join([f"{METRICS[metric]}: mean ± sample standard deviation.", *_spread(summaries)])]
     if elsewhere:
         notes.append(f"Published, but not measured here: {', '.join(map(str, elsewhere))}.")
     return Table(title, columns, tuple(lines), tuple(footnotes), (*notes, *_notes(summaries, HIDDEN)))
@@ -241,9 +246,20 @@ def _identity(summaries: Sequence[Summary]) -> list[tuple[Column, Callable[[Summ
 def paired_table(summaries: Sequence[Summary], row: str, metric: Metric = "gap", title: str = "") -> Table:
     """Lay out by how much one figure of each row differs from that of ``row``, run by run on the same subset and seed.
 
-    The last columns take all numbers of images together: the differences, how many they are, Student's paired t of
-    them, its two-sided p, and the 95 % confidence interval of their mean; the three are None for a single one, or where
-    all are equal.
+    Runs of one subset are not independent of one another: fewer shots of a seed are a part of more, and training seeds
+    see the same images. So each subset counts once, with the mean of its differences: in the column of a number of
+    images over its training seeds, in the last columns over its numbers of images too. Those have the mean of the
+    subsets, their number n, Student's t, its two-sided p, and the 95 % confidence interval of the mean; the three are
+    None for a single subset, or where all subsets differ alike.
+
+    Args:
+        summaries: Of all rows.
+        row: Name of the row that the others are compared with.
+        metric: The figure.
+        title: For people; may be empty.
+
+    Returns:
+        A line for each other row that has a number of images in common with ``row``.
 
     Raises:
         RequestError: Nothing was measured under that name, or there is no other row beside it.
@@ -268,26 +284,41 @@ def paired_table(summaries: Sequence[Summary], row: str, metric: Metric = "gap",
     lines = []
     for (block, values), found in _rows(compared, lambda each: each.row).items():
         differences = {size: _differences(each, bases[each.pair, size], metric) for size, each in found.items()}
-        together = [difference for some in differences.values() for difference in some]
-        figures = [Statistic.of(differences.get(size, ())) for size in sizes]
+        figures = [Statistic.of(_of_subsets(differences.get(size, ()))) for size in sizes]
+        together = _of_subsets([each for some in differences.values() for each in some])
         lines.append(Line((*values, *figures, Statistic.of(together), len(together), *_student(together)), block))
+    told = [*bases.values(), *compared]
     note = (
         f"{METRICS[metric]}: difference from row {row}, run by run on the same subset and seed, mean ± sample standard "
-        "deviation; all n of them together, with Student's paired t, its two-sided p (not corrected for the number of "
-        "rows), and the 95 % confidence interval of the mean difference."
+        "deviation over subsets. Each subset counts once, with the mean of its differences over training seeds and, "
+        "under all, over numbers of images, since runs that share images are not independent. For the n subsets under "
+        "all: Student's t, its two-sided p (not corrected for the number of rows), and the 95 % confidence interval of "
+        "the mean difference."
     )
-    return Table(title, columns, tuple(lines), notes=(note, *_notes([*bases.values(), *compared], HIDDEN)))
+    return Table(title, columns, tuple(lines), notes=(" ".join([note, *_spread(told)]), *_notes(told, HIDDEN)))
 
 
-def _differences(summary: Summary, base: Summary, metric: Metric) -> list[float]:
-    pairs = ((figures[metric], base.runs[run][metric]) for run, figures in summary.runs.items() if run in base.runs)
-    return [figure - its_base for figure, its_base in pairs if figure is not None and its_base is not None]
+def _differences(summary: Summary, base: Summary, metric: Metric) -> list[tuple[int, float]]:
+    """Return the seed of the subset and the difference, for each run that both rows have."""
+    pairs = (
+        (subset, figures[metric], base.runs[subset, seed][metric])
+        for (subset, seed), figures in summary.runs.items()
+        if (subset, seed) in base.runs
+    )
+    return [(subset, own - other) for subset, own, other in pairs if own is not None and other is not None]
+
+
+def _of_subsets(differences: Sequence[tuple[int, float]]) -> list[float]:
+    """Return the mean difference of each subset."""
+    subsets: dict[int, list[float]] = {}
+    for subset, difference in differences:
+        subsets.setdefault(subset, []).append(difference)
+    return [fmean(some) for some in subsets.values()]
 
 
 def _student(differences: Sequence[float]) -> tuple[float | None, PValue | None, Interval | None]:
     """Return t, p and the interval."""
-    summary = Statistic.of(differences)
-    if summary is None or not summary.sd:
+    if len(differences) < 2 or max(differences) - min(differences) < ROUNDING:
         return None, None, None
     from scipy import stats  # takes a second to import
 
@@ -354,6 +385,21 @@ def _notes(summaries: Sequence[Summary], hidden: Mapping[str, Callable[[Summary]
         else:
             alike.append(usual)
     return [f"Alike in all cells: {'; '.join(alike)}.", *differing] if alike else differing
+
+
+def _spread(summaries: Sequence[Summary]) -> list[str]:
+    """Say what differs among the runs behind a ±, where some row has several."""
+    kinds = dict.fromkeys(_differing(summary.runs) for summary in summaries if len(summary.runs) > 1)
+    return [f"± of what was measured here holds {', or '.join(kinds)}."] if kinds else []
+
+
+def _differing(runs: Collection[tuple[int, int]]) -> str:
+    """Say which seeds of subset and training differ among several runs."""
+    if len({subset for subset, _ in runs}) == 1:
+        return "training seeds alone (one subset)"
+    if len({seed for _, seed in runs}) == 1:
+        return "subsets alone (one training seed)"
+    return "subset and training seed together"
 
 
 def _is_said_by_name(summary: Summary, kind: str) -> bool:

@@ -230,3 +230,24 @@ def test_what_the_rows_are_called_by_is_not_said_again(tmp_path: Path) -> None:
     assert "start:" not in markdown(wide_table(summaries(tmp_path)))
     write_runs(tmp_path, "at", [0.3, 0.4], init="random")
     assert "start: slice in 'kd, slice'; everywhere else start: random" in markdown(wide_table(summaries(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ([(0, 0), (1, 1)], "holds subset and training seed together."),
+        ([(0, 0), (0, 1), (1, 0), (1, 1)], "holds subset and training seed together."),
+        ([(0, 5), (1, 5)], "holds subsets alone (one training seed)."),
+        ([(3, 0), (3, 1)], "holds training seeds alone (one subset)."),
+    ],
+)
+def test_what_a_standard_deviation_holds_is_said_below(tmp_path: Path, seeds: list[tuple[int, int]], said: str) -> None:
+    for subset, seed in seeds:
+        write(tmp_path, f"{subset}-{seed}", subset_seed=subset, seed=seed)
+    for table in (wide_table(summaries(tmp_path)), long_table(summaries(tmp_path))):
+        assert table.notes[0].endswith(f" ± of what was measured here {said}")
+
+
+def test_single_runs_have_no_standard_deviation_to_explain(tmp_path: Path) -> None:
+    write(tmp_path, "alone", subset_seed=2, seed=0)
+    assert "±" not in wide_table(summaries(tmp_path)).notes[0].partition("standard deviation.")[2]
