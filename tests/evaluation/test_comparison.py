@@ -1,21 +1,38 @@
-"""A teacher's predictions may be kept, and are never another teacher's."""
+"""Teacher and student beside each other; a teacher's predictions may be kept, and are never another teacher's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from torch import Tensor, nn
 
-from netgraft.data.image_set import ImageSet
+from netgraft.data.image_set import ArrayStore, ImageSet
 from netgraft.data.sources import open_data
-from netgraft.evaluation.comparison import cached_predictions, predictions
+from netgraft.evaluation import comparison
+from netgraft.evaluation.comparison import cached_predictions, compare, predictions
 from netgraft.progress import SilentReporter
+from tests.evaluation.hand_made import (
+    AGREEMENT,
+    CONFIDENT,
+    ENSEMBLE,
+    ENSEMBLE_TOP1,
+    GAP,
+    LABELS,
+    STUDENT,
+    STUDENT_TOP1,
+    TEACHER,
+    TEACHER_TOP1,
+    UNSURE,
+    logits,
+)
 
 T = TypeVar("T")
 
@@ -69,3 +86,111 @@ def test_predictions_are_kept_for_the_same_model_and_images_alone(tmp_path: Path
     assert reporter.passes == 6
     assert torch.equal(changed, predictions(model, images, config, SilentReporter())[0])
     assert not torch.equal(changed, logits)
+
+
+class Answering(nn.Module):
+    """Gives the image of brightness k / 255 the logits of row k.
+
+    Args:
+        rows: (N, K).
+        width: Rows of the weights, of which those behind N are never looked up; tells two models' sizes apart.
+    """
+
+    def __init__(self, rows: Tensor, width: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.cat([rows, rows.new_zeros(width - len(rows), rows.shape[1])]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        numbers = (255 * x.mean(dim=(1, 2, 3))).round().long()
+        return nn.functional.one_hot(numbers, len(self.rows)).to(x.dtype) @ self.rows
+
+
+SIZES = {"teacher": 13, "student": 10, "ensemble": 11}
+"""Rows of three weights each."""
+
+GRAY: dict[str, Any] = {
+    "input_size": (1, 4, 4),
+    "interpolation": "nearest",
+    "mean": (0.0,),
+    "std": (1.0,),
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
+
+
+@pytest.fixture
+def numbered() -> ImageSet:
+    """Ten images, each as bright as its number."""
+    pixels = np.arange(10, dtype=np.uint8)[:, None, None].repeat(4, axis=1).repeat(4, axis=2)
+    return ImageSet("numbered", 10, ArrayStore(pixels), labels=LABELS, classes=3)
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> dict[str, Answering]:
+    """Teacher, student and ensemble; a forward of n images takes n + the model's rows in milliseconds."""
+
+    def latency(model: Answering, size: tuple[int, int, int], batch: int, *, repeats: int) -> float:
+        assert size == GRAY["input_size"]
+        return batch + len(model.rows)
+
+    monkeypatch.setattr(comparison, "latency", latency)
+    answers = {"teacher": (TEACHER, CONFIDENT), "student": (STUDENT, UNSURE), "ensemble": (ENSEMBLE, UNSURE)}
+    return {name: Answering(logits(*each), SIZES[name]) for name, each in answers.items()}
+
+
+COST = {
+    "teacher_parameters": 39,
+    "teacher_macs": 39,
+    "teacher_latency_ms_1": 14,
+    "teacher_latency_ms_64": 77,
+    "parameters": 30,
+    "macs": 30,
+    "latency_ms_1": 11,
+    "latency_ms_64": 74,
+}
+
+
+def test_every_figure_of_a_comparison_is_the_one_counted_by_hand(
+    numbered: ImageSet, models: dict[str, Answering]
+) -> None:
+    compared = compare(
+        models["teacher"], models["student"], numbered, GRAY, SilentReporter(), ensemble=models["ensemble"]
+    )
+    assert compared == {
+        "teacher_top1": TEACHER_TOP1,
+        "student_top1": STUDENT_TOP1,
+        "gap": GAP,
+        "agreement": AGREEMENT,
+        "test_images": 10,
+        "ensemble_top1": ENSEMBLE_TOP1,
+        "ensemble_parameters": 33,
+        **COST,
+    }
+
+
+def test_a_student_ahead_of_its_teacher_has_a_gap_below_zero(numbered: ImageSet, models: dict[str, Answering]) -> None:
+    compared = compare(models["student"], models["teacher"], numbered, GRAY, SilentReporter())
+    figures = {key: compared[key] for key in ("teacher_top1", "student_top1", "gap", "agreement")}
+    assert figures == {
+        "teacher_top1": STUDENT_TOP1,
+        "student_top1": TEACHER_TOP1,
+        "gap": -GAP,
+        "agreement": AGREEMENT,
+    }
+    assert "ensemble_top1" not in compared
+
+
+def test_a_comparison_is_the_same_with_the_teachers_kept_answers(
+    tmp_path: Path, numbered: ImageSet, models: dict[str, Answering]
+) -> None:
+    plain = compare(models["teacher"], models["student"], numbered, GRAY, SilentReporter())
+    for passes in (2, 1):  # teacher and student, then the student alone
+        reporter = Counting()
+        assert compare(models["teacher"], models["student"], numbered, GRAY, reporter, cache=tmp_path) == plain
+        assert reporter.passes == passes
+
+
+def test_without_labels_there_are_no_accuracies(numbered: ImageSet, models: dict[str, Answering]) -> None:
+    unknown = {"teacher_top1": None, "student_top1": None, "gap": None, "agreement": None, **COST}
+    for test in (None, replace(numbered, labels=None, classes=None)):
+        assert compare(models["teacher"], models["student"], test, GRAY, SilentReporter()) == unknown

@@ -12,6 +12,18 @@ from torch import Tensor, nn
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.metrics import WARM_UP, agreement, latency, macs, predict, top1
 from netgraft.modules import state_digest
+from tests.evaluation.hand_made import (
+    AGREEMENT,
+    CONFIDENT,
+    GAP,
+    LABELS,
+    STUDENT,
+    STUDENT_TOP1,
+    TEACHER,
+    TEACHER_TOP1,
+    UNSURE,
+    logits,
+)
 
 
 class Recorder(nn.Module):
@@ -129,6 +141,19 @@ def test_agreement_of_hand_made_logits() -> None:
     assert agreement(a, a * 17) == 100.0
     assert agreement(a, b) == pytest.approx(200 / 3)
     assert agreement(a, -a) == 0.0
+
+
+def test_agreement_is_neither_ones_top1_nor_the_gap() -> None:
+    teacher, student = logits(TEACHER, CONFIDENT), logits(STUDENT, UNSURE)
+    labels = torch.tensor(LABELS)
+    assert agreement(student, teacher) == agreement(teacher, student) == AGREEMENT
+    assert top1(teacher, labels) == TEACHER_TOP1
+    assert top1(student, labels) == STUDENT_TOP1
+    assert top1(teacher, labels) - top1(student, labels) == GAP
+    # whoever is right, agreement asks for no labels: both wrong alike agree, and what is shifted alike too
+    turned = [1, 2, 0]
+    assert agreement(student[:, turned], teacher[:, turned]) == AGREEMENT
+    assert agreement(student, teacher[:, turned]) != AGREEMENT
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([0, -1]), torch.tensor([0, 3]), torch.tensor([0])])
