@@ -6,7 +6,8 @@
 
     [common]                       # of all runs; a list multiplies
     shots = [1, 10]
-    subsets = [0, 1, 2]            # seeds of the few-shot subsets
+    subsets = [0, 1, 2]            # seeds of the few-shot subsets; also the training seeds, unless those are given
+    # seeds = [0, 1]               # training seeds (weights, views, batches): each with each subset
 
     [[pair]]                       # data set, teacher and student belong together
     data = "digits"
@@ -49,6 +50,8 @@ RUN = tuple(name for name, option in OPTIONS.items() if option.scope == "run")
 """Keys that are options of ``netgraft distill``."""
 
 SEEDS = ("subsets", "seeds")
+"""Keys that multiply out to seeds. Without ``seeds`` a cell's training seed is its subset's, so that a spread over
+subsets holds both; with them each training seed meets each subset."""
 
 SIZES = {"shots": "shot", "images": "images"}
 """How a cell's name tells its size."""

@@ -318,7 +318,7 @@ def _of_subsets(differences: Sequence[tuple[int, float]]) -> list[float]:
 
 def _student(differences: Sequence[float]) -> tuple[float | None, PValue | None, Interval | None]:
     """Return t, p and the interval."""
-    if len(differences) < 2 or max(differences) - min(differences) < ROUNDING:
+    if not differences or max(differences) - min(differences) < ROUNDING:
         return None, None, None
     from scipy import stats  # takes a second to import
 

@@ -69,6 +69,28 @@ def test_seeds_vary_apart_from_subsets_where_they_are_named(tmp_path: Path) -> N
     ]
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("", [("", 0, 0)]),
+        ("subsets = [3, 4]", [("subset3", 3, 3), ("subset4", 4, 4)]),
+        ("subsets = [3, 4]\nseeds = 0", [("subset3-seed0", 3, 0), ("subset4-seed0", 4, 0)]),
+        ("seeds = [5, 6]", [("subset0-seed5", 0, 5), ("subset0-seed6", 0, 6)]),
+    ],
+    ids=["neither", "subsets alone", "one training seed for all subsets", "one subset"],
+)
+def test_the_training_seed_is_the_subsets_unless_it_is_named(
+    tmp_path: Path, keys: str, expected: list[tuple[str, int, int]]
+) -> None:
+    cells = parse(f'[common]\n{keys}\n[[run]]\nmethod = "kd"\n', tmp_path).cells
+    assert [(cell.options["subset_seed"], cell.options["seed"]) for cell in cells] == [
+        (subset, seed) for _, subset, seed in expected
+    ]
+    for cell, (place, subset, seed) in zip(cells, expected, strict=True):
+        assert cell.name == f"kd-{place or 'subset0'}"
+        assert cell.arguments() == f"distill --method kd --subset-seed {subset} --seed {seed}".split()
+
+
 def test_pairs_have_folders_of_their_own(tmp_path: Path) -> None:
     text = """
     [[pair]]
