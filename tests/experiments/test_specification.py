@@ -72,7 +72,7 @@ def test_seeds_vary_apart_from_subsets_where_they_are_named(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ("", [("", 0, 0)]),
+        ("", [("subset0", 0, 0)]),
         ("subsets = [3, 4]", [("subset3", 3, 3), ("subset4", 4, 4)]),
         ("subsets = [3, 4]\nseeds = 0", [("subset3-seed0", 3, 0), ("subset4-seed0", 4, 0)]),
         ("seeds = [5, 6]", [("subset0-seed5", 0, 5), ("subset0-seed6", 0, 6)]),
@@ -87,7 +87,7 @@ def test_the_training_seed_is_the_subsets_unless_it_is_named(
         (subset, seed) for _, subset, seed in expected
     ]
     for cell, (place, subset, seed) in zip(cells, expected, strict=True):
-        assert cell.name == f"kd-{place or 'subset0'}"
+        assert cell.name == f"kd-{place}"
         assert cell.arguments() == f"distill --method kd --subset-seed {subset} --seed {seed}".split()
 
 
