@@ -128,6 +128,8 @@ class Phase:
         schedule: Steps and rates.
         teacher: Runs on the same views; its output is ``StepOutputs.target``.
         adapters: Modules inside ``trainable`` that have their own rate, ``schedule.adapter_lr``.
+        adapters_are: What these are, for people: where a student starts close to the teacher, for instance, what is
+            trained beside it from a random start.
         features: Of the model, which the objective compares as well.
         teacher_features: Of the teacher.
         differentiates_input: Whether the objective needs gradients with respect to ``StepOutputs.inputs``.
@@ -140,6 +142,7 @@ class Phase:
     schedule: TrainingSchedule
     teacher: nn.Sequential | None = None
     adapters: tuple[nn.Module, ...] = ()
+    adapters_are: str = "adapters"
     features: tuple[Feature, ...] = ()
     teacher_features: tuple[Feature, ...] = ()
     differentiates_input: bool = False
@@ -160,8 +163,8 @@ class Phase:
         schedule = self.schedule
         rates = f"lr {schedule.lr:g}"
         if extra and schedule.adapter_lr is not None:
-            rates += f", adapters {schedule.adapter_lr:g}"
-        what = f"{count:,} parameters" + (f" ({extra:,} in adapters)" if extra else "")
+            rates += f", {self.adapters_are} {schedule.adapter_lr:g}"
+        what = f"{count:,} parameters" + (f" ({extra:,} in {self.adapters_are})" if extra else "")
         length = f"{schedule.steps} steps of {schedule.batch_size}"
         return f"{self.name}: {length}, {schedule.optimizer} {rates} {schedule.lr_schedule}; {what}"
 
@@ -176,12 +179,14 @@ class Plan:
         student: What is deployed at the end, adapters included: the layers that follow one another.
         ensemble: Networks trained on the way whose common logits, (B, C, H, W) -> (B, K), are worth reporting; larger
             than the student, and not deployed.
+        notes: What a reader must know besides, such as what is not compared.
     """
 
     method: str
     phases: tuple[Phase, ...]
     student: nn.Sequential
     ensemble: nn.Module | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -191,4 +196,4 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"{self.method}: {len(self.phases)} phases, {self.steps} steps"]
         lines += [f"  {number}. {phase}" for number, phase in enumerate(self.phases, 1)]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import ActivationBoundary
-from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
+from netgraft.methods.baseline import Objective, TermBesideClasses, preset_on_rich_views
 from netgraft.methods.connectors import BoundaryConnector
 from netgraft.methods.features import ends, student_feature, teacher_feature
 from netgraft.methods.hyperparameters import checked, hyperparameter
@@ -19,7 +19,7 @@ from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class AB(Baseline):
+class AB(TermBesideClasses):
     """Activation boundaries; see ``about``.
 
     The teacher's side is read off its block ends: a response is positive behind a ReLU, and behind the max pool that
@@ -35,20 +35,19 @@ class AB(Baseline):
     """
 
     about: ClassVar[About] = About(
-        summary="First push every neuron of the block ends to the side of its boundary where the teacher's is, then "
-        "KD.",
+        summary="First push all neurons of the block ends to the teacher's side of their boundaries, then learn "
+        "the classes.",
         category="offline",
         matches="features",
-        phases="2: boundaries, then KD",
+        phases="2: boundaries, then classes",
         labels="classes",
         article="Heo et al., AAAI 2019, arXiv 1811.03233",
         year=2019,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
-        "paper": THE_DEFAULTS,
-        "repdistiller": preset_on_rich_views(
-            "RepDistiller's: classes behind the boundary phase.", kd_weight=0.0, ce_weight=1.0
+        "default": preset_on_rich_views(
+            "Cross-entropy behind the phase of boundaries; the article's own second phase is KD: kd+ab.",
+            ce_weight=1.0,
         ),
     }
 
@@ -81,7 +80,7 @@ class AB(Baseline):
             teacher_features=[teacher_feature(pairing, number) for number in numbers],
             connectors=connectors,
         )
-        return Objective(before=(boundaries,))
+        return Objective(self.classes, before=(boundaries,))
 
     def _boundaries(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         loss = ActivationBoundary(self.ab_margin)

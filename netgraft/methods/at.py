@@ -8,17 +8,18 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import AttentionTransfer
-from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
-from netgraft.methods.features import ends, student_feature, teacher_feature
+from netgraft.methods.baseline import Objective, TermBesideClasses, preset_on_rich_views
+from netgraft.methods.features import compared_size, ends, student_feature, teacher_feature
 from netgraft.methods.hyperparameters import checked, hyperparameter
 from netgraft.methods.method import About, Preset
 from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class AT(Baseline):
+class AT(TermBesideClasses):
     """Attention transfer by activations; see ``about``.
 
     The loss is :class:`netgraft.losses.AttentionTransfer`.
@@ -30,7 +31,7 @@ class AT(Baseline):
     """
 
     about: ClassVar[About] = About(
-        summary="Match where the features of every block end are strong, beside KD.",
+        summary="Match where the features of every block end are strong, beside the classes.",
         category="offline",
         matches="attention",
         phases="1",
@@ -39,17 +40,18 @@ class AT(Baseline):
         year=2017,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
+        "default": preset_on_rich_views(
+            "Cross-entropy, and mean squares with weight 1000, as in the authors' program and RepDistiller's.",
+            ce_weight=1.0,
+        ),
         "paper": preset_on_rich_views(
-            "Unsquared norms; the weight is this project's, since the article's 0.1 to 1e3 depends on its other terms.",
+            "Cross-entropy, and unsquared norms; their weight is this project's, of a range that the article gives.",
+            ce_weight=1.0,
             at_form="paper",
             at_weight=1.0,
         ),
         "repdistiller": preset_on_rich_views(
-            "RepDistiller's: mean squares with weight 1000 beside the classes.",
-            at_form="code",
-            at_weight=1000.0,
-            kd_weight=0.0,
+            "The same as default.",
             ce_weight=1.0,
         ),
     }
@@ -64,18 +66,28 @@ class AT(Baseline):
             AttentionTransfer(self.at_power, self.at_form)
 
     def objective(self, pairing: Pairing) -> Objective:
-        """Return attention maps of every block end.
+        """Return attention maps of every block end that has more than one position.
 
         Raises:
-            RequestError: The head alone is trained, so there is nothing in front of it to compare.
+            RequestError: The head alone is trained, so there is nothing in front of it to compare, or no block end has
+                more than one position.
         """
-        numbers = ends(pairing)
+        # a single position is all of the attention, in both networks
+        compared = [number for number in ends(pairing) if max(compared_size(pairing, number)) > 1]
+        left_out = [str(number + 1) for number in ends(pairing) if number not in compared]
+        if not compared:
+            raise RequestError(
+                "at compares where maps are strong, and no block ends with more than one position; choose another "
+                "method, or larger images"
+            )
+        note = f"at compares no attention behind block {', '.join(left_out)}, where maps have one position"
         return Objective(
             self._terms,
-            tuple(student_feature(pairing, number) for number in numbers),
-            tuple(teacher_feature(pairing, number) for number in numbers),
+            tuple(student_feature(pairing, number) for number in compared),
+            tuple(teacher_feature(pairing, number) for number in compared),
+            notes=(note,) if left_out else (),
         )
 
     def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         distance = AttentionTransfer(self.at_power, self.at_form)(batch.features, batch.teacher_features)
-        return {"attention": self.at_weight * distance}
+        return {**self.classes(batch), "attention": self.at_weight * distance}

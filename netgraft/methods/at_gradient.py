@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import GradientAttention
-from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective
+from netgraft.methods.baseline import Objective, TermBesideClasses, preset_on_rich_views
 from netgraft.methods.features import to_maps
 from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.methods.method import About, Preset
@@ -21,7 +21,7 @@ from netgraft.plan import Feature, StepOutputs
 
 
 class InputGradient(nn.Module):
-    """Gradient, at the input of blocks, of each sample's cross-entropy with the arg-max as its class.
+    """Gradient, at the input of blocks, of each sample's cross-entropy with its class.
 
     Args:
         blocks: From (B, ...) to logits (B, K).
@@ -31,11 +31,12 @@ class InputGradient(nn.Module):
         super().__init__()
         self.blocks = blocks
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor, classes: Tensor | None = None) -> Tensor:
         """Differentiate, whatever the mode of autograd.
 
         Args:
             inputs: (B, ...).
+            classes: Of each sample, (B,); the arg-max of the logits if None.
 
         Returns:
             A constant of the inputs' shape, in float32.
@@ -43,17 +44,19 @@ class InputGradient(nn.Module):
         with torch.enable_grad(), torch.autocast(inputs.device.type, enabled=False):
             inputs = inputs.detach().float().requires_grad_()
             logits = self.blocks(inputs.clone())
-            loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
+            classes = logits.detach().argmax(1) if classes is None else classes
+            loss = F.cross_entropy(logits, classes, reduction="sum")
             [gradient] = torch.autograd.grad(loss, inputs)
         return gradient
 
 
 @dataclass(frozen=True)
-class GradientAT(Baseline):
+class GradientAT(TermBesideClasses):
     """Attention transfer by gradients; see ``about``.
 
     Where front blocks are inherited, gradients are compared behind them: there both networks are the same function.
-    The class is the teacher's arg-max, on both tracks. The loss is :class:`netgraft.losses.GradientAttention`.
+    The class is the label, or the teacher's arg-max where there are none. The loss is
+    :class:`netgraft.losses.GradientAttention`.
 
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention", ICLR 2017, section 3.2, arXiv 1612.03928.
 
@@ -62,7 +65,8 @@ class GradientAT(Baseline):
     """
 
     about: ClassVar[About] = About(
-        summary="Match how the loss changes with what enters the trained blocks, beside KD; needs double backward.",
+        summary="Match how the loss changes with what enters the trained blocks, beside the classes; needs double "
+        "backward.",
         category="offline",
         matches="attention",
         phases="1",
@@ -71,8 +75,10 @@ class GradientAT(Baseline):
         year=2017,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
-        "paper": THE_DEFAULTS,
+        "default": preset_on_rich_views(
+            "The article's: cross-entropy and the distance of gradients.",
+            ce_weight=1.0,
+        ),
     }
 
     gradient_weight: float = hyperparameter(1.0, "weight of the gradients' distance (beta)")
@@ -85,16 +91,20 @@ class GradientAT(Baseline):
         cut = pairing.teacher.cuts[first - 1] if first else None
         maps = to_maps(cut, cut.size) if cut is not None else []
         return Objective(
-            partial(self._terms, maps=maps),
+            partial(self._terms, gradient=gradient, maps=maps),
             teacher_features=(Feature(first - 1, nn.Sequential(gradient, *maps) if maps else gradient),),
             differentiates_input=True,
         )
 
-    def _terms(self, batch: StepOutputs, *, maps: Sequence[nn.Module]) -> Mapping[str, Tensor]:
-        assert batch.target is not None
+    def _terms(self, batch: StepOutputs, *, gradient: InputGradient, maps: Sequence[nn.Module]) -> Mapping[str, Tensor]:
         assert batch.inputs is not None
-        [teacher] = batch.teacher_features
-        loss = F.cross_entropy(batch.output.float(), batch.target.argmax(1), reduction="sum")
-        [gradient] = torch.autograd.grad(loss, batch.inputs, create_graph=True)
-        student = nn.Sequential(*maps)(gradient)
-        return {"gradient": self.gradient_weight * GradientAttention()(student, teacher)}
+        to_compared = nn.Sequential(*maps)
+        if batch.labels is None:
+            [teacher] = batch.teacher_features
+        else:
+            # what is computed once knows no labels
+            teacher = to_compared(gradient(batch.inputs, batch.labels))
+        loss = F.cross_entropy(batch.output.float(), batch.classes, reduction="sum")
+        [student_gradient] = torch.autograd.grad(loss, batch.inputs, create_graph=True)
+        student = to_compared(student_gradient)
+        return {**self.classes(batch), "gradient": self.gradient_weight * GradientAttention()(student, teacher)}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.methods.hyperparameters import hyperparameter
-from netgraft.methods.method import Preset
+from netgraft.methods.method import About, Preset
 from netgraft.plan import Feature, ObjectiveFunction, Phase, Plan, StepOutputs, TrainingSchedule
 
 
@@ -32,6 +33,7 @@ class Objective:
         teacher_features: Of the teacher; likewise in ``StepOutputs.teacher_features``.
         differentiates_input: Whether the terms need gradients with respect to what enters the trained blocks.
         before: Phases that come first: of helpers, or of a part of the student.
+        notes: What a reader of the plan must know, such as what is not compared.
     """
 
     terms: ObjectiveFunction = no_terms
@@ -39,6 +41,7 @@ class Objective:
     teacher_features: tuple[Feature, ...] = ()
     differentiates_input: bool = False
     before: tuple[Phase, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class StudentTraining:
         """Return length and rates of a phase.
 
         Args:
-            pairing: Rates are smaller where its student starts close to the teacher.
+            pairing: The rate is smaller where its student starts close to the teacher; ``adapter_lr``, of what is
+                trained beside it from a random start, is not.
             steps: Optimiser steps.
 
         Raises:
@@ -82,6 +86,7 @@ class StudentTraining:
             steps=steps,
             batch_size=self.batch_size,
             lr=self.lr * (self.sliced_rate if pairing.starts_close else 1.0),
+            adapter_lr=self.lr if pairing.starts_close else None,
             optimizer=self.optimizer,
             lr_schedule=self.schedule,
             weight_decay=self.weight_decay,
@@ -98,6 +103,9 @@ class Baseline(StudentTraining, ABC):
     Raises:
         RequestError: A hyper-parameter is out of its range.
     """
+
+    about: ClassVar[About]
+    presets: ClassVar[Mapping[str, Preset]]
 
     @abstractmethod
     def objective(self, pairing: Pairing) -> Objective:
@@ -132,7 +140,7 @@ class Baseline(StudentTraining, ABC):
             differentiates_input=objective.differentiates_input,
         )
         phases = tuple(phase for phase in (*objective.before, main) if phase.schedule.steps)
-        return Plan(str(self), phases, nn.Sequential(*pairing.student.blocks()))
+        return Plan(str(self), phases, nn.Sequential(*pairing.student.blocks()), notes=objective.notes)
 
     def phase(
         self,
@@ -172,10 +180,38 @@ class Baseline(StudentTraining, ABC):
             objective=terms,
             schedule=self.training_schedule(pairing, steps),
             teacher=nn.Sequential(*teacher),
+            adapters=tuple(connectors),
+            adapters_are="connectors",
             features=tuple(features),
             teacher_features=tuple(teacher_features),
             differentiates_input=differentiates_input,
         )
+
+
+HEAD_IS_NOT_TAUGHT = "no term compares logits or classes, so the head stays as it starts; add kd or supervised"
+
+
+@dataclass(frozen=True)
+class TermBesideClasses(Baseline):
+    """A baseline whose article adds a term of its own to the cross-entropy with the classes.
+
+    The hyper-parameter's default is none of it, so that a combination adds terms alone; presets bring it along.
+    """
+
+    ce_weight: float = hyperparameter(
+        0.0, "weight of the cross-entropy with the labels, or with the teacher's arg-max where there are none"
+    )
+
+    def plan(self, pairing: Pairing) -> Plan:
+        """Return the plan of a baseline, with a note where nothing teaches the head."""
+        plan = super().plan(pairing)
+        return plan if self.ce_weight else replace(plan, notes=(*plan.notes, HEAD_IS_NOT_TAUGHT))
+
+    def classes(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+        """Return the cross-entropy as a term, none where its weight is 0."""
+        if not self.ce_weight:
+            return {}
+        return {"classes": self.ce_weight * F.cross_entropy(batch.output.float(), batch.classes)}
 
 
 def preset_on_rich_views(meaning: str, **hyperparameters: Any) -> Preset:

@@ -1,7 +1,8 @@
-"""Several methods at once: their terms are added, each with its own weight."""
+"""Several methods at once: their terms are added, each under its method's name and with its own weight."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from typing import Any
@@ -9,97 +10,112 @@ from typing import Any
 from torch import Tensor
 
 from netgraft.grafting.pairing import Pairing
-from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, StudentTraining
-from netgraft.methods.method import About, Method, Preset
+from netgraft.methods.baseline import (
+    HEAD_IS_NOT_TAUGHT,
+    THE_DEFAULTS,
+    Baseline,
+    Objective,
+    StudentTraining,
+    TermBesideClasses,
+)
+from netgraft.methods.method import About, Method
 from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True, eq=False)
 class _Share:
-    """One method's part of the student's training, and which of all features are its own."""
+    """One method's part of the student's training: which of the features are its own."""
 
+    name: str
     objective: Objective
     student: slice
     teacher: slice
 
-    def terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
-        return self.objective.terms(
-            replace(
-                batch,
-                features=batch.features[self.student],
-                teacher_features=batch.teacher_features[self.teacher],
-            )
+    def terms(self, batch: StepOutputs) -> dict[str, Tensor]:
+        """Return the method's terms, which bear its name."""
+        own = replace(
+            batch,
+            features=batch.features[self.student],
+            teacher_features=batch.teacher_features[self.teacher],
         )
+        return {f"{self.name}/{term}": value for term, value in self.objective.terms(own).items()}
 
 
-def _shares(objectives: Sequence[Objective]) -> list[_Share]:
+def _shares(objectives: Mapping[str, Objective]) -> list[_Share]:
     shares, student, teacher = [], 0, 0
-    for objective in objectives:
+    for name, objective in objectives.items():
         ends = student + len(objective.features), teacher + len(objective.teacher_features)
-        shares.append(_Share(objective, slice(student, ends[0]), slice(teacher, ends[1])))
+        shares.append(_Share(name, objective, slice(student, ends[0]), slice(teacher, ends[1])))
         student, teacher = ends
     return shares
 
 
-def sum_of(objectives: Sequence[Objective]) -> Objective:
-    """Add objectives up; a term that two of them have under one name counts once, as the first one has it.
+def sum_of(objectives: Mapping[str, Objective]) -> Objective:
+    """Add the objectives of several methods up.
 
     Args:
-        objectives: All for one pairing.
-
-    Returns:
-        The objective with the terms, features and phases of all of them, in their order.
+        objectives: By the names of the methods, which stand in front of those of their terms.
     """
     shares = _shares(objectives)
 
     def terms(batch: StepOutputs) -> Mapping[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for share in shares:
-            for name, value in share.terms(batch).items():
-                found.setdefault(name, value)
-        return found
+        return {name: value for share in shares for name, value in share.terms(batch).items()}
 
     return Objective(
         terms,
-        features=tuple(feature for one in objectives for feature in one.features),
-        teacher_features=tuple(feature for one in objectives for feature in one.teacher_features),
-        differentiates_input=any(one.differentiates_input for one in objectives),
-        before=tuple(phase for one in objectives for phase in one.before),
+        features=tuple(feature for one in objectives.values() for feature in one.features),
+        teacher_features=tuple(feature for one in objectives.values() for feature in one.teacher_features),
+        differentiates_input=any(one.differentiates_input for one in objectives.values()),
+        before=tuple(phase for one in objectives.values() for phase in one.before),
+        notes=tuple(note for one in objectives.values() for note in one.notes),
     )
 
 
-def combine(name: str, parts: Sequence[type[Baseline]], about: About, presets: Mapping[str, Preset]) -> type[Method]:
+def combine(parts: Mapping[str, type[Baseline]], about: About) -> type[Method]:
     """Make a method whose objective is the sum of those of its parts.
 
-    It has every hyper-parameter of its parts; one that two of them have, such as the number of steps, has the first
-    one's default.
+    Length and rate of the training are of all together. Of the other hyper-parameters it has every part's; one that
+    several parts have bears the name of its part in front, as in ``kd_temperature``.
 
     Args:
-        name: Of its class.
-        parts: Whose objectives are added; each once.
+        parts: By their names.
         about: Facts about it.
-        presets: Of the hyper-parameters of all parts.
 
     Returns:
         A frozen dataclass like those of single methods; it raises ``RequestError`` where one of its parts does.
     """
-    declared: dict[str, tuple[str, Any, Any]] = {}
-    # what all have comes first; a default is the first part's
-    for f in (*fields(StudentTraining), *(f for kind in parts for f in fields(kind))):
-        default = next(own.default for kind in parts for own in fields(kind) if own.name == f.name)
-        declared.setdefault(f.name, (f.name, f.type, field(default=default, metadata=f.metadata)))
+    shared = [f.name for f in fields(StudentTraining)]
+    counts = Counter(f.name for kind in parts.values() for f in fields(kind))
 
-    def single(self: Any) -> list[Baseline]:
-        return [kind(**{f.name: getattr(self, f.name) for f in fields(kind)}) for kind in parts]
+    def name_in_sum(part: str, name: str) -> str:
+        if name in shared or counts[name] == 1:
+            return name
+        return f"{part.replace('-', '_')}_{name}"
+
+    declared: dict[str, tuple[str, Any, Any]] = {}
+    for part, kind in parts.items():
+        for f in fields(kind):
+            name = name_in_sum(part, f.name)
+            declared.setdefault(name, (name, f.type, field(default=f.default, metadata=f.metadata)))
+
+    def single(self: Any) -> dict[str, Baseline]:
+        return {
+            part: kind(**{f.name: getattr(self, name_in_sum(part, f.name)) for f in fields(kind)})
+            for part, kind in parts.items()
+        }
 
     def check(self: Any) -> None:
         single(self)
 
     def objective(self: Any, pairing: Pairing) -> Objective:
-        return sum_of([one.objective(pairing) for one in single(self)])
+        methods = single(self)
+        together = sum_of({part: one.objective(pairing) for part, one in methods.items()})
+        if all(isinstance(one, TermBesideClasses) and not one.ce_weight for one in methods.values()):
+            return replace(together, notes=(*together.notes, HEAD_IS_NOT_TAUGHT))
+        return together
 
     return make_dataclass(
-        name,
+        "+".join(parts),
         [*declared.values()],
         bases=(Baseline,),
         namespace={
@@ -108,7 +124,7 @@ def combine(name: str, parts: Sequence[type[Baseline]], about: About, presets: M
             "objective": objective,
             "__doc__": about.summary,
             "about": about,
-            "presets": presets,
+            "presets": {"default": THE_DEFAULTS},
         },
         frozen=True,
     )
@@ -131,7 +147,3 @@ def about_all(summary: str, abouts: Sequence[About]) -> About:
         year=max(one.year for one in abouts),
         teacher=any(one.teacher for one in abouts),
     )
-
-
-ONLY_DEFAULT = {"default": THE_DEFAULTS}
-"""Presets of a method that nobody has published."""

@@ -58,7 +58,8 @@ class DML(StudentTraining):
         """Return one phase in which all peers train; all but the first start at random."""
         blocks = pairing.student.blocks()
         front, deployed = blocks[: pairing.inherited], nn.Sequential(*blocks[pairing.inherited :])
-        together = Peers([deployed, *(reborn(deployed) for _ in range(self.peers - 1))])
+        others = [reborn(deployed) for _ in range(self.peers - 1)]
+        together = Peers([deployed, *others])
         phase = Phase(
             name=f"{self.peers} peers",
             model=nn.Sequential(*front, together),
@@ -66,6 +67,8 @@ class DML(StudentTraining):
             objective=self._objective,
             schedule=self.training_schedule(pairing, self.steps),
             teacher=nn.Sequential(*pairing.teacher.blocks()),
+            adapters=tuple(others),
+            adapters_are="other peers",
         )
         return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*blocks))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import Hint
-from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
+from netgraft.methods.baseline import Objective, TermBesideClasses, preset_on_rich_views
 from netgraft.methods.connectors import Regressor
 from netgraft.methods.features import compared_size, middle, student_feature, teacher_feature, to_maps
 from netgraft.methods.hyperparameters import hyperparameter
@@ -19,7 +19,7 @@ from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class FitNets(Baseline):
+class FitNets(TermBesideClasses):
     """FitNets; see ``about``.
 
     The loss is :class:`netgraft.losses.Hint`, behind a convolutional regressor to the teacher's width.
@@ -31,24 +31,24 @@ class FitNets(Baseline):
     """
 
     about: ClassVar[About] = About(
-        summary="First train the student up to its middle to predict the teacher's features there, then all of it by "
-        "KD.",
+        summary="First predict the teacher's features from the student's middle, then learn the classes.",
         category="offline",
         matches="features",
-        phases="2: hint, then KD",
+        phases="2: hint, then classes",
         labels="classes",
         article="Romero et al., ICLR 2015, arXiv 1412.6550",
         year=2015,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
-        "paper": preset_on_rich_views("The article's sum over a sample's features.", hint_reduction="sample"),
-        "repdistiller": preset_on_rich_views(
-            "RepDistiller's: the hint as a term of weight 100 beside the classes, in one phase.",
+        "default": preset_on_rich_views(
+            "Cross-entropy behind the phase of hints; the article's own second phase is KD: kd+fitnets.",
+            ce_weight=1.0,
+        ),
+        "one-phase": preset_on_rich_views(
+            "The hint as a term of weight 100 beside the cross-entropy, in one phase.",
+            ce_weight=1.0,
             hint_steps=0,
             hint_weight=100.0,
-            kd_weight=0.0,
-            ce_weight=1.0,
         ),
     }
 
@@ -81,12 +81,12 @@ class FitNets(Baseline):
         maps = to_maps(pairing.teacher.cuts[number], compared_size(pairing, number))
         hint = replace(hint, teacher=nn.Sequential(*front, *maps))
         if not self.hint_weight:
-            return Objective(before=(hint,))
+            return Objective(self.classes, before=(hint,))
         return Objective(self._terms, hint.features, (teacher_feature(pairing, number),), before=(hint,))
 
     def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         hint = Hint(self.hint_reduction)(batch.features[0], batch.teacher_features[0])
-        return {"hint": self.hint_weight * hint}
+        return {**self.classes(batch), "hint": self.hint_weight * hint}
 
     def _hint(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         assert batch.target is not None

@@ -13,7 +13,7 @@ from netgraft.errors import RequestError
 from netgraft.grafting.adapters import Projector
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import FlowOfSolution
-from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
+from netgraft.methods.baseline import Objective, TermBesideClasses, preset_on_rich_views
 from netgraft.methods.features import student_feature, teacher_feature
 from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.methods.method import About, Preset
@@ -21,7 +21,7 @@ from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class FSP(Baseline):
+class FSP(TermBesideClasses):
     """Flow of the solution procedure; see ``about``.
 
     The article assumes equal widths; where they differ, a bias-free 1x1 convolution brings the student's maps to the
@@ -34,19 +34,23 @@ class FSP(Baseline):
     """
 
     about: ClassVar[About] = About(
-        summary="First match how channels at a block's start and end go together, then KD.",
+        summary="First match how channels at a block's start and end go together, then learn the classes.",
         category="offline",
         matches="relations",
-        phases="2: flows, then KD",
+        phases="2: flows, then classes",
         labels="classes",
         article="Yim et al., CVPR 2017",
         year=2017,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
-        "paper": preset_on_rich_views("The article's sum over a flow matrix.", fsp_reduction="sample"),
-        "repdistiller": preset_on_rich_views(
-            "RepDistiller's: classes behind the flow phase.", kd_weight=0.0, ce_weight=1.0
+        "default": preset_on_rich_views(
+            "Cross-entropy behind the phase of flows, which are compared by means.",
+            ce_weight=1.0,
+        ),
+        "paper": preset_on_rich_views(
+            "The article's: cross-entropy behind a phase of flows, which are compared by sums.",
+            ce_weight=1.0,
+            fsp_reduction="sample",
         ),
     }
 
@@ -83,7 +87,7 @@ class FSP(Baseline):
             teacher_features=[teacher_feature(pairing, number) for number in numbers],
             connectors=[projector for projector in projectors if projector is not None],
         )
-        return Objective(before=(flows,))
+        return Objective(self.classes, before=(flows,))
 
     def _flows(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         student, teacher = (list(pairwise(maps)) for maps in (batch.features, batch.teacher_features))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import FactorTransfer, Hint
-from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
+from netgraft.methods.baseline import Objective, TermBesideClasses, preset_on_rich_views
 from netgraft.methods.connectors import Paraphraser, Translator
 from netgraft.methods.features import compared_size, ends, student_feature, teacher_feature, to_maps
 from netgraft.methods.hyperparameters import checked, hyperparameter
@@ -20,7 +20,7 @@ from netgraft.plan import Phase, StepOutputs
 
 
 @dataclass(frozen=True)
-class FT(Baseline):
+class FT(TermBesideClasses):
     """Factor transfer; see ``about``.
 
     The loss is :class:`netgraft.losses.FactorTransfer`, beside KD.
@@ -36,20 +36,21 @@ class FT(Baseline):
         "them.",
         category="offline",
         matches="features",
-        phases="2: paraphraser, then translator and KD",
+        phases="2: paraphraser, then translator and classes",
         labels="classes",
         article="Kim et al., NeurIPS 2018",
         year=2018,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
+        "default": preset_on_rich_views(
+            "Cross-entropy, and means over a factor with weight 500.",
+            ce_weight=1.0,
+        ),
         "paper": preset_on_rich_views(
-            "The article's sum; a weight of one, for the sum is larger by the number of the factor's elements.",
+            "Cross-entropy, and the article's sum; its weight is this project's, since sums are larger.",
+            ce_weight=1.0,
             ft_reduction="sample",
             ft_weight=1.0,
-        ),
-        "repdistiller": preset_on_rich_views(
-            "RepDistiller's: means with weight 200 beside the classes.", ft_weight=200.0, kd_weight=0.0, ce_weight=1.0
         ),
     }
 
@@ -85,7 +86,8 @@ class FT(Baseline):
             model=nn.Sequential(*front, paraphraser),
             trainable=paraphraser,
             objective=_reconstruct,
-            schedule=self.training_schedule(pairing, self.paraphraser_steps),
+            # it starts at random, however the student does
+            schedule=replace(self.training_schedule(pairing, self.paraphraser_steps), lr=self.lr),
             teacher=nn.Sequential(*front),
         )
         translator = Translator(narrow, paraphraser.factor_channels)
@@ -98,7 +100,7 @@ class FT(Baseline):
 
     def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         distance = FactorTransfer(self.ft_reduction)(batch.features[0], batch.teacher_features[0])
-        return {"factors": self.ft_weight * distance}
+        return {**self.classes(batch), "factors": self.ft_weight * distance}
 
 
 def _reconstruct(batch: StepOutputs) -> Mapping[str, Tensor]:

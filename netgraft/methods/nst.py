@@ -11,7 +11,7 @@ from torch import Tensor
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import NeuronSelectivity
 from netgraft.losses.neuron_selectivity import KERNELS
-from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
+from netgraft.methods.baseline import Objective, TermBesideClasses, preset_on_rich_views
 from netgraft.methods.features import compared_size, ends, student_feature, teacher_feature
 from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.methods.method import About, Preset
@@ -19,7 +19,7 @@ from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class NST(Baseline):
+class NST(TermBesideClasses):
     """Neuron selectivity transfer; see ``about``.
 
     The loss is :class:`netgraft.losses.NeuronSelectivity`, a squared maximum mean discrepancy.
@@ -31,7 +31,7 @@ class NST(Baseline):
     """
 
     about: ClassVar[About] = About(
-        summary="Match the sets of patterns that the channels of the last maps respond to, beside KD.",
+        summary="Match the sets of patterns that the channels of the last maps respond to, beside the classes.",
         category="offline",
         matches="sparsity",
         phases="1",
@@ -40,10 +40,9 @@ class NST(Baseline):
         year=2017,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
-        "paper": THE_DEFAULTS,
-        "repdistiller": preset_on_rich_views(
-            "RepDistiller's: weight 50 beside the classes.", nst_weight=50.0, kd_weight=0.0, ce_weight=1.0
+        "default": preset_on_rich_views(
+            "The article's: cross-entropy and the discrepancy with weight 50.",
+            ce_weight=1.0,
         ),
     }
 
@@ -64,4 +63,4 @@ class NST(Baseline):
 
     def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         discrepancy = NeuronSelectivity(self.nst_kernel)(batch.features[0], batch.teacher_features[0])
-        return {"selectivity": self.nst_weight * discrepancy}
+        return {**self.classes(batch), "selectivity": self.nst_weight * discrepancy}

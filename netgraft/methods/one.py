@@ -107,7 +107,8 @@ class ONE(StudentTraining):
         blocks = pairing.student.blocks()
         border = max(ends(pairing)[-1], 1)
         low, high = blocks[:border], nn.Sequential(*blocks[border:])
-        branches = Peers([high, *(reborn(high) for _ in range(self.branches - 1))])
+        others = [reborn(high) for _ in range(self.branches - 1)]
+        branches = Peers([high, *others])
         shared = pairing.student.cuts[border - 1]
         gate = behind(to_maps(shared, shared.size), Gate(shared.channels, self.branches))
         ensemble = GatedEnsemble(branches, gate)
@@ -118,6 +119,8 @@ class ONE(StudentTraining):
             objective=self._objective,
             schedule=self.training_schedule(pairing, self.steps),
             teacher=nn.Sequential(*pairing.teacher.blocks()),
+            adapters=(*others, gate),
+            adapters_are="other branches and gate",
         )
         reported = nn.Sequential(*phase.model, LastLogits())
         return Plan(str(self), (phase,) if self.steps else (), nn.Sequential(*blocks), reported)

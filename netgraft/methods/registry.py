@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ from netgraft.methods.at_gradient import GradientAT
 from netgraft.methods.ban import BAN
 from netgraft.methods.baseline import Baseline
 from netgraft.methods.byot import BYOT
-from netgraft.methods.combination import ONLY_DEFAULT, about_all, combine
+from netgraft.methods.combination import about_all, combine
 from netgraft.methods.dml import DML
 from netgraft.methods.fitnets import FitNets
 from netgraft.methods.fsp import FSP
@@ -30,34 +30,31 @@ from netgraft.methods.one import ONE
 from netgraft.methods.rkd import RKD
 from netgraft.methods.supervised import Supervised
 
-METHODS: Mapping[str, tuple[type[Method], ...]] = {
-    "netgraft": (NetGraft,),
-    "kd": (KD,),
-    "fitnets": (KD, FitNets),
-    "at": (KD, AT),
-    "at-gradient": (KD, GradientAT),
-    "nst": (KD, NST),
-    "ft": (KD, FT),
-    "ab": (KD, AB),
-    "fsp": (KD, FSP),
-    "rkd": (KD, RKD),
-    "ban": (BAN,),
-    "dml": (DML,),
-    "one": (ONE,),
-    "byot": (BYOT,),
-    "supervised": (Supervised,),
-    "none": (Untrained,),
+METHODS: Mapping[str, type[Method]] = {
+    "netgraft": NetGraft,
+    "kd": KD,
+    "fitnets": FitNets,
+    "at": AT,
+    "at-gradient": GradientAT,
+    "nst": NST,
+    "ft": FT,
+    "ab": AB,
+    "fsp": FSP,
+    "rkd": RKD,
+    "ban": BAN,
+    "dml": DML,
+    "one": ONE,
+    "byot": BYOT,
+    "supervised": Supervised,
+    "none": Untrained,
 }
-"""Each method, behind what its objective is added to."""
 
 
-_FOUND: dict[type, str] = {}
-
-
+@lru_cache
 def find(name: str) -> type[Method]:
     """Return a method, or the combination of several whose names are joined by ``+``.
 
-    A method that two of them are added to, such as KD, is a part of the combination once.
+    Their order means nothing but the order of phases and hyper-parameters.
 
     Args:
         name: One of ``METHODS``, or several, such as ``kd+at``.
@@ -65,46 +62,27 @@ def find(name: str) -> type[Method]:
     Raises:
         RequestError: There is no such method, or it can't be combined.
     """
-    kind = _find(name)
-    _FOUND[kind] = name
-    return kind
-
-
-@lru_cache
-def _find(name: str) -> type[Method]:
     names = name.split("+")
     for one in names:
         if one not in METHODS:
             raise RequestError(f"there is no method {one!r}; choose from {', '.join(METHODS)}, or join some by +")
     if len(names) == 1:
-        *others, method = METHODS[name]
-        if not others:
-            return method
-        return combine(method.__name__, _baselines([name]), method.about, method.presets)
+        return METHODS[name]
     if len(set(names)) < len(names):
         raise RequestError(f"{name!r} names a method twice; set its weight instead")
+    parts: dict[str, type[Baseline]] = {}
     for one in names:
-        if not issubclass(METHODS[one][-1], Baseline):
+        kind = METHODS[one]
+        if not issubclass(kind, Baseline):
             raise RequestError(f"{one} can't be combined: it adds no terms to the student's training")
-    methods = [METHODS[one][-1] for one in names]
-    return combine(
-        "+".join(method.__name__ for method in methods),
-        _baselines(names),
-        about_all(f"The terms of {', '.join(names)} added.", [method.about for method in methods]),
-        ONLY_DEFAULT,
-    )
-
-
-def _baselines(names: Sequence[str]) -> list[type[Baseline]]:
-    """All that methods are made of, each once."""
-    parts = dict.fromkeys(part for name in names for part in METHODS[name])
-    return [part for part in parts if issubclass(part, Baseline)]
+        parts[one] = kind
+    return combine(parts, about_all(f"The terms of {', '.join(names)} added.", [kind.about for kind in parts.values()]))
 
 
 def name_of(method: Method) -> str:
-    """Return the name by which :func:`find` has found a method's class; of another class its own."""
+    """Return the name of a method's class in ``METHODS``; of another class, such as a combination, its own."""
     kind = type(method)
-    return _FOUND.get(kind) or next((name for name in METHODS if find(name) is kind), kind.__qualname__)
+    return next((name for name, known in METHODS.items() if known is kind), kind.__qualname__)
 
 
 @dataclass(frozen=True)

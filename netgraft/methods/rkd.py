@@ -10,7 +10,7 @@ from torch import Tensor
 
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import RelationalAngle, RelationalDistance
-from netgraft.methods.baseline import THE_DEFAULTS, Baseline, Objective, preset_on_rich_views
+from netgraft.methods.baseline import Objective, TermBesideClasses, preset_on_rich_views
 from netgraft.methods.connectors import Embedding
 from netgraft.methods.features import ends, student_feature, teacher_feature
 from netgraft.methods.hyperparameters import hyperparameter
@@ -19,7 +19,7 @@ from netgraft.plan import StepOutputs
 
 
 @dataclass(frozen=True)
-class RKD(Baseline):
+class RKD(TermBesideClasses):
     """Relational knowledge distillation; see ``about``.
 
     The losses are :class:`netgraft.losses.RelationalDistance` and :class:`netgraft.losses.RelationalAngle`.
@@ -31,7 +31,8 @@ class RKD(Baseline):
     """
 
     about: ClassVar[About] = About(
-        summary="Match distances and angles between a batch's embeddings, the averages of the last maps, beside KD.",
+        summary="Match distances and angles between a batch's embeddings, averages of the last maps, beside the "
+        "classes.",
         category="offline",
         matches="relations",
         phases="1",
@@ -40,11 +41,10 @@ class RKD(Baseline):
         year=2019,
     )
     presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
-        "paper": THE_DEFAULTS,
-        "repdistiller": preset_on_rich_views(
-            "RepDistiller's: the article's weights beside the classes.", kd_weight=0.0, ce_weight=1.0
+        "default": preset_on_rich_views(
+            "The article's: cross-entropy, distances with weight 25 and angles with weight 50.", ce_weight=1.0
         ),
+        "repdistiller": preset_on_rich_views("RepDistiller's: the same as default.", ce_weight=1.0),
     }
 
     distance_weight: float = hyperparameter(25.0, "weight of the distances")
@@ -66,6 +66,7 @@ class RKD(Baseline):
     def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         [student], [teacher] = batch.features, batch.teacher_features
         return {
+            **self.classes(batch),
             "distances": self.distance_weight * RelationalDistance()(student, teacher),
             "angles": self.angle_weight * RelationalAngle()(student, teacher),
         }

@@ -52,7 +52,7 @@ def test_all_methods_are_listed_with_what_they_are(capsys: pytest.CaptureFixture
         "kd": ["offline", "logits", "1", "classes"],
         "at-gradient": ["offline", "attention", "1", "classes"],
         "nst": ["offline", "sparsity", "1", "classes"],
-        "fsp": ["offline", "relations", "2: flows, then KD", "classes"],
+        "fsp": ["offline", "relations", "2: flows, then classes", "classes"],
         "dml": ["online", "logits", "1", "classes"],
         "one": ["online", "logits", "1", "classes"],
         "byot": ["self", "logits and features", "1", "classes"],
@@ -81,7 +81,7 @@ def test_a_method_shows_its_hyper_parameters(name: str, capsys: pytest.CaptureFi
 def test_a_method_tells_its_article_and_its_presets(capsys: pytest.CaptureFixture[str]) -> None:
     told = shown(capsys, "methods", "rkd")
     assert "arXiv 1904.05068" in told
-    assert all(f"\n  {preset}: " in told for preset in ("default", "paper", "repdistiller"))
+    assert all(f"\n  {preset}: " in told for preset in ("default", "repdistiller"))
     assert "doesn't teach" not in told
     assert "the teacher doesn't teach" in shown(capsys, "methods", "dml")
     both = shown(capsys, "methods", "kd+at")

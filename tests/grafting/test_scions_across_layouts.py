@@ -346,6 +346,6 @@ def test_features_are_compared_as_maps_of_the_smaller_size() -> None:
 def test_nothing_stands_in_front_of_maps_that_can_be_compared_as_they_are() -> None:
     made = pairing("ConvNeXt to ResNet")
     phase = choose("at", "default", Budget(4, CLASSES)).method.plan(made).phases[-1]
-    assert [f.connector for f in (*phase.features, *phase.teacher_features)] == [None] * 8
+    assert [f.connector for f in (*phase.features, *phase.teacher_features)] == [None] * 6
     assert not any(isinstance(a, ConvertingAdapter) for s in make_scions(made) for a in s.adapters())
     assert all(isinstance(a, Adapter) for s in make_scions(made) for a in s.adapters())

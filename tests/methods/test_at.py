@@ -16,7 +16,7 @@ def test_attention_of_every_block_end_counts() -> None:
     chosen = method("at", at_weight=3.0, at_form="code")
     assert isinstance(chosen, Baseline)
     objective = chosen.objective(pairing("none"))
-    assert [f.block for f in objective.features] == [f.block for f in objective.teacher_features] == [0, 1, 2]
+    assert [f.block for f in objective.features] == [f.block for f in objective.teacher_features] == [0, 1]
     shapes = [(B, 4, 4, 4), (B, 6, 2, 2)]
     student = [random(*shape, seed=1) for shape in shapes]
     teacher = [random(*shape, seed=2) for shape in shapes]
@@ -30,3 +30,9 @@ def test_attention_of_every_block_end_counts() -> None:
     logits = random(B, K)
     terms = values(objective.terms(StepOutputs(logits, logits, None, tuple(student), tuple(teacher))))
     assert terms["attention"] == pytest.approx(expected)
+
+
+def test_maps_of_one_position_are_not_compared_and_the_plan_says_so() -> None:
+    plan = method("at").plan(pairing())
+    assert [feature.block for feature in plan.phases[-1].features] == [1]
+    assert "at compares no attention behind block 3, where maps have one position" in str(plan)

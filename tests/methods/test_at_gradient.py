@@ -6,10 +6,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from netgraft.losses import GradientAttention
 from netgraft.methods.at_gradient import InputGradient
 from netgraft.modules import state_digest
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import PLAIN, Losses, leaf, method, pairing, prepare_run, random, with_observer
+from tests.support.method_pairs import (
+    PLAIN,
+    Losses,
+    leaf,
+    method,
+    pairing,
+    prepare_run,
+    random,
+    values,
+    with_observer,
+)
 
 B, K = 3, 10
 
@@ -57,7 +68,7 @@ def test_the_teachers_gradient_of_a_doubtful_image_is_the_brute_force_one() -> N
 
 
 def test_the_gradients_distance_has_a_gradient_for_the_weights() -> None:
-    objective = method("at-gradient", kd_weight=0.0, ce_weight=0.0).objective(pairing()).terms
+    objective = method("at-gradient", ce_weight=0.0).objective(pairing()).terms
     images, teacher_gradient, logits = random(B, 2, 2, 1), random(B, 2, 2, 1, seed=1), random(B, K, seed=2)
     weight = leaf(4, K, seed=3)
 
@@ -79,10 +90,33 @@ def test_the_gradients_distance_has_a_gradient_for_the_weights() -> None:
 
 
 def test_gradients_alone_train_every_block() -> None:
-    prepared = prepare_run("digits", method("at-gradient", kd_weight=0.0, ce_weight=0.0, steps=1, batch_size=4))
+    prepared = prepare_run("digits", method("at-gradient", ce_weight=0.0, steps=1, batch_size=4))
     before = [state_digest(block) for block in prepared.pairing.student.blocks()]
     losses = Losses()
     prepared.run(reporter=losses)
     assert list(losses.phases[0][0]) == ["gradient"]
     after = [state_digest(block) for block in prepared.pairing.student.blocks()]
     assert [a == b for a, b in zip(after, before, strict=True)] == [True, False, False, False]
+
+
+def test_on_the_labeled_track_the_class_is_the_label_in_both_networks() -> None:
+    start = pairing()
+    teacher, student = (nn.Sequential(*chain.eval().blocks()[1:]) for chain in (start.teacher, start.student))
+    objective = method("at-gradient", ce_weight=0.0).objective(start)
+    images, labels = random(B, 32, 4, 4).float().abs(), torch.tensor([3, 1, 4])
+
+    def gradient(network: nn.Module) -> Tensor:
+        inputs = images.clone().requires_grad_()
+        probabilities = network(inputs).softmax(1)
+        # the negative log of each sample's own class, summed, as it is defined
+        own = torch.stack([probabilities[row, label] for row, label in enumerate(labels.tolist())])
+        return torch.autograd.grad(-own.log().sum(), inputs)[0]
+
+    expected = float(GradientAttention()(gradient(student), gradient(teacher)))
+    inputs = images.clone().requires_grad_()
+    # what was computed once, for the arg-max, must not be what is compared
+    outputs = StepOutputs(
+        student(inputs), teacher(images).detach(), labels, (), (torch.full_like(images, 7.0),), inputs
+    )
+    assert values(objective.terms(outputs))["gradient"] == pytest.approx(expected, rel=1e-4)
+    assert expected > 1e-3

@@ -1,19 +1,29 @@
-"""Methods joined by +: the sum of the parts, each term once."""
+"""Methods joined by +: the sum of the parts, each term under its method's name."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+import itertools
+from collections.abc import Mapping, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from netgraft.errors import RequestError
-from netgraft.methods.baseline import Objective
-from netgraft.methods.registry import find
+from netgraft.methods.baseline import Objective, TermBesideClasses
+from netgraft.methods.registry import METHODS, find
 from netgraft.options import declared
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import Losses, method, pairing, prepare_run, random, values
+from tests.support.method_pairs import (
+    Losses,
+    cross_entropy,
+    divergence,
+    method,
+    pairing,
+    prepare_run,
+    random,
+    values,
+)
 
 B, K = 4, 10
 
@@ -32,32 +42,75 @@ def features(objective: Objective, seed: int) -> tuple[tuple[Tensor, ...], tuple
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("labels", [None, torch.tensor([1, 0, 9, 3])])
-@pytest.mark.parametrize("names", [("kd", "at"), ("rkd", "nst", "at"), ("at", "byot"), ("ft", "rkd"), ("byot", "kd")])
-def test_terms_are_those_of_the_parts_each_counted_once(names: tuple[str, ...], labels: Tensor | None) -> None:
-    start, output, target = pairing(), random(B, K), random(B, K, seed=1)
-    seen: list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = []
-    expected: dict[str, float] = {}
-    for number, name in enumerate(names):
-        # of one temperature, which all of these have; a combination has one alone
-        objective = method(name, temperature=2).objective(start)
-        student, teacher = features(objective, seed=10 * number + 2)
-        seen.append((student, teacher))
-        terms = values(objective.terms(StepOutputs(output, target, labels, student, teacher)))
-        expected = {**terms, **expected}
-    student = tuple(feature for part, _ in seen for feature in part)
-    teacher = tuple(feature for _, part in seen for feature in part)
-    together = method("+".join(names), temperature=2).objective(start)
-    assert len(together.features) == len(student)
-    assert len(together.teacher_features) == len(teacher)
-    terms = values(together.terms(StepOutputs(output, target, labels, student, teacher)))
-    assert terms == {key: pytest.approx(value) for key, value in expected.items()}
+LABELS = torch.tensor([1, 0, 9, 3])
+
+PARTS = [("kd", "at"), ("rkd", "nst", "at"), ("at", "byot"), ("ft", "rkd"), ("kd", "byot"), ("supervised", "kd", "nst")]
+
+
+Features = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+"""Of the student and of the teacher."""
+
+
+def shared_inputs(names: Sequence[str]) -> dict[str, Features]:
+    """Features of each method, such that a method gets the same ones whatever stands beside it."""
+    start = pairing()
+    return {
+        name: features(method(name, **alone(name)).objective(start), seed=100 + 10 * list(METHODS).index(name))
+        for name in names
+    }
+
+
+def alone(name: str) -> dict[str, float]:
+    """Settings with which a method is what it is in a combination: its own term."""
+    return {"ce_weight": 0.0} if issubclass(METHODS[name], TermBesideClasses) else {}
+
+
+def loss_of(name: str, seen: Mapping[str, Features], labels: Tensor | None) -> float:
+    parts = name.split("+")
+    batch = StepOutputs(
+        random(B, K),
+        random(B, K, seed=1),
+        labels,
+        tuple(feature for part in parts for feature in seen[part][0]),
+        tuple(feature for part in parts for feature in seen[part][1]),
+    )
+    settings = alone(name) if len(parts) == 1 else {}
+    return sum(values(method(name, **settings).objective(pairing()).terms(batch)).values())
+
+
+@pytest.mark.parametrize("labels", [None, LABELS])
+@pytest.mark.parametrize("names", PARTS, ids="+".join)
+def test_the_loss_is_the_sum_of_the_parts_whatever_their_order(names: tuple[str, ...], labels: Tensor | None) -> None:
+    seen = shared_inputs(names)
+    expected = sum(loss_of(name, seen, labels) for name in names)
+    for order in itertools.permutations(names):
+        assert loss_of("+".join(order), seen, labels) == pytest.approx(expected)
+
+
+def test_no_method_loses_its_cross_entropy_to_another() -> None:
+    # by hand: 0.1 of KD, and BYOT's own of the deepest classifier
+    output, target = random(B, K), random(B, K, seed=1)
+    seen = shared_inputs(["kd", "byot"])["byot"]
+    for name in ("kd+byot", "byot+kd"):
+        terms = values(method(name).objective(pairing()).terms(StepOutputs(output, target, LABELS, *seen)))
+        hard = cross_entropy(output.numpy(), LABELS.tolist())
+        assert terms["kd/classes"] == pytest.approx(0.1 * hard)
+        assert terms["byot/classes"] == pytest.approx(hard)
+        soft = 0.9 * divergence(target.numpy(), output.numpy(), 4.0)
+        assert terms["kd/kd"] == pytest.approx(soft)
+
+
+def test_a_head_that_nothing_teaches_is_told_of() -> None:
+    for name, settings in (("rkd+at", {}), ("at", {"ce_weight": 0})):
+        assert "the head stays as it starts; add kd or supervised" in str(method(name, **settings).plan(pairing()))
+    for name in ("kd+at", "at", "rkd+supervised", "byot+at"):
+        assert "the head stays" not in str(method(name).plan(pairing()))
 
 
 def test_blocks_and_connectors_are_those_of_the_parts_in_order() -> None:
     objective = method("rkd+at+fitnets", hint_weight=1.0).objective(pairing())
-    assert [feature.block for feature in objective.features] == [2, 1, 2, 1]
-    assert [feature.block for feature in objective.teacher_features] == [2, 1, 2, 1]
+    assert [feature.block for feature in objective.features] == [2, 1, 1]
+    assert [feature.block for feature in objective.teacher_features] == [2, 1, 1]
     assert objective.features[-1].connector is objective.before[0].features[0].connector
     assert not objective.differentiates_input
     assert method("kd+at-gradient").objective(pairing()).differentiates_input
@@ -86,20 +139,26 @@ def test_a_combination_trains_all_of_its_connectors() -> None:
     assert {*connectors.parameters()} <= {*last.trainable.parameters()}
     losses = Losses()
     prepared.run(reporter=losses)
-    expected = {"kd", "factors", "classes", "classes 1", "soft 1", "features 1"}
+    expected = {"ft/factors", "byot/classes", "byot/classes 1", "byot/soft 1", "byot/features 1"}
     assert losses.phases[-1][-1].keys() == expected
 
 
 def test_a_combination_has_the_hyper_parameters_of_all_parts() -> None:
-    kind = find("fitnets+at+rkd")
-    expected = {f.name for name in ("fitnets", "at", "rkd") for f in fields(find(name))}
-    assert set(declared(kind)) == expected
+    # one that several parts have bears its part's name
+    assert set(declared(find("at+rkd"))) - set(declared(find("supervised"))) == {
+        "at_ce_weight",
+        "rkd_ce_weight",
+        "at_weight",
+        "at_power",
+        "at_form",
+        "distance_weight",
+        "angle_weight",
+    }
     chosen = method("kd+at", at_weight=5, at_form="paper", temperature=2, steps=7)
     assert (chosen.at_weight, chosen.at_form, chosen.temperature, chosen.steps) == (5.0, "paper", 2.0, 7)
     assert "at_weight=5.0" in str(chosen.plan(pairing()))
-    # shared ones have the first part's default
-    assert method("byot+kd").temperature == method("byot").temperature == 3.0
-    assert method("kd+byot").temperature == method("kd").temperature == 4.0
+    for name in ("byot+kd", "kd+byot"):
+        assert (method(name).byot_temperature, method(name).kd_temperature) == (3.0, 4.0)
     with pytest.raises(RequestError, match="no hyper-parameter 'nst_weight'"):
         method("kd+at", nst_weight=1)
     with pytest.raises(RequestError, match="at_form must be one of paper, code"):
@@ -112,7 +171,10 @@ def test_settings_reach_the_part_that_they_belong_to() -> None:
     student, teacher = features(plain, seed=2)
     batch = StepOutputs(output, target, None, student, teacher)
     once, thrice = (values(objective.terms(batch)) for objective in (plain, heavy))
-    assert thrice == {"kd": pytest.approx(once["kd"]), "attention": pytest.approx(3 * once["attention"])}
+    assert thrice == {
+        "kd/kd": pytest.approx(once["kd/kd"]),
+        "at/attention": pytest.approx(3 * once["at/attention"]),
+    }
 
 
 def test_a_wrong_setting_of_a_part_is_refused() -> None:
@@ -129,5 +191,5 @@ def test_supervised_adds_a_whole_cross_entropy_to_the_part_of_kd() -> None:
     output, target, labels = random(B, K), random(B, K, seed=1), torch.tensor([1, 0, 9, 3])
     terms = values(method("kd+supervised").objective(pairing()).terms(StepOutputs(output, target, labels)))
     exact = torch.nn.functional.cross_entropy(output, labels).item()
-    assert terms["supervised"] == pytest.approx(exact)
-    assert terms["classes"] == pytest.approx(0.1 * exact)
+    assert terms["supervised/supervised"] == pytest.approx(exact)
+    assert terms["kd/classes"] == pytest.approx(0.1 * exact)

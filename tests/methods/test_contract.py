@@ -58,7 +58,7 @@ CONTRACT = {
     # its rate is 0: it takes statistics alone
     "none": Facts(still=True),
     "kd+at": Facts(),
-    "fitnets+rkd": Facts({"hint_steps": 2, "steps": 2}, phases=(2, 2)),
+    "kd+fitnets+rkd": Facts({"hint_steps": 2, "steps": 2}, phases=(2, 2)),
 }
 
 
@@ -70,7 +70,7 @@ def configured(name: str, batch_size: int = 4, **settings: Any) -> Any:
 
 
 def test_the_table_holds_every_method_and_two_combinations() -> None:
-    assert set(CONTRACT) == {*METHODS, "kd+at", "fitnets+rkd"}
+    assert set(CONTRACT) == {*METHODS, "kd+at", "kd+fitnets+rkd"}
 
 
 # --- the plan
@@ -95,7 +95,7 @@ def test_the_plan_says_everything_and_trains_nothing(planned: Planned) -> None:
     assert lines[0].endswith(f": {len(plan.phases)} phases, {2 * len(plan.phases)} steps")
     for key, value in CONTRACT[name].settings.items():
         assert f"{key}=({value},)" in lines[0] or f"{key}={value}" in lines[0]
-    for number, (line, phase) in enumerate(zip(lines[1:], plan.phases, strict=True), 1):
+    for number, (line, phase) in enumerate(zip(lines[1 : len(plan.phases) + 1], plan.phases, strict=True), 1):
         count = sum(parameter.numel() for parameter in {*phase.trainable.parameters()})
         assert line.startswith(f"  {number}. {phase.name}: 2 steps of 4, ")
         assert f"{count:,} parameters" in line

@@ -28,6 +28,7 @@ STUDENT_TRAINING = {
     "sliced_rate": 0.1,
 }
 KD = {**STUDENT_TRAINING, "temperature": 4.0, "kd_weight": 0.9, "ce_weight": 0.1}
+BESIDE_CLASSES = {**STUDENT_TRAINING, "ce_weight": 0.0}
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "netgraft": {
@@ -46,14 +47,14 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "temperature": 4.0,
     },
     "kd": KD,
-    "fitnets": {**KD, "hint_steps": 1000, "hint_reduction": "element", "hint_weight": 0.0},
-    "at": {**KD, "at_weight": 1000.0, "at_power": 2.0, "at_form": "code"},
-    "at-gradient": {**KD, "gradient_weight": 1.0},
-    "nst": {**KD, "nst_weight": 50.0, "nst_kernel": "polynomial"},
-    "ft": {**KD, "ft_weight": 500.0, "ft_rate": 0.5, "ft_reduction": "element", "paraphraser_steps": 500},
-    "ab": {**KD, "ab_steps": 1000, "ab_margin": 1.0},
-    "fsp": {**KD, "fsp_steps": 1000, "fsp_reduction": "element"},
-    "rkd": {**KD, "distance_weight": 25.0, "angle_weight": 50.0},
+    "fitnets": {**BESIDE_CLASSES, "hint_steps": 1000, "hint_reduction": "element", "hint_weight": 0.0},
+    "at": {**BESIDE_CLASSES, "at_weight": 1000.0, "at_power": 2.0, "at_form": "code"},
+    "at-gradient": {**BESIDE_CLASSES, "gradient_weight": 1.0},
+    "nst": {**BESIDE_CLASSES, "nst_weight": 50.0, "nst_kernel": "polynomial"},
+    "ft": {**BESIDE_CLASSES, "ft_weight": 500.0, "ft_rate": 0.5, "ft_reduction": "element", "paraphraser_steps": 500},
+    "ab": {**BESIDE_CLASSES, "ab_steps": 1000, "ab_margin": 1.0},
+    "fsp": {**BESIDE_CLASSES, "fsp_steps": 1000, "fsp_reduction": "element"},
+    "rkd": {**BESIDE_CLASSES, "distance_weight": 25.0, "angle_weight": 50.0},
     "ban": {**STUDENT_TRAINING, "generations": 3, "temperature": 1.0, "ce_weight": 1.0},
     "dml": {**STUDENT_TRAINING, "peers": 2, "mutual_weight": 1.0},
     "one": {**STUDENT_TRAINING, "branches": 3, "temperature": 3.0},
