@@ -44,10 +44,7 @@ class BAN(StudentTraining):
         article="Furlanello et al., ICML 2018, arXiv 1805.04770",
         year=2018,
     )
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
-        "paper": THE_DEFAULTS,
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"default": THE_DEFAULTS}
 
     generations: int = hyperparameter(3, "how many generations (k)")
     temperature: float = hyperparameter(1.0, "what logits are divided by in front of the softmax")

@@ -61,10 +61,7 @@ class BYOT(Baseline):
         year=2019,
         teacher=False,
     )
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
-        "paper": THE_DEFAULTS,
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"default": THE_DEFAULTS}
 
     soft_weight: float = hyperparameter(
         0.3, "of a shallow classifier: divergence from the deepest, instead of classes (alpha)"

@@ -34,6 +34,27 @@ class Regressor(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel_size=1)
 
 
+class NormalizedRegressor(nn.Sequential):
+    """A 1x1 convolution with bias, a batch norm and a ReLU (B, in, H, W) -> (B, out, H, W).
+
+    Like every batch norm, in training it needs more than one position in batch and map together.
+
+    Source: RepDistiller's regressor of hints (Tian, Krishnan and Isola, "Contrastive Representation Distillation",
+    ICLR 2020, its program), at equal sizes.
+
+    Args:
+        in_channels: Width of the student's maps.
+        out_channels: Width of the teacher's.
+
+    Raises:
+        ValueError: A width is no integer of at least 1.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        check_widths(in_channels, out_channels)
+        super().__init__(nn.Conv2d(in_channels, out_channels, kernel_size=1), nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
 class BoundaryConnector(nn.Sequential):
     """A bias-free 1x1 convolution and a batch norm (B, in, H, W) -> (B, out, H, W).
 
@@ -65,17 +86,18 @@ class Translator(nn.Sequential):
     Args:
         in_channels: Width of the student's maps.
         factor_channels: Width m of the factor.
+        norm: Whether there are batch norms.
 
     Raises:
         ValueError: A width is no integer of at least 1.
     """
 
-    def __init__(self, in_channels: int, factor_channels: int) -> None:
+    def __init__(self, in_channels: int, factor_channels: int, *, norm: bool = True) -> None:
         check_widths(in_channels, factor_channels)
         super().__init__(
-            _layer(nn.Conv2d, in_channels, in_channels),
-            _layer(nn.Conv2d, in_channels, factor_channels),
-            _layer(nn.Conv2d, factor_channels, factor_channels),
+            _layer(nn.Conv2d, in_channels, in_channels, norm),
+            _layer(nn.Conv2d, in_channels, factor_channels, norm),
+            _layer(nn.Conv2d, factor_channels, factor_channels, norm),
         )
 
 
@@ -91,22 +113,23 @@ class Paraphraser(nn.Module):
     Args:
         channels: Width C of the teacher's maps.
         rate: Paraphrase rate k; the factor has ``m = round(C * k)`` channels, at least 1.
+        norm: Whether there are batch norms.
 
     Raises:
         ValueError: The width is no integer of at least 1, or the rate no finite number above 0.
     """
 
-    def __init__(self, channels: int, rate: float = 0.5) -> None:
+    def __init__(self, channels: int, rate: float = 0.5, *, norm: bool = True) -> None:
         check_widths(channels)
         if not 0 < rate < float("inf"):
             raise ValueError(f"rate must be a finite number above 0, not {rate!r}")
         super().__init__()
         self.factor_channels = max(1, round(channels * rate))
-        self.encoder = Translator(channels, self.factor_channels)
+        self.encoder = Translator(channels, self.factor_channels, norm=norm)
         self.decoder = nn.Sequential(
-            _layer(nn.ConvTranspose2d, self.factor_channels, self.factor_channels),
-            _layer(nn.ConvTranspose2d, self.factor_channels, channels),
-            _layer(nn.ConvTranspose2d, channels, channels),
+            _layer(nn.ConvTranspose2d, self.factor_channels, self.factor_channels, norm),
+            _layer(nn.ConvTranspose2d, self.factor_channels, channels, norm),
+            _layer(nn.ConvTranspose2d, channels, channels, norm),
         )
 
     def encode(self, maps: Tensor) -> Tensor:
@@ -118,10 +141,10 @@ class Paraphraser(nn.Module):
         return self.decoder(self.encode(maps))
 
 
-def _layer(convolution: type[nn.Conv2d | nn.ConvTranspose2d], in_channels: int, out_channels: int) -> nn.Sequential:
-    # the batch norm's shift makes a bias of the convolution superfluous
-    return nn.Sequential(
-        convolution(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.LeakyReLU(0.1),
-    )
+def _layer(
+    convolution: type[nn.Conv2d | nn.ConvTranspose2d], in_channels: int, out_channels: int, norm: bool
+) -> nn.Sequential:
+    # a batch norm's shift makes a bias of the convolution superfluous
+    layers = [convolution(in_channels, out_channels, kernel_size=3, padding=1, bias=not norm)]
+    norms = [nn.BatchNorm2d(out_channels)] if norm else []
+    return nn.Sequential(*layers, *norms, nn.LeakyReLU(0.1))

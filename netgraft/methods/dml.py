@@ -41,10 +41,7 @@ class DML(StudentTraining):
         year=2018,
         teacher=False,
     )
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
-        "paper": THE_DEFAULTS,
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"default": THE_DEFAULTS}
 
     peers: int = hyperparameter(2, "how many students learn together")
     mutual_weight: float = hyperparameter(1.0, "weight of the divergence from the other peers")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import Hint
 from netgraft.methods.baseline import Objective, TermBesideClasses, preset_on_rich_views
-from netgraft.methods.connectors import Regressor
+from netgraft.methods.connectors import NormalizedRegressor, Regressor
 from netgraft.methods.features import compared_size, middle, student_feature, teacher_feature, to_maps
 from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.methods.method import About, Preset
 from netgraft.plan import StepOutputs
+
+REGRESSORS: Mapping[str, Callable[[int, int], nn.Module]] = {"linear": Regressor, "norm-relu": NormalizedRegressor}
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,22 @@ class FitNets(TermBesideClasses):
             "Cross-entropy behind the phase of hints; the article's own second phase is KD: kd+fitnets.",
             ce_weight=1.0,
         ),
-        "one-phase": preset_on_rich_views(
-            "The hint as a term of weight 100 beside the cross-entropy, in one phase.",
+        "repdistiller": preset_on_rich_views(
+            "RepDistiller's: cross-entropy and the hint with weight 100 in one phase, by a regressor with batch norm "
+            "and ReLU.",
             ce_weight=1.0,
             hint_steps=0,
             hint_weight=100.0,
+            hint_regressor="norm-relu",
         ),
     }
 
     hint_steps: int = hyperparameter(1000, "steps of the hint phase")
     hint_reduction: str = hyperparameter(
         "element", "mean over a sample's features, or the article's sum", choices=("element", "sample")
+    )
+    hint_regressor: str = hyperparameter(
+        "linear", "a convolution alone, or with a batch norm and a ReLU behind it", choices=("linear", "norm-relu")
     )
     hint_weight: float = hyperparameter(0.0, "weight of the hint in the student's training, behind its own phase")
 
@@ -66,7 +73,7 @@ class FitNets(TermBesideClasses):
         """
         number = middle(pairing)
         wide, narrow = pairing.widths[number]
-        regressor = Regressor(narrow, wide)
+        regressor = REGRESSORS[self.hint_regressor](narrow, wide)
         hint = self.phase(
             pairing,
             f"hint behind block {number + 1}",

@@ -52,6 +52,13 @@ class FT(TermBesideClasses):
             ft_reduction="sample",
             ft_weight=1.0,
         ),
+        "repdistiller": preset_on_rich_views(
+            "RepDistiller's: cross-entropy, energies of factors with weight 200, a paraphraser without batch norms.",
+            ce_weight=1.0,
+            ft_weight=200.0,
+            ft_form="energy",
+            ft_norm=False,
+        ),
     }
 
     ft_weight: float = hyperparameter(500.0, "weight of the factors' distance (beta)")
@@ -61,6 +68,10 @@ class FT(TermBesideClasses):
         "mean over a factor, as the authors' weight expects, or the article's sum",
         choices=("element", "sample"),
     )
+    ft_form: str = hyperparameter(
+        "factor", "what is compared: factors, or the energies of their channels", choices=("factor", "energy")
+    )
+    ft_norm: bool = hyperparameter(True, "batch norms in the paraphraser")
     paraphraser_steps: int = hyperparameter(500, "steps of the paraphraser's training")
 
     def __post_init__(self) -> None:
@@ -78,7 +89,7 @@ class FT(TermBesideClasses):
         """
         number = ends(pairing)[-1]
         wide, narrow = pairing.widths[number]
-        paraphraser = Paraphraser(wide, self.ft_rate)
+        paraphraser = Paraphraser(wide, self.ft_rate, norm=self.ft_norm)
         maps = to_maps(pairing.teacher.cuts[number], compared_size(pairing, number))
         front = [*pairing.teacher.blocks()[: number + 1], *maps]
         first = Phase(
@@ -99,7 +110,7 @@ class FT(TermBesideClasses):
         )
 
     def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
-        distance = FactorTransfer(self.ft_reduction)(batch.features[0], batch.teacher_features[0])
+        distance = FactorTransfer(self.ft_reduction, self.ft_form)(batch.features[0], batch.teacher_features[0])
         return {**self.classes(batch), "factors": self.ft_weight * distance}
 
 

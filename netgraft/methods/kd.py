@@ -40,7 +40,7 @@ class KD(Baseline):
         year=2015,
     )
 
-    presets: ClassVar[Mapping[str, Preset]] = {"default": THE_DEFAULTS, "paper": THE_DEFAULTS}
+    presets: ClassVar[Mapping[str, Preset]] = {"default": THE_DEFAULTS}
 
     temperature: float = hyperparameter(4.0, "what logits are divided by in front of the softmax")
     kd_weight: float = hyperparameter(0.9, "weight of the soft targets on the labeled track; 1 on the other, unless 0")

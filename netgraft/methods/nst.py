@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from netgraft.grafting.pairing import Pairing
@@ -44,23 +45,37 @@ class NST(TermBesideClasses):
             "The article's: cross-entropy and the discrepancy with weight 50.",
             ce_weight=1.0,
         ),
+        "repdistiller": preset_on_rich_views(
+            "RepDistiller's: cross-entropy, and the discrepancies of all block ends with weight 50.",
+            ce_weight=1.0,
+            nst_blocks="all",
+        ),
     }
 
     nst_weight: float = hyperparameter(50.0, "weight of the discrepancy (beta)")
     nst_kernel: str = hyperparameter("polynomial", "of the discrepancy", choices=KERNELS)
+    nst_blocks: str = hyperparameter(
+        "last", "block ends whose discrepancies are added, of maps with more than one position", choices=("last", "all")
+    )
 
     def objective(self, pairing: Pairing) -> Objective:
-        """Return the discrepancy at the last block end whose maps have more than one position.
+        """Return the discrepancy at the last block end, or at all, whose maps have more than one position.
 
         Raises:
             RequestError: The head alone is trained, so there is nothing in front of it to compare.
         """
         numbers = ends(pairing)
         # patterns of a single position are all alike
-        mapped = [number for number in numbers if max(compared_size(pairing, number)) > 1]
-        chosen = (mapped or list(numbers))[-1]
-        return Objective(self._terms, (student_feature(pairing, chosen),), (teacher_feature(pairing, chosen),))
+        mapped = [number for number in numbers if max(compared_size(pairing, number)) > 1] or [numbers[-1]]
+        chosen = mapped if self.nst_blocks == "all" else mapped[-1:]
+        return Objective(
+            self._terms,
+            tuple(student_feature(pairing, number) for number in chosen),
+            tuple(teacher_feature(pairing, number) for number in chosen),
+        )
 
     def _terms(self, batch: StepOutputs) -> Mapping[str, Tensor]:
-        discrepancy = NeuronSelectivity(self.nst_kernel)(batch.features[0], batch.teacher_features[0])
+        loss = NeuronSelectivity(self.nst_kernel)
+        pairs = zip(batch.features, batch.teacher_features, strict=True)
+        discrepancy = torch.stack([loss(student, teacher) for student, teacher in pairs]).sum()
         return {**self.classes(batch), "selectivity": self.nst_weight * discrepancy}

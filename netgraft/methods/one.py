@@ -83,10 +83,7 @@ class ONE(StudentTraining):
         year=2018,
         teacher=False,
     )
-    presets: ClassVar[Mapping[str, Preset]] = {
-        "default": THE_DEFAULTS,
-        "paper": THE_DEFAULTS,
-    }
+    presets: ClassVar[Mapping[str, Preset]] = {"default": THE_DEFAULTS}
 
     branches: int = hyperparameter(3, "how many branches")
     temperature: float = hyperparameter(3.0, "what logits are divided by in front of the softmax")

@@ -32,6 +32,22 @@ def test_factor_transfer_equals_the_formula_of_the_article() -> None:
     assert FactorTransfer("element")(s, t).item() == pytest.approx(expected / (4 * 3 * 2 * 5), rel=1e-13)
 
 
+def test_energies_are_repdistillers() -> None:
+    # its factor(): normalize(f.pow(2).mean(1).view(B, -1)), compared by the mean of absolute differences
+    s, t = noise(4, 3, 2, 5, seed=12), 7 * noise(4, 5, 2, 5, seed=13)[:, :3]
+    total = 0.0
+    for sample in range(4):
+        rows = []
+        for factors in (s, t):
+            positions = [factors[sample, :, y, x].numpy() for y in range(2) for x in range(5)]
+            energy = np.array([np.mean([channel**2 for channel in position]) for position in positions])
+            rows.append(energy / np.sqrt(np.sum(energy**2)))
+        total += float(np.abs(rows[0] - rows[1]).sum())
+    assert FactorTransfer("element", "energy")(s, t).item() == pytest.approx(total / (4 * 2 * 5), rel=1e-12)
+    signs = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64).view(1, 3, 1, 1)
+    assert FactorTransfer("element", "energy")(s * signs, s).item() == 0
+
+
 def test_factor_transfer_by_hand() -> None:
     s, t = torch.tensor([[6.0, 8.0], [0.0, 1.0]]).view(2, 2, 1, 1), torch.tensor([[4.0, 3.0], [0.0, 2.0]])
     assert FactorTransfer()(s, t.view(2, 2, 1, 1)).item() == pytest.approx((0.2 + 0.2) / 2)
@@ -51,6 +67,7 @@ def test_factor_transfer_compares_directions(reduction: str) -> None:
     ("make", "message"),
     [
         (lambda: FactorTransfer("mean"), "reduction must be 'sample' or 'element', not 'mean'"),
+        (lambda: FactorTransfer(form="flat"), "form must be 'factor' or 'energy', not 'flat'"),
     ],
 )
 def test_wrong_hyperparameters_are_refused(make: Callable[[], nn.Module], message: str) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from netgraft.grafting.adapters import Projector
-from netgraft.methods.connectors import BoundaryConnector, Paraphraser, Regressor, Translator
+from netgraft.methods.connectors import BoundaryConnector, NormalizedRegressor, Paraphraser, Regressor, Translator
 
 WIDTHS = [(3, 5), (5, 3), (4, 4), (1, 1)]
 
@@ -123,3 +124,23 @@ def test_wrong_rates_and_widths_of_a_paraphraser_are_refused(rate: float) -> Non
         Paraphraser(4, rate)
     with pytest.raises(ValueError, match="must be integers of at least 1, not 0"):
         Paraphraser(0)
+
+
+def test_a_paraphraser_without_norms_has_biases_instead() -> None:
+    plain, normed = Paraphraser(6, 0.5, norm=False), Paraphraser(6, 0.5)
+    assert not [layer for layer in plain.modules() if isinstance(layer, nn.BatchNorm2d)]
+    # a batch norm has a scale and a shift for each channel, a bias is the shift alone
+    widths = 6 + 3 + 3 + 3 + 6 + 6
+    assert sum(p.numel() for p in normed.parameters()) - sum(p.numel() for p in plain.parameters()) == widths
+
+
+def test_a_normalised_regressor_is_the_equation() -> None:
+    regressor = NormalizedRegressor(3, 5).double()
+    maps = torch.randn(4, 3, 2, 2, dtype=torch.float64)
+    convolution = regressor[0]
+    assert isinstance(convolution, nn.Conv2d)
+    mixed = np.einsum("oi,bihw->bohw", convolution.weight.detach().numpy()[:, :, 0, 0], maps.numpy())
+    mixed += convolution.bias.detach().numpy()[None, :, None, None]  # type: ignore[union-attr]
+    mean, var = mixed.mean((0, 2, 3), keepdims=True), mixed.var((0, 2, 3), keepdims=True)
+    expected = np.maximum((mixed - mean) / np.sqrt(var + 1e-5), 0)
+    np.testing.assert_allclose(regressor.train()(maps).detach().numpy(), expected, atol=1e-12)

@@ -9,8 +9,21 @@ import pytest
 import torch
 from torch import nn
 
+from netgraft.methods.fitnets import FitNets
+from netgraft.methods.method import Budget
+from netgraft.methods.registry import choose
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import PLAIN, Losses, method, pairing, prepare_run, random, values, with_observer
+from tests.support.method_pairs import (
+    PLAIN,
+    Losses,
+    cross_entropy,
+    method,
+    pairing,
+    prepare_run,
+    random,
+    values,
+    with_observer,
+)
 
 B, K = 3, 10
 
@@ -76,3 +89,21 @@ def test_a_hint_beside_kd_keeps_its_weight_and_its_regressor() -> None:
     terms = values(objective.terms(StepOutputs(logits, logits, None, (student,), (teacher,))))
     assert terms["hint"] == pytest.approx(7 * np.mean((student - teacher).numpy() ** 2))
     assert method("fitnets").objective(pairing()).features == ()
+
+
+def test_repdistillers_hint_is_a_term_behind_a_normalised_regressor() -> None:
+    chosen = choose("fitnets", "repdistiller", Budget(10, 10)).method
+    assert isinstance(chosen, FitNets)
+    start = pairing()
+    [phase] = chosen.plan(start).phases
+    [feature] = phase.features
+    assert feature.connector is not None
+    kinds = [type(layer) for layer in feature.connector.modules() if not list(layer.children())]
+    assert kinds == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    student, teacher = random(B, 4, 2, 2), random(B, 4, 2, 2, seed=1)
+    output, target = random(B, K, seed=2), random(B, K, seed=3)
+    terms = values(phase.objective(StepOutputs(output, target, None, (student,), (teacher,))))
+    assert terms == {
+        "classes": pytest.approx(cross_entropy(output.numpy(), target.argmax(1).tolist())),
+        "hint": pytest.approx(100 * np.mean((student - teacher).numpy() ** 2)),
+    }

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from netgraft.methods.method import Budget
+from netgraft.methods.nst import NST
+from netgraft.methods.registry import choose
 from netgraft.plan import StepOutputs
 from tests.support.method_pairs import method, pairing, prepare_run, random, values
 
@@ -30,3 +33,20 @@ def test_selectivity_skips_maps_of_one_pixel() -> None:
     expected = np.mean([kernel(s, s) + kernel(t, t) - 2 * kernel(s, t) for s, t in pairs])
     terms = values(objective.terms(StepOutputs(logits, logits, None, (student,), (teacher,))))
     assert terms["selectivity"] == pytest.approx(7 * expected)
+
+
+def test_repdistiller_adds_all_block_ends() -> None:
+    start = pairing("none")
+    chosen = choose("nst", "repdistiller", Budget(10, 10)).method
+    assert isinstance(chosen, NST)
+    objective = chosen.objective(start)
+    assert [feature.block for feature in objective.features] == [0, 1]
+    logits = random(B, K)
+    pairs = [(random(B, 4, 4, 4, seed=n), random(B, 4, 4, 4, seed=n + 9)) for n in range(2)]
+    singles = [
+        values(method("nst").objective(start).terms(StepOutputs(logits, logits, None, (s,), (t,))))["selectivity"]
+        for s, t in pairs
+    ]
+    students, teachers = zip(*pairs, strict=True)
+    terms = values(objective.terms(StepOutputs(logits, logits, None, students, teachers)))
+    assert terms["selectivity"] == pytest.approx(sum(singles))
