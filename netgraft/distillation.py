@@ -210,7 +210,8 @@ def prepare(
         student: A timm model with as many classes; trained in place.
         images: PIL images, without labels.
         method: Hyper-parameters; NetGraft's default preset if None.
-        views: How views are made of the images; the default preset's own if None.
+        views: How views are made of the images; the default preset's own if None. Another preset's views and start
+            are given along with its method.
         runner: Device, precision and seed.
         data_config: Preprocessing in timm's words; the teacher's own if None.
         labels: Class of each image, only for methods of the labeled track.

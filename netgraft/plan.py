@@ -92,6 +92,7 @@ class StepOutputs:
         features: Of the model, (B, ...) each: those that the phase names, in its order.
         teacher_features: Likewise, of the teacher.
         inputs: What the first trained block took in, (B, ...), if the phase differentiates ``output`` by it.
+        whole_batch: How many views the batch has of which these B are this process's part; None if they are all.
     """
 
     output: Tensor
@@ -100,6 +101,16 @@ class StepOutputs:
     features: tuple[Tensor, ...] = ()
     teacher_features: tuple[Tensor, ...] = ()
     inputs: Tensor | None = None
+    whole_batch: int | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """How many views the whole batch has, over all processes that share it.
+
+        Times a mean over these B it is a term of a sum over the batch: processes' means are averaged, each counting by
+        its part of the batch.
+        """
+        return len(self.output) if self.whole_batch is None else self.whole_batch
 
     @property
     def classes(self) -> Tensor:
@@ -123,8 +134,8 @@ class Phase:
         model: What runs, a sequence of blocks that ends where the objective ends; in eval mode except for
             ``trainable``.
         trainable: The only part that is optimised and in train mode.
-        objective: Named terms that are summed; each is a mean over the batch, so that the sum doesn't depend on
-            how many processes share it.
+        objective: Named terms that are summed; each is a mean over the batch, or ``StepOutputs.batch_size`` times one,
+            so that the sum doesn't depend on how many processes share it.
         schedule: Steps and rates.
         teacher: Runs on the same views; its output is ``StepOutputs.target``.
         adapters: Modules inside ``trainable`` that have their own rate, ``schedule.adapter_lr``.

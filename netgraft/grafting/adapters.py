@@ -1,11 +1,13 @@
 """Adapters between a teacher's and a student's blocks: projections of the channels, in any layout, and conversions.
 
-A projection is a bias-free mix of channels at each position: a 1x1 convolution on maps with channels first, a linear
-layer where channels come last. Where teacher and student differ in more than their widths, it stands between two
-layout conversions.
+A projection is a mix of channels at each position, without a bias unless one is asked for: a 1x1 convolution on maps
+with channels first, a linear layer where channels come last. Where teacher and student differ in more than their
+widths, it stands between two layout conversions.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -53,21 +55,34 @@ class Adapter(Projector):
 
     Without a bias it maps zero padding to zero padding, which is what lets it fold exactly into a padded
     convolution.
+
+    Args:
+        in_channels: Width of what comes in.
+        out_channels: Width of what goes out.
+        bias: Whether it has a bias (out,), zero at first.
+
+    Raises:
+        ValueError: A width is no integer of at least 1.
     """
 
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = False) -> None:
+        super().__init__(in_channels, out_channels)
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(out_channels))
+
     @classmethod
-    def selecting(cls, channels: Tensor, width: int) -> Adapter:
+    def selecting(cls, channels: Tensor, width: int, *, bias: bool = False) -> Adapter:
         """Return an adapter (B, width, H, W) -> (B, N, H, W) that keeps ``channels``, indices (N,)."""
-        adapter = cls(width, len(channels))
+        adapter = cls(width, len(channels), bias=bias)
         with torch.no_grad():
             adapter.weight.zero_()
             adapter.weight[torch.arange(len(channels)), channels] = 1.0
         return adapter
 
     @classmethod
-    def placing(cls, channels: Tensor, width: int) -> Adapter:
+    def placing(cls, channels: Tensor, width: int, *, bias: bool = False) -> Adapter:
         """Return an adapter (B, N, H, W) -> (B, width, H, W) that puts channel ``i`` at ``channels[i]``, else zeros."""
-        adapter = cls(len(channels), width)
+        adapter = cls(len(channels), width, bias=bias)
         with torch.no_grad():
             adapter.weight.zero_()
             adapter.weight[channels, torch.arange(len(channels))] = 1.0
@@ -75,24 +90,27 @@ class Adapter(Projector):
 
 
 class LinearAdapter(nn.Linear):
-    """A bias-free linear layer (..., in) -> (..., out) on the channels, the identity at first if widths are equal.
+    """A linear layer (..., in) -> (..., out) on the channels, the identity at first if widths are equal.
 
     Args:
         in_channels: Width of what comes in.
         out_channels: Width of what goes out.
         layout: ``NHWC`` or ``tokens``: says which of the dimensions are positions.
+        bias: Whether it has a bias (out,), zero at first.
 
     Raises:
         ValueError: Another layout.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, layout: str) -> None:
+    def __init__(self, in_channels: int, out_channels: int, layout: str, *, bias: bool = False) -> None:
         if layout not in {"NHWC", "tokens"}:
             raise ValueError(f"layout must be NHWC or tokens, where channels come last, not {layout}")
         super().__init__(in_channels, out_channels, bias=False)
         self.layout = layout
         if in_channels == out_channels:
             nn.init.eye_(self.weight)
+        if bias:
+            self.bias = nn.Parameter(torch.zeros(out_channels))
 
 
 Projection = Adapter | LinearAdapter
@@ -141,15 +159,44 @@ class ConvertingAdapter(nn.Sequential):
 AnyAdapter = Projection | ConvertingAdapter
 
 
-def projection(layout: str, in_channels: int, out_channels: int) -> Projection:
+@dataclass(frozen=True)
+class AdapterForm:
+    """What new adapters are like.
+
+    Attributes:
+        bias: Whether they have one, zero at first.
+        init: How weights start: ``fan-in`` (PyTorch's default: uniform, of deviation ``1 / sqrt(3 in)``; the identity
+            where widths are equal) or ``fan-out`` (He et al. 2015: normal, of deviation ``sqrt(2 / out)``).
+
+    Raises:
+        ValueError: Another ``init``.
+    """
+
+    bias: bool = False
+    init: str = "fan-in"
+
+    def __post_init__(self) -> None:
+        if self.init not in {"fan-in", "fan-out"}:
+            raise ValueError(f"init of adapters must be fan-in or fan-out, not {self.init!r}")
+
+
+PLAIN = AdapterForm()
+
+
+def projection(layout: str, in_channels: int, out_channels: int, form: AdapterForm = PLAIN) -> Projection:
     """Return a new projection in a layout: a 1x1 convolution for ``NCHW``, a linear layer for ``NHWC`` and ``tokens``.
 
     Raises:
         ValueError: Another layout, or a width below 1.
     """
+    made: Projection
     if layout == "NCHW":
-        return Adapter(in_channels, out_channels)
-    return LinearAdapter(in_channels, out_channels, layout)
+        made = Adapter(in_channels, out_channels, bias=form.bias)
+    else:
+        made = LinearAdapter(in_channels, out_channels, layout, bias=form.bias)
+    if form.init == "fan-out":
+        nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
+    return made
 
 
 def between(source: Cut, target: Cut, mix: Projection, *, own: Cut) -> AnyAdapter:

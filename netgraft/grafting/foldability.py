@@ -76,17 +76,20 @@ def _is_one_of(what: object, kinds: tuple[object, ...]) -> bool:
     return (type(what) if isinstance(what, nn.Module) else what) in kinds
 
 
-def consumers(block: nn.Module, layout: str) -> list[str]:
+def consumers(block: nn.Module, layout: str, *, bias: bool = False) -> list[str]:
     """Return the names of the layers that together take in all of the block's input.
 
     Args:
         block: Takes in one tensor.
         layout: Of that tensor: ``NCHW``, ``NHWC`` or ``tokens``.
+        bias: Whether a value for each channel, the same at all positions, is to be taken in as well.
 
     Raises:
-        NotFoldableError: Something else needs the input too, or nothing does.
+        NotFoldableError: Something else needs the input too, or nothing does, or one of the layers can't take a bias.
     """
     if mixes_channels(block, layout):
+        if bias:
+            _check_bias(type(block).__name__, block)
         return [""]
     try:
         graph = LayerTracer().trace(block)
@@ -101,19 +104,62 @@ def consumers(block: nn.Module, layout: str) -> list[str]:
             if isinstance(what, nn.Module) and mixes_channels(what, layout):
                 if calls.count(name) > 1:
                     raise NotFoldableError(f"{name} is used more than once")
+                if bias:
+                    _check_bias(name, what)
                 yield name
-                continue
-            layout_behind = _commutes(user, what, layout)
-            if layout_behind is not None:
-                yield from consumers_behind(user, layout_behind)
             else:
-                raise NotFoldableError(_obstacle(user, what))
+                yield from consumers_behind(user, _layout_behind(user, what, layout, bias))
 
     placeholder = next(node for node in graph.nodes if node.op == "placeholder")
     found = list(dict.fromkeys(consumers_behind(placeholder, layout)))
     if not found:
         raise NotFoldableError("nothing takes the input")
     return found
+
+
+def _layout_behind(node: fx.Node, what: object, layout: str, bias: bool) -> str:
+    """Return the layout of the output of a layer that an adapter passes through.
+
+    Raises:
+        NotFoldableError: It doesn't pass.
+    """
+    layout_behind = _commutes(node, what, layout)
+    if layout_behind is None:
+        raise NotFoldableError(_obstacle(node, what))
+    if bias and not _passes_bias(node, what):
+        name = node.target if isinstance(what, nn.Module) else node.name
+        raise NotFoldableError(f"{name} doesn't pass the adapter's bias on unchanged")
+    return layout_behind
+
+
+def _check_bias(name: str, layer: nn.Module) -> None:
+    """Refuse a layer whose own bias can't take in that of an adapter.
+
+    Raises:
+        NotFoldableError: It has none, or it pads with zeros, to which the adapter has added nothing.
+    """
+    if "bias" not in dict(layer.named_parameters(recurse=False)):
+        raise NotFoldableError(f"{name} has no bias that could take in the adapter's")
+    if isinstance(layer, nn.Conv2d) and _pads_with_zeros(layer):
+        raise NotFoldableError(f"{name} pads with zeros, to which the adapter's bias isn't added")
+
+
+def _pads_with_zeros(layer: nn.Conv2d) -> bool:
+    if isinstance(layer, Conv2dSame):
+        return layer.kernel_size != (1, 1)  # how much depends on the map
+    if layer.padding_mode != "zeros" or layer.padding == "valid":
+        return False  # what repeats the map repeats the bias
+    return layer.kernel_size != (1, 1) if layer.padding == "same" else layer.padding != (0, 0)
+
+
+def _passes_bias(node: fx.Node, what: object) -> bool:
+    """Whether a layer that mixes of channels pass through gives a map of one value as a map of this value."""
+    if isinstance(what, nn.ZeroPad2d):
+        return False
+    if isinstance(what, nn.AvgPool2d):
+        return what.padding in (0, (0, 0)) and what.divisor_override is None
+    # with nothing but a kernel and a stride there is no padding
+    return what is not F.avg_pool2d or (len(node.args) <= 3 and not node.kwargs.keys() - {"kernel_size", "stride"})
 
 
 def _obstacle(node: fx.Node, what: object) -> str:
@@ -125,18 +171,19 @@ def _obstacle(node: fx.Node, what: object) -> str:
     return f"{node.name} comes first"
 
 
-def why_not_foldable(block: nn.Module, layout: str = "NCHW") -> str | None:
+def why_not_foldable(block: nn.Module, layout: str = "NCHW", *, bias: bool = False) -> str | None:
     """Say what keeps an adapter from folding.
 
     Args:
         block: What follows the adapter.
         layout: Of the tensor between them: ``NCHW``, ``NHWC`` or ``tokens``.
+        bias: Whether the adapter has one.
 
     Returns:
         The reason, in words; None if the adapter folds.
     """
     try:
-        consumers(block, layout)
+        consumers(block, layout, bias=bias)
     except NotFoldableError as reason:
         return str(reason)
     return None

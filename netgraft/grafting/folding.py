@@ -4,6 +4,9 @@ Folding is exact or isn't done. A bias-free 1x1 convolution ``A`` in front of a 
 convolution ``W'[o, i] = sum_j W[o, j] A[j, i]`` at each kernel position, borders included, because ``A`` maps zero
 padding to zero padding. So it is where channels come last and ``A`` is a linear layer. In front of a residual path, a
 normalisation or a max pool it is not, and stays; so does an adapter that converts layouts or sizes.
+
+The bias ``a`` of an adapter becomes a part of the following layer's, ``b'[o] = b[o] + sum W[o, j] a[j]`` over channels
+and kernel positions, where nothing pads with zeros in between: at a border there would be too much of it.
 """
 
 from __future__ import annotations
@@ -16,19 +19,85 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from netgraft.grafting.adapters import ConvertingAdapter, LinearAdapter
+from netgraft.grafting.adapters import Adapter, ConvertingAdapter, LinearAdapter
 from netgraft.grafting.foldability import NotFoldableError, consumers, mixes_channels
 
 
+@dataclass(frozen=True)
+class _Mix:
+    """What a run of adapters does to the channels (..., in) at each position: ``matrix`` and then ``bias``.
+
+    Attributes:
+        layout: Of the tensor.
+        matrix: (out, in), in float64, so that the only rounding left is that of the result.
+        bias: (out,), likewise; None without one.
+    """
+
+    layout: str
+    matrix: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> _Mix | None:
+        """Read an adapter; None for other layers."""
+        if isinstance(layer, LinearAdapter):
+            layout = layer.layout
+        elif _is_one_by_one(layer):
+            layout = "NCHW"
+        else:
+            return None
+        assert isinstance(layer.weight, Tensor)
+        assert layer.bias is None or isinstance(layer.bias, Tensor)
+        bias = None if layer.bias is None else layer.bias.detach().double()
+        return cls(layout, layer.weight.detach().double().flatten(1), bias)
+
+    def then(self, later: _Mix) -> _Mix:
+        """Return both as one: ``x -> B(Ax + a) + b`` is ``BA`` and then ``Ba + b``."""
+        parts = [later.bias] if self.bias is None else [later.matrix @ self.bias, later.bias]
+        biases = [part for part in parts if part is not None]
+        return _Mix(later.layout, later.matrix @ self.matrix, torch.stack(biases).sum(0) if biases else None)
+
+    def as_layer(self, like: Tensor) -> nn.Module:
+        """Return a layer that does this, of the type and on the device of ``like``."""
+        (narrow, wide), has_bias = self.matrix.shape, self.bias is not None
+        adapter: nn.Module
+        if self.layout == "NCHW":
+            adapter = nn.Conv2d(wide, narrow, 1, bias=has_bias)
+        else:
+            adapter = LinearAdapter(wide, narrow, self.layout, bias=has_bias)
+        adapter.to(like.device, like.dtype)
+        with torch.no_grad():
+            assert isinstance(adapter.weight, Tensor)
+            adapter.weight.copy_(self.matrix.view_as(adapter.weight))
+            if self.bias is not None:
+                assert isinstance(adapter.bias, Tensor)
+                adapter.bias.copy_(self.bias)
+        return adapter
+
+
+def _is_one_by_one(layer: nn.Module) -> bool:
+    """Whether a layer is a 1x1 convolution; with a bias only if it is an adapter, others may be a model's own."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and mixes_channels(layer, "NCHW")
+        and (layer.kernel_size, layer.stride, layer.padding) == ((1, 1), (1, 1), (0, 0))
+        and (layer.bias is None or isinstance(layer, Adapter))
+    )
+
+
 @torch.no_grad()
-def _absorb(layer: nn.Module, matrix: Tensor) -> None:
-    """Let ``layer`` do what ``matrix`` (out, in), applied to its input channels, and it did one after another."""
+def _absorb(layer: nn.Module, mix: _Mix) -> None:
+    """Let ``layer`` do what ``mix`` and it did one after another."""
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     # a linear layer behind a flattened map has a column for each channel and position
-    columns = weight.unflatten(1, (matrix.shape[0], -1))
-    # float64, so that the only rounding left is that of the result
-    mixed = torch.einsum("ojp...,ji->oip...", columns.double(), matrix.double()).flatten(1, 2)
+    columns = weight.unflatten(1, (mix.matrix.shape[0], -1)).double()
+    mixed = torch.einsum("ojp...,ji->oip...", columns, mix.matrix).flatten(1, 2)
+    if mix.bias is not None:
+        own = layer.bias
+        assert isinstance(own, nn.Parameter), "foldability asks for one"
+        added = torch.einsum("ojp,j->o", columns.flatten(2), mix.bias)
+        layer.bias = nn.Parameter((own.double() + added).to(own.dtype), requires_grad=own.requires_grad)
     # contiguous: convolutions round differently in another memory format, and files keep none
     layer.weight = nn.Parameter(
         mixed.to(weight.dtype).clone(memory_format=torch.contiguous_format), requires_grad=weight.requires_grad
@@ -54,18 +123,6 @@ class Folding:
     kept: dict[int, str]
 
 
-def _adapter_layout(layer: nn.Module) -> str | None:
-    """Layout of an adapter that is a matrix; None for other layers."""
-    if isinstance(layer, LinearAdapter):
-        return layer.layout
-    one_by_one = (
-        isinstance(layer, nn.Conv2d)
-        and mixes_channels(layer, "NCHW")
-        and (layer.kernel_size, layer.stride, layer.padding, layer.bias) == ((1, 1), (1, 1), (0, 0), None)
-    )
-    return "NCHW" if one_by_one else None
-
-
 def fold_with_report(student: nn.Sequential) -> Folding:
     """Fold what folds exactly and say what didn't.
 
@@ -78,25 +135,23 @@ def fold_with_report(student: nn.Sequential) -> Folding:
     layers: list[nn.Module] = []
     folded: list[str] = []
     kept: dict[int, str] = {}
-    pending: tuple[str, Tensor] | None = None
+    pending: _Mix | None = None
     copied = copy.deepcopy(student)
     uses = Counter(module for layer in copied for module in layer.modules())
     for layer in copied:
-        layout = _adapter_layout(layer)
-        if layout is not None:
-            assert isinstance(layer.weight, Tensor)
-            matrix = layer.weight.detach().double().flatten(1)
-            pending = layout, matrix if pending is None else matrix @ pending[1]
+        mix = _Mix.of(layer)
+        if mix is not None:
+            pending = mix if pending is None else pending.then(mix)
             continue
         if pending is not None:
             try:
-                names = _consumers_used_once(layer, pending[0], uses)
+                names = _consumers_used_once(layer, pending, uses)
             except NotFoldableError as reason:
                 kept[len(layers)] = str(reason)
-                layers.append(_as_layer(*pending, next(student.parameters())))
+                layers.append(pending.as_layer(next(student.parameters())))
             else:
                 for name in names:
-                    _absorb(layer.get_submodule(name), pending[1])
+                    _absorb(layer.get_submodule(name), pending)
                     folded.append(name or type(layer).__name__)
             pending = None
         if isinstance(layer, ConvertingAdapter):
@@ -104,40 +159,32 @@ def fold_with_report(student: nn.Sequential) -> Folding:
         layers.append(layer)
     if pending is not None:
         kept[len(layers)] = "nothing follows"
-        layers.append(_as_layer(*pending, next(student.parameters())))
+        layers.append(pending.as_layer(next(student.parameters())))
     result = nn.Sequential(*layers)
     result.training = student.training  # the layers keep their own modes
     return Folding(result, tuple(folded), kept)
 
 
-def _consumers_used_once(block: nn.Module, layout: str, uses: Mapping[nn.Module, int]) -> list[str]:
-    """Names of the layers that an adapter in front of ``block`` folds into.
+def _consumers_used_once(block: nn.Module, mix: _Mix, uses: Mapping[nn.Module, int]) -> list[str]:
+    """Names of the layers that adapters in front of ``block`` fold into.
 
     Raises:
         NotFoldableError: It folds into none, or another part of the student uses one of them too.
     """
-    names = consumers(block, layout)
+    names = consumers(block, mix.layout, bias=mix.bias is not None)
     for name in reversed(names):
         if uses[block.get_submodule(name)] > 1:
             raise NotFoldableError(f"{name or type(block).__name__} is used more than once")
     return names
 
 
-def _as_layer(layout: str, matrix: Tensor, like: Tensor) -> nn.Module:
-    wide, narrow = matrix.shape[1], matrix.shape[0]
-    adapter = nn.Conv2d(wide, narrow, 1, bias=False) if layout == "NCHW" else LinearAdapter(wide, narrow, layout)
-    adapter.to(like.device, like.dtype)
-    with torch.no_grad():
-        adapter.weight.copy_(matrix.view_as(adapter.weight))
-    return adapter
-
-
 def fold(student: nn.Module) -> nn.Module:
     """Return the same function with fewer layers.
 
-    Every run of bias-free 1x1 convolutions, or of linear adapters, among the children of ``student`` becomes one
-    matrix, which is folded into the convolutions or linear layers that take it in, when these are all that takes it
-    in. Otherwise it stays one visible layer. The result equals ``student`` in eval mode up to float rounding.
+    Every run of bias-free 1x1 convolutions, or of adapters of any kind, among the children of ``student`` becomes one
+    matrix, and one bias if an adapter has one, which are folded into the convolutions or linear layers that take them
+    in, when these are all that takes them in. Otherwise they stay one visible layer. The result equals ``student`` in
+    eval mode up to float rounding.
 
     Args:
         student: An ``nn.Sequential`` of blocks and adapters; other modules have no adapters.

@@ -19,7 +19,8 @@ class PairingOptions:
     init: str = option(
         "auto",
         "How the student starts: random (as it was built); slice (the teacher's channels of largest weight norm, "
-        "without the residual blocks that the student has not); auto (slice where it is a smaller twin).",
+        "without the residual blocks that the student has not); auto (the preset's own start, else slice where it is a "
+        "smaller twin).",
         scope="run",
     )
     inherit: str = option("auto", "Copy front blocks that are built alike: auto or none.", scope="run", recorded=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from netgraft.grafting.adapters import Adapter, AnyAdapter, ConvertingAdapter, between, projection
+from netgraft.grafting.adapters import PLAIN, Adapter, AdapterForm, AnyAdapter, ConvertingAdapter, between, projection
 from netgraft.grafting.foldability import why_not_foldable
 from netgraft.grafting.layout_conversion import form_of
 from netgraft.grafting.pairing import Pairing
@@ -84,7 +84,7 @@ def join(scions: Sequence[Scion]) -> Scion:
     return Scion(*layers)
 
 
-def make_scions(pairing: Pairing, *, trained: bool = True) -> list[Scion]:
+def make_scions(pairing: Pairing, *, trained: bool = True, form: AdapterForm = PLAIN) -> list[Scion]:
     """Wrap each student block that is not inherited in the adapters that it needs.
 
     An ``enter`` stands where widths, layouts, map sizes or prefix tokens differ. An ``exit`` stands there too, and
@@ -95,6 +95,7 @@ def make_scions(pairing: Pairing, *, trained: bool = True) -> list[Scion]:
         pairing: Teacher and student.
         trained: Whether the adapters are going to be trained. If not, there is none where nothing differs: it would
             stay the identity.
+        form: Of the adapters; those of a student of slices choose the teacher's channels, whatever its ``init``.
 
     Returns:
         A scion for each student block that is not inherited, in order.
@@ -103,9 +104,9 @@ def make_scions(pairing: Pairing, *, trained: bool = True) -> list[Scion]:
     for number in range(pairing.inherited, len(pairing)):
         layers: list[nn.Module] = [pairing.student[number]]
         if number > 0 and _needs_enter(pairing, number - 1):
-            layers.insert(0, _enter(pairing, number - 1))
-        if number < len(pairing) - 1 and _needs_exit(pairing, number, trained):
-            layers.append(_exit(pairing, number))
+            layers.insert(0, _enter(pairing, number - 1, form))
+        if number < len(pairing) - 1 and _needs_exit(pairing, number, trained, form):
+            layers.append(_exit(pairing, number, form))
         scions.append(Scion(*layers))
     return scions
 
@@ -115,24 +116,25 @@ def _needs_enter(pairing: Pairing, cut: int) -> bool:
     return teacher.channels != student.channels or form_of(teacher) != form_of(student)
 
 
-def _needs_exit(pairing: Pairing, cut: int, trained: bool) -> bool:
+def _needs_exit(pairing: Pairing, cut: int, trained: bool, form: AdapterForm) -> bool:
     if _needs_enter(pairing, cut):
         return True
-    return trained and why_not_foldable(pairing.student[cut + 1], pairing.student.cuts[cut].layout) is None
+    next_block, layout = pairing.student[cut + 1], pairing.student.cuts[cut].layout
+    return trained and why_not_foldable(next_block, layout, bias=form.bias) is None
 
 
-def _enter(pairing: Pairing, cut: int) -> AnyAdapter:
+def _enter(pairing: Pairing, cut: int, form: AdapterForm) -> AnyAdapter:
     wide, narrow = pairing.teacher.cuts[cut], pairing.student.cuts[cut]
     if pairing.selections:
-        return Adapter.selecting(pairing.selections[cut], wide.channels)
-    return between(wide, narrow, projection(narrow.layout, wide.channels, narrow.channels), own=narrow)
+        return Adapter.selecting(pairing.selections[cut], wide.channels, bias=form.bias)
+    return between(wide, narrow, projection(narrow.layout, wide.channels, narrow.channels, form), own=narrow)
 
 
-def _exit(pairing: Pairing, cut: int) -> AnyAdapter:
+def _exit(pairing: Pairing, cut: int, form: AdapterForm) -> AnyAdapter:
     wide, narrow = pairing.teacher.cuts[cut], pairing.student.cuts[cut]
     if pairing.selections:
-        return Adapter.placing(pairing.selections[cut], wide.channels)
-    return between(narrow, wide, projection(narrow.layout, narrow.channels, wide.channels), own=narrow)
+        return Adapter.placing(pairing.selections[cut], wide.channels, bias=form.bias)
+    return between(narrow, wide, projection(narrow.layout, narrow.channels, wide.channels, form), own=narrow)
 
 
 def assemble(pairing: Pairing, scions: Sequence[Scion]) -> nn.Sequential:

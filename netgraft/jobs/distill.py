@@ -54,6 +54,7 @@ class DistillJob(DistillOptions, Job):
             policy = replace(policy, hflip=0.0)
         if self.labeled:
             policy = replace(policy, mixup=0.0, cutmix=0.0)
+        pairing = replace(self.pairing, init=chosen.init) if self.pairing.init == "auto" else self.pairing
         distillation = prepare(
             teacher,
             student,
@@ -62,7 +63,7 @@ class DistillJob(DistillOptions, Job):
             views=policy,
             runner=self._runner(),
             labels=self._labels(source, subset),
-            **vars(self.pairing),
+            **vars(pairing),
         )
         return PreparedDistillation(self, source, test, subset, about, distillation)
 

@@ -52,17 +52,20 @@ class Budget:
 
 @dataclass(frozen=True)
 class Preset:
-    """Hyper-parameters under a name, with the views that belong to them.
+    """Hyper-parameters under a name, with the views and the start that belong to them.
 
     Attributes:
         meaning: What they are, in a sentence.
         views: How views are made of the images.
         hyperparameters: Those that differ from the method's defaults, for a budget.
+        init: How the student starts unless it is said otherwise: ``random``, ``slice``, or ``auto``, which names none;
+            see :class:`netgraft.grafting.options.PairingOptions`.
     """
 
     meaning: str
     views: ViewPolicy
     hyperparameters: Callable[[Budget], Mapping[str, Any]]
+    init: str = "auto"
 
 
 class Method(Protocol):

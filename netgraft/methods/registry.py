@@ -92,10 +92,12 @@ class ChosenMethod:
     Attributes:
         method: With all its hyper-parameters.
         views: Those that belong to the preset.
+        init: How the student starts with the preset; ``auto`` where it names no start.
     """
 
     method: Method
     views: ViewPolicy
+    init: str
 
 
 def choose(name: str, preset: str, budget: Budget, settings: Mapping[str, str] | None = None) -> ChosenMethod:
@@ -115,4 +117,4 @@ def choose(name: str, preset: str, budget: Budget, settings: Mapping[str, str] |
         raise RequestError(f"{name} has no preset {preset!r}; choose from {', '.join(kind.presets)}")
     chosen = kind.presets[preset]
     given: dict[str, Any] = {key: parse(kind, key, text) for key, text in (settings or {}).items()}
-    return ChosenMethod(replace(kind(), **{**chosen.hyperparameters(budget), **given}), chosen.views)
+    return ChosenMethod(replace(kind(), **{**chosen.hyperparameters(budget), **given}), chosen.views, chosen.init)

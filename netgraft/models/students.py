@@ -168,10 +168,13 @@ def _load_sequence(folder: Path) -> nn.Module:
     model = timm.create_model(description["architecture"], **description["model_args"]).eval()
     size = description["pretrained_cfg"]["input_size"]
     blocks = iter(split(model, probe=torch.zeros(1, *size), cuts=description["cuts"]))
-    student = nn.Sequential(
-        *(next(blocks) if layer == "block" else _adapter(*layer) for layer in description["layers"])
-    )
     state = load_file(folder / _WEIGHTS)
+    student = nn.Sequential(
+        *(
+            next(blocks) if layer == "block" else _adapter(*layer, bias=f"{number}.bias" in state)
+            for number, layer in enumerate(description["layers"])
+        )
+    )
     for number, layer in enumerate(student):
         layer.load_state_dict({name: state.pop(f"{number}.{name}") for name in layer.state_dict()})
     if state:
@@ -188,7 +191,7 @@ def _adapter_spec(layer: nn.Module) -> list[int | str] | None:
     return [layer.in_channels, layer.out_channels] if isinstance(layer, nn.Conv2d) else None
 
 
-def _adapter(channels_in: int, channels_out: int, layout: str = "NCHW") -> nn.Module:
+def _adapter(channels_in: int, channels_out: int, layout: str = "NCHW", *, bias: bool) -> nn.Module:
     if layout == "NCHW":
-        return nn.Conv2d(channels_in, channels_out, 1, bias=False)
-    return LinearAdapter(channels_in, channels_out, layout)
+        return nn.Conv2d(channels_in, channels_out, 1, bias=bias)
+    return LinearAdapter(channels_in, channels_out, layout, bias=bias)

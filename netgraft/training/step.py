@@ -26,6 +26,7 @@ class StepInputs(NamedTuple):
         teacher: The teacher's answer, (B, K); None without a teacher.
         teacher_features: In the order of the phase, connectors included.
         labels: Class indices (B,); None on the unlabeled track.
+        whole_batch: See :class:`netgraft.plan.StepOutputs`.
     """
 
     prefix: Tensor
@@ -33,6 +34,7 @@ class StepInputs(NamedTuple):
     teacher: Tensor | None
     teacher_features: tuple[Tensor, ...]
     labels: Tensor | None
+    whole_batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,17 @@ class FrozenParts:
         teacher = [] if self.teacher is None else [self.teacher]
         return [self.prefix, *self.front.values(), *teacher, *self.teacher_features]
 
-    def inputs(self, outputs: Mapping[FrozenBlocks, Tensor], labels: Tensor | None) -> StepInputs:
-        """Name the outputs of :meth:`all` for one batch."""
+    def inputs(
+        self, outputs: Mapping[FrozenBlocks, Tensor], labels: Tensor | None, whole_batch: int | None = None
+    ) -> StepInputs:
+        """Name the outputs of :meth:`all` for one batch, or for one process's part of it."""
         return StepInputs(
             prefix=outputs[self.prefix],
             front={number: outputs[blocks] for number, blocks in self.front.items()},
             teacher=None if self.teacher is None else outputs[self.teacher],
             teacher_features=tuple(outputs[blocks] for blocks in self.teacher_features),
             labels=labels,
+            whole_batch=whole_batch,
         )
 
 
@@ -153,6 +158,7 @@ class StepModule(nn.Module):
                 features=tuple(features),
                 teacher_features=given.teacher_features,
                 inputs=inputs if self._phase.differentiates_input else None,
+                whole_batch=given.whole_batch,
             )
         )
         return dict(terms)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netgraft.grafting.adapters import Adapter
+from netgraft.grafting.adapters import Adapter, AdapterForm, LinearAdapter, projection
 from netgraft.grafting.pairing import Pairing, inherit, pair
 from netgraft.grafting.scions import Scion, assemble, graft, join, make_scions
 from netgraft.splitting.split import split
@@ -138,3 +138,56 @@ def test_adapter_maps_zero_padding_to_zero_padding() -> None:
     x = torch.randn(1, 3, 4, 4)
     torch.testing.assert_close(adapter(F.pad(x, (1, 1, 1, 1))), F.pad(adapter(x), (1, 1, 1, 1)))
     assert not torch.equal(adapter.weight, Adapter(3, 6).weight), "unequal widths start at random"
+
+
+# --- other forms of adapters
+
+
+def deviation(values: Tensor) -> float:
+    return float(values.detach().double().square().mean().sqrt())
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC", "tokens"])
+@pytest.mark.parametrize(("wide", "narrow"), [(512, 256), (256, 512), (256, 256)])
+def test_weights_start_with_the_deviation_of_their_form(layout: str, wide: int, narrow: int) -> None:
+    """By the formulas: He et al. 2015 over what goes out; PyTorch's uniform on +-1/sqrt(in) over what comes in."""
+    torch.manual_seed(0)
+    fan_in, fan_out = (projection(layout, wide, narrow, AdapterForm(init=init)) for init in ("fan-in", "fan-out"))
+    assert deviation(fan_out.weight) == pytest.approx((2 / narrow) ** 0.5, rel=0.02)
+    assert float(fan_out.weight.detach().abs().max()) > 3 * (2 / narrow) ** 0.5, "normal, not uniform"
+    if wide == narrow:
+        assert torch.equal(fan_in.weight.flatten(1), torch.eye(wide))
+    else:
+        assert deviation(fan_in.weight) == pytest.approx((3 * wide) ** -0.5, rel=0.02)
+    assert fan_in.bias is None
+    assert fan_out.bias is None
+    assert isinstance(fan_out, Adapter if layout == "NCHW" else LinearAdapter)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC", "tokens"])
+@pytest.mark.parametrize("init", ["fan-in", "fan-out"])
+def test_a_bias_starts_at_zero_and_draws_nothing(layout: str, init: str) -> None:
+    made = []
+    for bias in (False, True):
+        torch.manual_seed(0)
+        made.append(projection(layout, 6, 4, AdapterForm(bias, init)))
+    assert torch.equal(made[0].weight, made[1].weight)
+    assert isinstance(made[1].bias, nn.Parameter)
+    assert torch.equal(made[1].bias, torch.zeros(4))
+
+
+def test_an_unknown_start_of_adapters_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be fan-in or fan-out, not 'he'"):
+        AdapterForm(init="he")
+
+
+def test_every_adapter_of_the_scions_has_the_form() -> None:
+    pairing, _, _ = digits()
+    scions = make_scions(pairing, form=AdapterForm(bias=True, init="fan-out"))
+    shapes = [[tuple(adapter.weight.shape[:2]) for adapter in scion.adapters()] for scion in scions]
+    # none at the first cut, whose widths are equal: its bias would not fold into the padded convolution behind it
+    assert shapes == [[], [(64, 32)], [(32, 64), (128, 64)], [(64, 128)]]
+    for adapter in (adapter for scion in scions for adapter in scion.adapters()):
+        assert isinstance(adapter, Adapter)
+        assert isinstance(adapter.bias, nn.Parameter)
+        assert deviation(adapter.weight) == pytest.approx((2 / adapter.out_channels) ** 0.5, rel=0.1)

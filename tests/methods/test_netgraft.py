@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -16,15 +23,22 @@ from netgraft.data.sources import open_data
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.distillation import Distillation, prepare
 from netgraft.errors import RequestError
+from netgraft.grafting.adapters import Adapter
 from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import NetGraft, choose
 from netgraft.models.creation import build_student, load_teacher
+from netgraft.models.students import load_student
 from netgraft.plan import StepOutputs
 from netgraft.progress import SilentReporter
+from netgraft.training.parallel import Processes
 from netgraft.training.runner import Runner
+from tests.support.method_pairs import prepare_run, with_observer
+from tests.support.tiny_plan import SHARED, Case, make_views
+
+Array = NDArray[np.float64]
 
 
 def digits_pairing(inherit: str = "auto", init: str = "random") -> Pairing:
@@ -163,7 +177,58 @@ def test_reference_settings_are_the_published_codes(shots: int, classes: int) ->
     np.testing.assert_allclose(method.block_lr, np.array(rates) * shots / 10)
     np.testing.assert_allclose(method.adapter_lr, (2.5e-3 if classes == 10 else 1e-3) * shots / 10)
     assert method.join_lr == 1e-4
-    assert (method.schedule, method.whole_epochs) == ("constant", True)
+    assert (method.schedule, method.whole_epochs, method.objective) == ("constant", True, "normalized")
+    # nn.Conv2d(..., kernel_size=1) with its bias, and kaiming_normal_(mode="fan_out")
+    assert (method.adapters, method.adapter_bias, method.adapter_init) == ("trained", True, "fan-out")
+
+
+@pytest.mark.parametrize("classes", [10, 100])
+def test_reference_views_and_start_are_the_published_codes(classes: int) -> None:
+    """RandomCrop(32, padding=4), a flip and nothing else; no weight of the grafted blocks is the teacher's."""
+    chosen = choose("netgraft", "reference", Budget(10 * classes, classes))
+    views = chosen.views
+    assert (views.pad, views.hflip) == (4, 0.5)
+    assert (views.crop_scale, views.colour, views.mixup, views.cutmix) == (None, 0.0, 0.0, 0.0)
+    assert chosen.init == "random"
+    assert choose("netgraft", "default", Budget(10 * classes, classes)).init == "auto"
+
+
+def test_reference_rates_are_the_published_ones_from_slices_too() -> None:
+    """Whoever asks for another start asks for nothing else: no tenth of the rates."""
+    pairing = digits_pairing(init="slice")
+    assert pairing.starts_close
+    phases = reference(100, 10).plan(pairing).phases
+    assert [phase.schedule.lr for phase in phases] == [2.5e-4] * 3 + [1e-4] * 2
+    assert [phase.schedule.adapter_lr for phase in phases] == [2.5e-3] * 3 + [1e-4] * 2
+
+
+def test_reference_adapters_have_the_published_codes_form() -> None:
+    """A bias of zero, and weights of deviation sqrt(2 / out), as in kaiming_normal_ by fan-out."""
+    plan = reference(100, 10).plan(digits_pairing())
+    adapters = {adapter for phase in plan.phases for adapter in phase.adapters}
+    shapes = []
+    for adapter in adapters:
+        assert isinstance(adapter, nn.Conv2d)
+        assert isinstance(adapter.bias, Tensor)
+        assert not adapter.bias.any()
+        deviation = float(adapter.weight.detach().double().square().mean().sqrt())
+        assert deviation == pytest.approx((2 / adapter.out_channels) ** 0.5, rel=0.1)
+        shapes.append((adapter.in_channels, adapter.out_channels))
+    assert sorted(shapes) == [(32, 64), (64, 32), (64, 128), (128, 64)]
+
+
+def test_frozen_adapters_have_no_bias() -> None:
+    plan = NetGraft(adapters="frozen", adapter_bias=True).plan(digits_pairing())
+    adapters = [layer for layer in plan.student if isinstance(layer, Adapter)]
+    assert adapters
+    assert all(adapter.bias is None for adapter in adapters)
+
+
+def test_reference_says_in_what_it_differs_from_the_published_code() -> None:
+    meaning = NetGraft.presets["reference"].meaning
+    departures = ("best epoch on the test set", "two linear layers", "views are drawn once", "normalised", "bfloat16")
+    assert all(departure in meaning.partition("Still different")[2] for departure in departures)
+    assert "random start" in meaning
 
 
 def test_reference_steps_hardly_depend_on_the_shots() -> None:
@@ -203,6 +268,95 @@ def test_reference_loss_is_the_articles_sum() -> None:
         .objective(StepOutputs(torch.from_numpy(student), torch.from_numpy(teacher), None))
     )
     assert float(sum(terms.values())) == pytest.approx(float(expected), rel=1e-6)
+
+
+def slope_of_the_sum(student: Array, teacher: Array) -> Array:
+    """Of the article's loss at the student's logits, by hand: ``2 (I - u u^T) (u - v) / ||z||`` in each row."""
+    u = student / np.linalg.norm(student, axis=1, keepdims=True)
+    v = teacher / np.linalg.norm(teacher, axis=1, keepdims=True)
+    tangent = (u - v) - u * np.sum(u * (u - v), axis=1, keepdims=True)
+    return 2 * tangent / np.linalg.norm(student, axis=1, keepdims=True)
+
+
+def sum_by_hand(student: Array, teacher: Array) -> float:
+    rows = zip(student, teacher, strict=True)
+    return float(sum(np.sum((z / np.linalg.norm(z) - t / np.linalg.norm(t)) ** 2) for z, t in rows))
+
+
+# the published code's epoch at ten shots is of 64 and 36 images
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("views", [64, 36, 9, 4])
+def test_the_sum_is_over_the_views_of_the_batch_however_many_processes_share_it(views: int, count: int) -> None:
+    objective = reference(100, 10).plan(digits_pairing()).phases[0].objective
+    generator = np.random.default_rng(0)
+    inputs, teacher = generator.normal(size=(views, 7)), generator.normal(size=(views, 10))
+    start = generator.normal(size=(7, 10))
+    gradients = []
+    for rank in range(count):
+        place: Any = SimpleNamespace(global_rank=rank, world_size=count)
+        processes, batch = Processes(place), torch.arange(views)
+        part = processes.part(batch)
+        weight = torch.from_numpy(start.copy()).requires_grad_()
+        logits, target = torch.from_numpy(inputs)[part] @ weight, torch.from_numpy(teacher)[part]
+        terms = objective(StepOutputs(logits, target, None, whole_batch=views))
+        (processes.weight(part, batch) * terms["logits"]).backward()
+        assert weight.grad is not None
+        gradients.append(weight.grad.numpy())
+        if count == 1:
+            assert float(terms["logits"].detach()) == pytest.approx(sum_by_hand(inputs @ start, teacher), rel=1e-12)
+    expected = inputs.T @ slope_of_the_sum(inputs @ start, teacher)
+    # several processes average their gradients
+    np.testing.assert_allclose(np.mean(gradients, axis=0), expected, rtol=0, atol=1e-12)
+
+
+def test_the_last_batch_of_an_epoch_counts_by_its_views() -> None:
+    """Five images in batches of three: the logged loss of each step is the sum over three or two of them."""
+    method = NetGraft(block_steps=(4,), join_steps=2, batch_size=3, whole_epochs=True, objective="normalized")
+    seen: list[tuple[int, float]] = []
+
+    def observe(number: int, batch: StepOutputs) -> None:
+        assert batch.target is not None
+        student, teacher = batch.output.detach().double().numpy(), batch.target.double().numpy()
+        assert batch.batch_size == len(student)
+        seen.append((len(student), sum_by_hand(student, teacher)))
+
+    losses = Losses()
+    with_observer(prepare_run("digits", method, count=5), observe).run(reporter=losses)
+    assert [views for views, _ in seen] == [3, 2] * (3 * 2 + 2 * 1)
+    logged = [loss for phase in losses.phases for loss in phase]
+    np.testing.assert_allclose(logged, [expected for _, expected in seen], rtol=1e-5)
+
+
+def summed_case() -> Case:
+    """A tiny plan with the article's sum as its objective; its first phase ends each epoch by a smaller batch."""
+    objective: Any = NetGraft(objective="normalized").plan(digits_pairing()).phases[0].objective
+    return Case(norm=False, schedules=SHARED, objective=objective)
+
+
+def summed_run(folder: str) -> None:
+    """Run it on two processes, which Fabric starts; a subprocess calls this."""
+    runner = Runner(accelerator="cpu", precision="32", devices=2)
+    case = summed_case()
+    case.run(runner=runner, views=make_views(7))
+    torch.save(case.student.state_dict(), Path(folder) / f"rank{runner.fabric.global_rank}.pt")
+
+
+def test_two_processes_sum_as_one_does(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text("import sys\nfrom tests.methods.test_netgraft import summed_run\nsummed_run(sys.argv[1])\n")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    case = summed_case()
+    untrained = {name: value.clone() for name, value in case.student.state_dict().items()}
+    case.run(views=make_views(7))
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    for name, expected in case.student.state_dict().items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], expected, atol=1e-6, rtol=1e-5)
+    # a factor of two would be seen: plain gradient descent
+    assert (untrained["1.weight"] - ranks[0]["1.weight"]).abs().max() > 1e-3
 
 
 class Losses(SilentReporter):
@@ -324,6 +478,29 @@ def test_adapters_that_no_layer_takes_in_stay_and_are_reported() -> None:
     torch.testing.assert_close(logits, unfolded.logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("init", ["random", "slice"])
+def test_a_reference_student_keeps_the_adapter_whose_bias_does_not_fold(tmp_path: Path, init: str) -> None:
+    method = replace(reference(20, 10), block_steps=(2,), join_steps=2)
+    prepared = prepare_run("digits", method, count=20, init=init)
+    images = torch.randn(3, 1, 8, 8)
+    unfolded = Unfolded(prepared, images)
+    distilled = prepared.run(reporter=unfolded)
+    # the one in front of the head folds into its linear layer, bias and all
+    assert distilled.folding.folded == ("head.fc",)
+    [(place, reason)] = distilled.folding.kept.items()
+    assert reason == "features.14 pads with zeros, to which the adapter's bias isn't added"
+    kept = distilled.folding.student[place]
+    assert isinstance(kept, nn.Conv2d)
+    assert isinstance(kept.bias, Tensor)
+    assert kept.bias.any()
+    assert distilled.facts()["kept_adapter_parameters"] == 32 * 32 + 32
+    distilled.save(tmp_path / "student")
+    opened = load_student(tmp_path / "student")
+    with torch.no_grad():
+        torch.testing.assert_close(distilled.student(images), unfolded.logits, atol=1e-4, rtol=1e-4)
+        assert torch.equal(opened(images), distilled.student(images))
+
+
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
@@ -332,6 +509,7 @@ def test_adapters_that_no_layer_takes_in_stay_and_are_reported() -> None:
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"join_lr": float("nan")}, "rates must be positive"),
         ({"block_lr": (1e-3, -1e-3)}, "rates must be positive"),
+        ({"adapter_init": "he"}, "adapter_init must be one of fan-in, fan-out"),
     ],
 )
 def test_impossible_hyper_parameters_are_refused(values: dict[str, Any], complaint: str) -> None:

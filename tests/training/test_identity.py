@@ -44,6 +44,8 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "sliced_rate": 0.1,
         "joins": "front-to-back",
         "adapters": "trained",
+        "adapter_bias": False,
+        "adapter_init": "fan-in",
         "temperature": 4.0,
     },
     "kd": KD,
