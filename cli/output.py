@@ -98,7 +98,7 @@ def _story(result: Mapping[str, Any]) -> list[str]:
     if kept:
         reasons = "; ".join(dict.fromkeys(kept.values()))
         size = count(result["kept_adapter_parameters"])
-        lines.append(f"adapters that stayed: {len(kept)} layers, {size} parameters ({reasons})")
+        lines.append(f"adapters that stayed: {len(kept)}, with {size} parameters ({reasons})")
     drawn = f"{result['shots']} a class, " if result["shots"] else ""
     lines += [
         f"views: {result['views']}",

@@ -93,6 +93,7 @@ class StepOutputs:
         teacher_features: Likewise, of the teacher.
         inputs: What the first trained block took in, (B, ...), if the phase differentiates ``output`` by it.
         whole_batch: How many views the batch has of which these B are this process's part; None if they are all.
+        progress: Share of the phase's steps that are done, 0 at the first one, for weights that set in gradually.
     """
 
     output: Tensor
@@ -102,6 +103,7 @@ class StepOutputs:
     teacher_features: tuple[Tensor, ...] = ()
     inputs: Tensor | None = None
     whole_batch: int | None = None
+    progress: float = 1.0
 
     @property
     def batch_size(self) -> int:

@@ -41,10 +41,13 @@ class ShallowEmbedding(nn.Sequential):
 class BYOT(Baseline):
     """Be your own teacher; see ``about``.
 
-    ``CE(deepest) + sum_i (1 - alpha) CE_i + alpha tau^2 KL_i + lambda / 2 ||F_i - F_deepest||^2``, embeddings
-    ``F`` being averages over the maps.
+    ``CE(deepest) + sum_i (1 - alpha) CE_i + alpha KL_i + lambda / 2 ||F_i - F_deepest||^2``, embeddings ``F`` being
+    averages over the maps. KL is of softened probabilities and, other than elsewhere, not multiplied by ``tau^2``.
 
-    Source: Zhang et al., "Be Your Own Teacher", ICCV 2019, arXiv 1905.08094.
+    Source: Zhang et al., "Be Your Own Teacher", ICCV 2019, arXiv 1905.08094, equations 3 to 6, with ``alpha`` and
+    ``tau`` of the first author's program, https://github.com/ArchipLab-LinfengZhang/pytorch-self-distillation-final,
+    and ``lambda`` of its later version. That one takes the distance itself, over the whole batch, where the article
+    and this take its square.
 
     Raises:
         RequestError: A hyper-parameter is out of its range.
@@ -102,7 +105,7 @@ class BYOT(Baseline):
         soft, distance = SoftTargets(self.temperature), Hint("sample")
         for place, (embedding, logits) in enumerate(zip(shallow[::2], shallow[1::2], strict=True), 1):
             terms[f"classes {place}"] = (1 - self.soft_weight) * F.cross_entropy(logits.float(), batch.classes)
-            terms[f"soft {place}"] = self.soft_weight * soft(logits, output.detach())
+            terms[f"soft {place}"] = self.soft_weight / self.temperature**2 * soft(logits, output.detach())
             terms[f"features {place}"] = self.feature_weight * distance(embedding, deepest.detach())
         return terms
 

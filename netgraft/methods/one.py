@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -64,9 +65,12 @@ class ONE(StudentTraining):
     """On-the-fly native ensemble; see ``about``.
 
     The accuracy of the ensemble is reported as well. The loss is
-    ``CE(ensemble) + sum_i CE_i + sum_i tau^2 KL(ensemble || i)`` over branches ``i``.
+    ``CE(ensemble) + sum_i CE_i + w sum_i tau^2 KL(ensemble || i)`` over branches ``i``, where ``w`` is
+    ``exp(-5 (1 - t)^2)`` with ``t`` rising from 0 to 1 over the first steps and 1 from then on: what an untrained
+    ensemble says counts little.
 
-    Source: Lan, Zhu and Gong, NeurIPS 2018, arXiv 1806.04606.
+    Source: Lan, Zhu and Gong, NeurIPS 2018, arXiv 1806.04606. ``w`` is that of the authors' program,
+    https://github.com/Lan1991Xu/ONE_NeurIPS2018, where ``t`` rises over 80 of 300 epochs.
 
     Raises:
         RequestError: A hyper-parameter is out of its range; there must be two branches at least.
@@ -87,6 +91,7 @@ class ONE(StudentTraining):
 
     branches: int = hyperparameter(3, "how many branches")
     temperature: float = hyperparameter(3.0, "what logits are divided by in front of the softmax")
+    rampup: float = hyperparameter(0.267, "share of the steps over which the ensemble's lesson sets in; 0: at once")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +99,8 @@ class ONE(StudentTraining):
             SoftTargets(self.temperature)
         if self.branches < 2:
             raise RequestError(f"branches must be at least 2, not {self.branches}")
+        if not 0 <= self.rampup <= 1:
+            raise RequestError(f"rampup must be from 0 to 1, not {self.rampup:g}")
 
     def plan(self, pairing: Pairing) -> Plan:
         """Return one phase; the last stage in front of the head branches, together with the head.
@@ -125,8 +132,14 @@ class ONE(StudentTraining):
     def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         *branches, ensemble = batch.output.float().unbind(1)
         soft, nothing = SoftTargets(self.temperature), ensemble.new_zeros(())
+        lessons = sum((soft(one, ensemble.detach()) for one in branches), start=nothing)
         return {
             "ensemble": F.cross_entropy(ensemble, batch.classes),
             "branches": sum((F.cross_entropy(one, batch.classes) for one in branches), start=nothing),
-            "from the ensemble": sum((soft(one, ensemble.detach()) for one in branches), start=nothing),
+            "from the ensemble": sigmoid_rampup(batch.progress, self.rampup) * lessons,
         }
+
+
+def sigmoid_rampup(progress: float, length: float) -> float:
+    """Return ``exp(-5 (1 - progress / length)^2)`` up to ``length``, and 1 behind it (Laine and Aila, ICLR 2017)."""
+    return math.exp(-5 * (1 - progress / length) ** 2) if progress < length else 1.0

@@ -255,7 +255,12 @@ class _Loop:
         part = processes.part(batch)
         labels = self.views.labels(part)
         outputs = self.cache.read(frozen.all(), part)
-        inputs = frozen.inputs(outputs, None if labels is None else labels.to(device, non_blocking=True), len(batch))
+        inputs = frozen.inputs(
+            outputs,
+            None if labels is None else labels.to(device, non_blocking=True),
+            whole_batch=len(batch),
+            progress=step / self.plan.phases[number].schedule.steps,
+        )
         terms: dict[str, Tensor] = network(inputs)
         processes.backward(processes.weight(part, batch) * total(terms))
         return {name: value.detach() for name, value in terms.items()}

@@ -27,6 +27,7 @@ class StepInputs(NamedTuple):
         teacher_features: In the order of the phase, connectors included.
         labels: Class indices (B,); None on the unlabeled track.
         whole_batch: See :class:`netgraft.plan.StepOutputs`.
+        progress: Likewise.
     """
 
     prefix: Tensor
@@ -35,6 +36,7 @@ class StepInputs(NamedTuple):
     teacher_features: tuple[Tensor, ...]
     labels: Tensor | None
     whole_batch: int | None = None
+    progress: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,12 @@ class FrozenParts:
         return [self.prefix, *self.front.values(), *teacher, *self.teacher_features]
 
     def inputs(
-        self, outputs: Mapping[FrozenBlocks, Tensor], labels: Tensor | None, whole_batch: int | None = None
+        self,
+        outputs: Mapping[FrozenBlocks, Tensor],
+        labels: Tensor | None,
+        *,
+        whole_batch: int | None = None,
+        progress: float = 1.0,
     ) -> StepInputs:
         """Name the outputs of :meth:`all` for one batch, or for one process's part of it."""
         return StepInputs(
@@ -88,6 +95,7 @@ class FrozenParts:
             teacher_features=tuple(outputs[blocks] for blocks in self.teacher_features),
             labels=labels,
             whole_batch=whole_batch,
+            progress=progress,
         )
 
 
@@ -159,6 +167,7 @@ class StepModule(nn.Module):
                 teacher_features=given.teacher_features,
                 inputs=inputs if self._phase.differentiates_input else None,
                 whole_batch=given.whole_batch,
+                progress=given.progress,
             )
         )
         return dict(terms)

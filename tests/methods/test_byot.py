@@ -39,7 +39,7 @@ def test_shallow_classifiers_learn_from_the_deepest_which_learns_from_classes_al
     for place, (embedding, logits) in enumerate(zip(embeddings, shallow, strict=True), 1):
         y, e = logits.detach().numpy(), embedding.detach().numpy()
         expected[f"classes {place}"] = (1 - alpha) * cross_entropy(y, LABELS)
-        expected[f"soft {place}"] = alpha * divergence(z, y, temperature)
+        expected[f"soft {place}"] = alpha * divergence(z, y, temperature) / temperature**2
         expected[f"features {place}"] = weight * np.mean(np.sum((e - d) ** 2, axis=1)) / 2
         np.testing.assert_allclose(slopes(terms, embedding), weight * (e - d) / B, atol=1e-7)
     assert values(terms) == {name: pytest.approx(value) for name, value in expected.items()}

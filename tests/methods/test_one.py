@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from netgraft.errors import RequestError
 from netgraft.methods.one import Gate, GatedEnsemble
 from netgraft.methods.peers import Peers
 from netgraft.modules import state_digest
 from netgraft.plan import StepOutputs
+from netgraft.progress import SilentReporter
 from tests.support.method_pairs import (
     cross_entropy,
     cross_entropy_slope,
@@ -20,10 +22,12 @@ from tests.support.method_pairs import (
     method,
     objective_of,
     pairing,
+    prepare_run,
     random,
     slopes,
     softmax,
     values,
+    with_observer,
 )
 
 B, K = 4, 6
@@ -89,3 +93,38 @@ def test_branches_learn_from_their_ensemble_which_learns_from_classes_alone() ->
         # tau^2 KL has the slope tau (q - p)
         expected[:, number] += temperature * (softmax(one, temperature) - softmax(ensemble, temperature)) / B
     np.testing.assert_allclose(slopes(terms, logits), expected, atol=1e-7)
+
+
+# of 300 epochs, by hand: 80 of them ramp up, exp(-5 (1 - epoch / 80)^2)
+@pytest.mark.parametrize(
+    ("epoch", "weight"), [(0, 0.006738), (20, 0.060055), (40, 0.286505), (79, 0.999219), (80, 1.0), (299, 1.0)]
+)
+def test_the_ensembles_lesson_sets_in_as_in_the_authors_program(epoch: int, weight: float) -> None:
+    logits = leaf(B, 4, K)
+    taught = objective_of("one", rampup=80 / 300)
+    terms, full = (
+        values(taught(StepOutputs(logits, None, torch.tensor(LABELS), progress=progress)))
+        for progress in (epoch / 300, 1.0)
+    )
+    assert full["from the ensemble"] > 0.1
+    assert terms.pop("from the ensemble") == pytest.approx(weight * full.pop("from the ensemble"), rel=1e-4)
+    assert terms == full
+
+
+def test_a_lesson_without_a_ramp_is_whole_from_the_first_step() -> None:
+    logits, taught = leaf(B, 4, K), objective_of("one", rampup=0.0)
+    first, last = (taught(StepOutputs(logits, None, torch.tensor(LABELS), progress=at)) for at in (0.0, 1.0))
+    assert values(first) == values(last)
+
+
+@pytest.mark.parametrize("rampup", [-0.1, 1.1, float("nan")])
+def test_a_ramp_is_a_share_of_the_steps(rampup: float) -> None:
+    with pytest.raises(RequestError, match="rampup must be from 0 to 1"):
+        method("one", rampup=rampup)
+
+
+def test_a_run_says_how_far_it_is() -> None:
+    seen: list[float] = []
+    prepared = prepare_run("digits", method("one", steps=5, batch_size=4))
+    with_observer(prepared, lambda number, batch: seen.append(batch.progress)).run(reporter=SilentReporter())
+    assert seen == [0.0, 0.2, 0.4, 0.6, 0.8]

@@ -53,8 +53,8 @@ PRESETS: Mapping[tuple[str, str], tuple[Mapping[str, Any], str, str]] = {
     ("rkd", "repdistiller"): ({"ce_weight": 1.0}, "rich", REPDISTILLER),
     ("ban", "default"): ({}, "rich", "Furlanello et al.: labels and soft targets"),
     ("dml", "default"): ({}, "rich", "Zhang et al., equations 5 to 8"),
-    ("one", "default"): ({}, "rich", "Lan et al., temperature 3"),
-    ("byot", "default"): ({}, "rich", "alpha 0.3, lambda 0.03"),
+    ("one", "default"): ({}, "rich", "the authors' program: temperature 3, ramp-up over 80 of 300 epochs"),
+    ("byot", "default"): ({}, "rich", "the first author's program: alpha 0.3 without tau^2, lambda 0.03"),
     ("supervised", "default"): ({}, "rich", OWN),
     ("none", "default"): ({}, "rich", OWN),
 }

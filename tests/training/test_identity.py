@@ -73,7 +73,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "rkd": {**BESIDE_CLASSES, "distance_weight": 25.0, "angle_weight": 50.0},
     "ban": {**STUDENT_TRAINING, "generations": 3, "temperature": 1.0, "ce_weight": 1.0},
     "dml": {**STUDENT_TRAINING, "peers": 2, "mutual_weight": 1.0},
-    "one": {**STUDENT_TRAINING, "branches": 3, "temperature": 3.0},
+    "one": {**STUDENT_TRAINING, "branches": 3, "temperature": 3.0, "rampup": 0.267},
     "byot": {**STUDENT_TRAINING, "soft_weight": 0.3, "feature_weight": 0.03, "temperature": 3.0},
     "supervised": STUDENT_TRAINING,
     "none": {"steps": 100, "batch_size": 64},
