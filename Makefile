@@ -1,4 +1,4 @@
-.PHONY: install check format test demo pages ci
+.PHONY: install check format test mutants demo pages ci
 
 install:
 	pip install -e '.[dev]'
@@ -15,6 +15,9 @@ format:
 
 test:
 	pytest
+
+mutants:
+	mutmut run
 
 demo:
 	netgraft distill --shots 10

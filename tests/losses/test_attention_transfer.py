@@ -144,6 +144,9 @@ def test_pairs_that_cant_be_compared_are_refused() -> None:
         loss([], [])
     with pytest.raises(ValueError, match=r"differ in C alone, not \(2, 3, 4, 2\) and \(2, 5, 4, 4\)"):
         loss([s, s[..., :2]], [t, t])
+    for one, other in ((s, t.flatten(2)), (s.flatten(2), t)):
+        with pytest.raises(ValueError, match="differ in C alone"):
+            loss([one], [other])
     with pytest.raises(ValueError, match=r"differ in C alone, not \(2, 3, 2, 8\) and \(2, 5, 4, 4\)"):
         loss([s.reshape(2, 3, 2, 8)], [t])
     with pytest.raises(ValueError, match=r"an attention map needs features \(B, C, H, W\).* not \(2, 3, 16\)"):

@@ -100,6 +100,9 @@ def test_wrong_shapes_are_refused() -> None:
     small = torch.ones(2, 3, 2, 2)
     with pytest.raises(ValueError, match=r"one batch, not of shapes \(2, 3, 2, 2\) and \(1, 3, 2, 2\)"):
         flow_matrix(small, small[:1])
+    for one, other in ((small, small[0]), (small[0], small)):
+        with pytest.raises(ValueError, match=r"a flow matrix needs maps \(B, C, H, W\) of one batch"):
+            flow_matrix(one, other)
     with pytest.raises(ValueError, match=r"channels, not be \(2, 3, 3\) for the student and \(2, 3, 2\)"):
         FlowOfSolution()([(small, small)], [(small, small[:, :2])])
     for stages_of_student in ([], [(small, small), (small, small)]):

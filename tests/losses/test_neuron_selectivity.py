@@ -139,6 +139,7 @@ def test_a_dead_channel_gets_no_gradient(kernel: str) -> None:
         (lambda: NeuronSelectivity("rbf"), "kernel must be 'linear', 'polynomial' or 'gaussian', not 'rbf'"),
         (lambda: NeuronSelectivity(degree=0), "degree must be an integer of at least 1, not 0"),
         (lambda: NeuronSelectivity(constant=-1.0), "constant must be a finite number of at least 0, not -1.0"),
+        (lambda: NeuronSelectivity(constant=float("inf")), "constant must be a finite number of at least 0, not inf"),
         (lambda: NeuronSelectivity(constant=float("nan")), "constant must be a finite number of at least 0, not nan"),
     ],
 )
@@ -153,3 +154,14 @@ def test_wrong_shapes_are_refused() -> None:
         NeuronSelectivity()(small, large)
     with pytest.raises(ValueError, match="maps"):
         NeuronSelectivity()(flat, flat)
+    for one, other in ((small, flat), (flat, small)):
+        with pytest.raises(ValueError, match="maps"):
+            NeuronSelectivity()(one, other)
+    with pytest.raises(ValueError, match="agree in B, H and W"):
+        NeuronSelectivity()(small, torch.ones(2, 3, 4, 2))
+
+
+def test_a_polynomial_of_degree_one_is_the_linear_kernel() -> None:
+    student, teacher = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randn(2, 5, 4, 4, dtype=torch.float64)
+    linear, polynomial = NeuronSelectivity("linear"), NeuronSelectivity("polynomial", degree=1)
+    torch.testing.assert_close(polynomial(student, teacher), linear(student, teacher))

@@ -87,3 +87,10 @@ def test_mixed_precisions_are_compared() -> None:
 def test_unknown_reduction_is_refused() -> None:
     with pytest.raises(ValueError, match="must be 'sum' or 'mean', not 'none'"):
         NormalizedLogits(reduction="none")
+
+
+def test_logits_no_longer_than_eps_have_no_direction_on_either_side() -> None:
+    short, long = torch.tensor([[0.3, 0.4]]), torch.tensor([[3.0, 4.0]])
+    loss = NormalizedLogits(eps=1.0)
+    assert float(loss(short, long)) == pytest.approx(1.0)
+    assert float(loss(long, short)) == pytest.approx(1.0)

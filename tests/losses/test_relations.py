@@ -190,3 +190,6 @@ def test_wrong_shapes_are_refused(loss: nn.Module) -> None:
         loss(torch.ones(3, 4), torch.ones(2, 4))
     with pytest.raises(ValueError, match=r"must be embeddings \(B, D\)"):
         loss(torch.ones(3, 4, 1), torch.ones(3, 4, 1))
+    for one, other in (((3, 4), (3, 4, 1)), ((3, 4, 1), (3, 4))):
+        with pytest.raises(ValueError, match=r"must be embeddings \(B, D\)"):
+            loss(torch.ones(one), torch.ones(other))
