@@ -168,6 +168,21 @@ def test_every_figure_of_a_comparison_is_the_one_counted_by_hand(
     }
 
 
+def test_percentages_have_four_decimals_and_the_gap_is_the_difference_of_those(models: dict[str, Answering]) -> None:
+    """Of images 5, 6 and 7 the teacher is right on two, the student on one; they agree on two."""
+    pixels = np.arange(5, 8, dtype=np.uint8)[:, None, None].repeat(4, axis=1).repeat(4, axis=2)
+    three = ImageSet("three", 3, ArrayStore(pixels), labels=LABELS[5:8], classes=3)
+    compared = compare(models["teacher"], models["student"], three, GRAY, SilentReporter(), ensemble=models["ensemble"])
+    figures = {key: compared[key] for key in ("teacher_top1", "student_top1", "gap", "agreement", "ensemble_top1")}
+    assert figures == {
+        "teacher_top1": 66.6667,
+        "student_top1": 33.3333,
+        "gap": 33.3334,
+        "agreement": 66.6667,
+        "ensemble_top1": 0.0,
+    }
+
+
 def test_a_student_ahead_of_its_teacher_has_a_gap_below_zero(numbered: ImageSet, models: dict[str, Answering]) -> None:
     compared = compare(models["student"], models["teacher"], numbered, GRAY, SilentReporter())
     figures = {key: compared[key] for key in ("teacher_top1", "student_top1", "gap", "agreement")}
