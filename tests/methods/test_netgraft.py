@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +31,8 @@ from netgraft.plan import StepOutputs
 from netgraft.progress import SilentReporter
 from netgraft.training.parallel import Processes
 from netgraft.training.runner import Runner
-from tests.support.method_pairs import prepare_run, with_observer
+from tests.support.method_pairs import Losses, prepare_run, with_observer
+from tests.support.processes import call, share
 from tests.support.tiny_plan import SHARED, Case, make_views
 
 Array = NDArray[np.float64]
@@ -323,7 +320,7 @@ def test_the_last_batch_of_an_epoch_counts_by_its_views() -> None:
     losses = Losses()
     with_observer(prepare_run("digits", method, count=5), observe).run(reporter=losses)
     assert [views for views, _ in seen] == [3, 2] * (3 * 2 + 2 * 1)
-    logged = [loss for phase in losses.phases for loss in phase]
+    logged = [sum(terms.values()) for phase in losses.phases for terms in phase]
     np.testing.assert_allclose(logged, [expected for _, expected in seen], rtol=1e-5)
 
 
@@ -334,20 +331,14 @@ def summed_case() -> Case:
 
 
 def summed_run(folder: str) -> None:
-    """Run it on two processes, which Fabric starts; a subprocess calls this."""
-    runner = Runner(accelerator="cpu", precision="32", devices=2)
-    case = summed_case()
-    case.run(runner=runner, views=make_views(7))
-    torch.save(case.student.state_dict(), Path(folder) / f"rank{runner.fabric.global_rank}.pt")
+    """Run it on two processes; a subprocess calls this."""
+    share(summed_case(), folder)
 
 
 def test_two_processes_sum_as_one_does(tmp_path: Path) -> None:
-    script = tmp_path / "run.py"
-    script.write_text("import sys\nfrom tests.methods.test_netgraft import summed_run\nsummed_run(sys.argv[1])\n")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    process = call("summed_run", str(tmp_path), script=tmp_path / "run.py", module=__name__)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
     case = summed_case()
     untrained = {name: value.clone() for name, value in case.student.state_dict().items()}
     case.run(views=make_views(7))
@@ -357,19 +348,6 @@ def test_two_processes_sum_as_one_does(tmp_path: Path) -> None:
         torch.testing.assert_close(ranks[0][name], expected, atol=1e-6, rtol=1e-5)
     # a factor of two would be seen: plain gradient descent
     assert (untrained["1.weight"] - ranks[0]["1.weight"]).abs().max() > 1e-3
-
-
-class Losses(SilentReporter):
-    """Keeps the loss of each step, phase by phase."""
-
-    def __init__(self) -> None:
-        self.phases: list[list[float]] = []
-
-    def phase_started(self, number: int, count: int, name: str, steps: int, done: int) -> None:
-        self.phases.append([])
-
-    def progressed(self, done: int, terms: Mapping[str, float]) -> None:
-        self.phases[-1].append(sum(terms.values()))
 
 
 def test_loss_falls_in_every_phase_of_stage_one() -> None:
@@ -387,10 +365,11 @@ def test_loss_falls_in_every_phase_of_stage_one() -> None:
         views=ViewPolicy("plain", pool=0),
         runner=Runner(accelerator="cpu", precision="32"),
     ).run(reporter=losses)
-    assert [len(phase) for phase in losses.phases] == [40, 40, 40, 20, 20]
-    for phase in losses.phases[:3]:
+    phases = [[sum(terms.values()) for terms in phase] for phase in losses.phases]
+    assert [len(phase) for phase in phases] == [40, 40, 40, 20, 20]
+    for phase in phases[:3]:
         assert phase[-1] < 0.5 * phase[0]
-    for phase in losses.phases[3:]:
+    for phase in phases[3:]:
         assert phase[-1] < phase[0]
 
 

@@ -18,21 +18,13 @@ from torch import Tensor
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import METHODS, choose, find
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import pairing
+from tests.support.method_pairs import cross_entropy, pairing
 
 Array = NDArray[np.float64]
 
 B, K = 4, 10
 
 LABELS = [5, 0, 3, 3]
-
-
-def log_softmax(z: Array) -> Array:
-    return z - np.log(np.exp(z).sum(1, keepdims=True))
-
-
-def cross_entropy(z: Array) -> float:
-    return float(-np.mean([log_softmax(z)[row, label] for row, label in enumerate(LABELS)]))
 
 
 def unit(rows: Array) -> Array:
@@ -128,7 +120,7 @@ def test_the_whole_loss_is_repdistillers(name: str) -> None:
     logits, target = generator.normal(size=(B, K)), generator.normal(size=(B, K))
 
     def loss(z: Array, features: Sequence[Array]) -> float:
-        return cross_entropy(z) + weight * term(features, teacher)
+        return cross_entropy(z, LABELS) + weight * term(features, teacher)
 
     method: Any = choose(name, "repdistiller", Budget(10, 10)).method
     leaves = [torch.from_numpy(value).requires_grad_() for value in (logits, *student)]

@@ -31,20 +31,24 @@ def killed_run(folder: str, at: str, seconds: str) -> None:
     )
 
 
-def call(function: str, *arguments: str, script: Path) -> subprocess.Popen[str]:
-    """Call a function of this file in a process of its own."""
-    script.write_text(f"import sys\nfrom tests.support import processes\nprocesses.{function}(*sys.argv[1:])\n")
+def call(function: str, *arguments: str, script: Path, module: str = __name__) -> subprocess.Popen[str]:
+    """Call a function of a module, of this one by default, in a process of its own."""
+    script.write_text(f"import sys\nfrom {module} import {function}\n{function}(*sys.argv[1:])\n")
     command = [sys.executable, str(script), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def shared_run(folder: str) -> None:
-    """Run on two processes, which Fabric starts; each writes down its student. A subprocess calls this."""
+def share(case: Case, folder: str) -> None:
+    """Run a case on two processes, which Fabric starts; each writes down its student."""
     runner = Runner(accelerator="cpu", precision="32", devices=2)
-    case = Case(norm=False, schedules=SHARED)
     case.run(runner=runner, views=make_views(7), folder=Path(folder))
     torch.save(case.student.state_dict(), Path(folder) / f"rank{runner.fabric.global_rank}.pt")
+
+
+def shared_run(folder: str) -> None:
+    """Run the usual case on two processes; a subprocess calls this."""
+    share(Case(norm=False, schedules=SHARED), folder)
 
 
 def two_processes(work: Callable[[], None]) -> list[int]:
