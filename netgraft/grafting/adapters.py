@@ -199,6 +199,17 @@ def projection(layout: str, in_channels: int, out_channels: int, form: AdapterFo
     return made
 
 
+def deployed_layer(layout: str, in_channels: int, out_channels: int, *, bias: bool) -> nn.Conv2d | LinearAdapter:
+    """Return what a deployed student keeps of a projection: for ``NCHW`` a plain 1x1 convolution, else a linear layer.
+
+    Raises:
+        ValueError: Another layout.
+    """
+    if layout == "NCHW":
+        return nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+    return LinearAdapter(in_channels, out_channels, layout, bias=bias)
+
+
 def between(source: Cut, target: Cut, mix: Projection, *, own: Cut) -> AnyAdapter:
     """Return an adapter from one cut to another.
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from netgraft.grafting.adapters import Adapter, ConvertingAdapter, LinearAdapter
+from netgraft.grafting.adapters import Adapter, ConvertingAdapter, LinearAdapter, deployed_layer
 from netgraft.grafting.foldability import NotFoldableError, consumers, mixes_channels
 
 
@@ -59,18 +59,13 @@ class _Mix:
 
     def as_layer(self, like: Tensor) -> nn.Module:
         """Return a layer that does this, of the type and on the device of ``like``."""
-        (narrow, wide), has_bias = self.matrix.shape, self.bias is not None
-        adapter: nn.Module
-        if self.layout == "NCHW":
-            adapter = nn.Conv2d(wide, narrow, 1, bias=has_bias)
-        else:
-            adapter = LinearAdapter(wide, narrow, self.layout, bias=has_bias)
+        out_channels, in_channels = self.matrix.shape
+        adapter = deployed_layer(self.layout, in_channels, out_channels, bias=self.bias is not None)
         adapter.to(like.device, like.dtype)
         with torch.no_grad():
-            assert isinstance(adapter.weight, Tensor)
             adapter.weight.copy_(self.matrix.view_as(adapter.weight))
             if self.bias is not None:
-                assert isinstance(adapter.bias, Tensor)
+                assert adapter.bias is not None
                 adapter.bias.copy_(self.bias)
         return adapter
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import netgraft.zoo  # noqa: F401  (folders may name its models)
 from netgraft.errors import RequestError, RunError
-from netgraft.grafting.adapters import LinearAdapter
+from netgraft.grafting.adapters import LinearAdapter, deployed_layer
 from netgraft.models.creation import class_count, load_teacher, pretrained_cfg
 from netgraft.splitting.chain import state_of
 from netgraft.splitting.split import split
@@ -191,7 +191,6 @@ def _adapter_spec(layer: nn.Module) -> list[int | str] | None:
     return [layer.in_channels, layer.out_channels] if isinstance(layer, nn.Conv2d) else None
 
 
-def _adapter(channels_in: int, channels_out: int, layout: str = "NCHW", *, bias: bool) -> nn.Module:
-    if layout == "NCHW":
-        return nn.Conv2d(channels_in, channels_out, 1, bias=bias)
-    return LinearAdapter(channels_in, channels_out, layout, bias=bias)
+def _adapter(in_channels: int, out_channels: int, layout: str = "NCHW", *, bias: bool) -> nn.Module:
+    """Return the layer of an :func:`_adapter_spec`."""
+    return deployed_layer(layout, in_channels, out_channels, bias=bias)
