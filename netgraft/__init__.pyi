@@ -3,6 +3,8 @@
 from .data.sources import open_data as open_data
 from .data.subsets import FewShotSubset as FewShotSubset
 from .data.view_policy import ViewPolicy as ViewPolicy
+from .derivation import Derivation as Derivation
+from .derivation import derive as derive
 from .distillation import DistillationResult as DistillationResult
 from .distillation import Distilled as Distilled
 from .distillation import distill as distill

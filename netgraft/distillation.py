@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
+from netgraft.derivation import Derivation, Deriver
 from netgraft.errors import RequestError, RunError
 from netgraft.grafting.folding import Folding, fold_with_report
 from netgraft.grafting.options import PairingOptions
@@ -201,6 +202,8 @@ def prepare(
     runner: Runner | None = None,
     data_config: Mapping[str, Any] | None = None,
     labels: Sequence[int] | None = None,
+    derivation: Derivation | None = None,
+    reporter: ProgressReporter | None = None,
     **pairing: Any,
 ) -> Distillation:
     """Cut, pair, initialise and plan; trains nothing.
@@ -215,6 +218,8 @@ def prepare(
         runner: Device, precision and seed.
         data_config: Preprocessing in timm's words; the teacher's own if None.
         labels: Class of each image, only for methods of the labeled track.
+        derivation: What ``student`` came from, if it was derived.
+        reporter: Told what happens where the student's start takes its time.
         pairing: Fields of :class:`netgraft.grafting.preparation.PairingOptions`: ``init``, ``inherit``, ``blocks``.
 
     Raises:
@@ -242,12 +247,18 @@ def prepare(
     digest = state_digest(teacher)
     default = choose("netgraft", "default", Budget(len(images), class_count(teacher)))
     method = method or default.method
+    made = Views.configured(images, views or default.views, data_config, seed=runner.seed, labels=labels)
+    if derivation is None and options.init == "solve":
+        derivation = Deriver(teacher, made, data_config, reporter=reporter).like(student)
     # adapters start at random too
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("adapters", runner.seed))
-        paired = cut_and_pair(teacher, student, options, input_size=data_config["input_size"])
+        if derivation is None:
+            paired = cut_and_pair(teacher, student, options, input_size=data_config["input_size"])
+        else:
+            as_it_is = replace(options, init="random")
+            paired = derivation.start(cut_and_pair(teacher, student, as_it_is, input_size=data_config["input_size"]))
         plan = method.plan(paired)
-    made = Views.configured(images, views or default.views, data_config, seed=runner.seed, labels=labels)
     identity = fingerprint(
         method=name_of(method),
         hyperparameters=method,

@@ -19,7 +19,8 @@ class PairingOptions:
     init: str = option(
         "auto",
         "How the student starts: random (as it was built); slice (the teacher's channels of largest weight norm, "
-        "without the residual blocks that the student has not); auto (the preset's own start, else slice where it is a "
+        "without the residual blocks that the student has not); solve (a narrower twin: the teacher's most useful "
+        "channels, and weights that make up for the others); auto (the preset's own start, else slice where it is a "
         "smaller twin).",
         scope="run",
     )
@@ -27,7 +28,7 @@ class PairingOptions:
     blocks: int | None = option(None, "Merge the paired blocks to so many, of even cost.", scope="run")
 
     def __post_init__(self) -> None:
-        if self.init not in {"auto", "random", "slice"}:
-            raise RequestError(f"init must be auto, random or slice, not {self.init!r}")
+        if self.init not in {"auto", "random", "slice", "solve"}:
+            raise RequestError(f"init must be auto, random, slice or solve, not {self.init!r}")
         if self.inherit not in {"auto", "none"}:
             raise RequestError(f"inherit must be auto or none, not {self.inherit!r}")

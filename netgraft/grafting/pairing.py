@@ -29,9 +29,9 @@ class Pairing:
         teacher: Chain of L blocks.
         student: Chain of L blocks; maps cross its cuts as they do the teacher's, in widths and forms of its own.
         inherited: How many blocks at the front of the student are the teacher's own, and stay frozen.
-        init: How the other blocks start: ``random`` (as they were built) or ``slice``.
+        init: How the other blocks start: ``random`` (as they were built), ``slice`` or ``solve``.
         selections: For each cut, which of the teacher's channels the student starts with, as indices
-            (student width,); empty unless ``init`` is ``slice``.
+            (student width,); empty if ``init`` is ``random``.
         left_out: The teacher's residual blocks that a student of slices does without.
     """
 
@@ -47,8 +47,8 @@ class Pairing:
 
     @property
     def starts_close(self) -> bool:
-        """Whether the student starts with slices of all the teacher's layers, so that it has little to learn."""
-        return self.init == "slice" and not self.left_out
+        """Whether the student starts with all layers made of the teacher's, so that it has little to learn."""
+        return self.init in {"slice", "solve"} and not self.left_out
 
     @property
     def widths(self) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Save and load a student folder: timm's own format where every adapter folded, a described one where not."""
+"""Save and load a student folder: timm's own format where its constructor makes the model, else a described one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import netgraft.zoo  # noqa: F401  (folders may name its models)
+from netgraft.deriving.sizes import Sizes
 from netgraft.errors import RequestError, RunError
 from netgraft.grafting.adapters import LinearAdapter, deployed_layer
 from netgraft.models.creation import class_count, load_teacher, pretrained_cfg
@@ -58,11 +59,14 @@ def save_student(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        if student is model:
-            _save_plain(unfinished, model, data_config)
-        else:
+        sizes = _sizes(model, data_config)
+        if student is not model:
             assert isinstance(student, nn.Sequential)
-            _save_sequence(unfinished, student, model, cuts, data_config)
+            _save_sequence(unfinished, student, model, cuts, data_config, sizes)
+        elif sizes:
+            _save_narrowed(unfinished, model, data_config, sizes)
+        else:
+            _save_plain(unfinished, model, data_config)
         if folder.exists():
             # the old student goes only when the new one stands
             shutil.rmtree(replaced, ignore_errors=True)
@@ -80,6 +84,16 @@ def _plain_config(data_config: Mapping[str, Any]) -> dict[str, Any]:
     wanted = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
     config = {name: data_config[name] for name in wanted if name in data_config}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
+
+
+def _sizes(model: nn.Module, data_config: Mapping[str, Any]) -> Sizes:
+    """What timm's constructor doesn't know of a model's sizes; nothing of a model that it makes as it is."""
+    architecture = pretrained_cfg(model).get("architecture")
+    if architecture is None or not timm.is_model(architecture):
+        return Sizes({}, {})
+    with torch.device("meta"):
+        reference = timm.create_model(architecture, **_arguments(model, data_config))
+    return Sizes.of(model, reference)
 
 
 def _save_plain(folder: Path, model: nn.Module, data_config: Mapping[str, Any]) -> None:
@@ -102,18 +116,37 @@ def _arguments(model: nn.Module, data_config: Mapping[str, Any]) -> dict[str, An
 
 
 def _save_sequence(
-    folder: Path, student: nn.Sequential, model: nn.Module, cuts: tuple[str, ...], data_config: Mapping[str, Any]
+    folder: Path,
+    student: nn.Sequential,
+    model: nn.Module,
+    cuts: tuple[str, ...],
+    data_config: Mapping[str, Any],
+    sizes: Sizes,
 ) -> None:
     layers = [_adapter_spec(layer) or "block" for layer in student]
+    described = {"cuts": cuts, "layers": layers, **({"sizes": sizes.to_json()} if sizes else {})}
+    _write_described(folder, _layer_states(student), model, data_config, described)
+
+
+def _save_narrowed(folder: Path, model: nn.Module, data_config: Mapping[str, Any], sizes: Sizes) -> None:
+    _write_described(folder, model.state_dict(), model, data_config, {"sizes": sizes.to_json()})
+
+
+def _write_described(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    model: nn.Module,
+    data_config: Mapping[str, Any],
+    described: Mapping[str, Any],
+) -> None:
     description = {
         "format": 1,
         "architecture": pretrained_cfg(model)["architecture"],
         "model_args": _arguments(model, data_config),
-        "cuts": cuts,
-        "layers": layers,
+        **described,
         "pretrained_cfg": _plain_config(data_config),
     }
-    save_file({name: value.contiguous() for name, value in _layer_states(student).items()}, folder / _WEIGHTS)
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / _WEIGHTS)
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
@@ -156,19 +189,33 @@ def load_student(folder: str | Path) -> nn.Module:
             f"{folder} holds no student: expected config.json (timm's) or {_DESCRIPTION} in it; check the path"
         )
     try:
-        return _load_sequence(folder)
+        return _load_described(folder)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise RequestError(
             f"{folder} holds a damaged student ({type(error).__name__}: {error}); save it again"
         ) from error
 
 
-def _load_sequence(folder: Path) -> nn.Module:
+def _load_described(folder: Path) -> nn.Module:
     description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
     model = timm.create_model(description["architecture"], **description["model_args"]).eval()
+    if "sizes" in description:
+        Sizes.from_json(description["sizes"]).put_on(model)
+    state = load_file(folder / _WEIGHTS)
+    student: Any = model
+    if "layers" in description:
+        student = _sequence(model, description, state)
+    else:
+        model.load_state_dict(state)
+    student.pretrained_cfg = {**pretrained_cfg(student), **description["pretrained_cfg"]}
+    student.num_classes = description["model_args"]["num_classes"]
+    return cast(nn.Module, student.eval())
+
+
+def _sequence(model: nn.Module, description: Mapping[str, Any], state: dict[str, Tensor]) -> nn.Sequential:
+    """Return a model's blocks, and adapters between them, with their weights."""
     size = description["pretrained_cfg"]["input_size"]
     blocks = iter(split(model, probe=torch.zeros(1, *size), cuts=description["cuts"]))
-    state = load_file(folder / _WEIGHTS)
     student = nn.Sequential(
         *(
             next(blocks) if layer == "block" else _adapter(*layer, bias=f"{number}.bias" in state)
@@ -179,9 +226,7 @@ def _load_sequence(folder: Path) -> nn.Module:
         layer.load_state_dict({name: state.pop(f"{number}.{name}") for name in layer.state_dict()})
     if state:
         raise ValueError(f"unexpected weights, first {next(iter(state))!r}")
-    student.pretrained_cfg = description["pretrained_cfg"]
-    student.num_classes = description["model_args"]["num_classes"]
-    return student.eval()
+    return student
 
 
 def _adapter_spec(layer: nn.Module) -> list[int | str] | None:

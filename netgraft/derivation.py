@@ -1,0 +1,322 @@
+"""A smaller student made of its teacher for a budget, in closed form, from a few images: no architecture to name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
+from netgraft.data.views import Views
+from netgraft.deriving.anatomy import Anatomy
+from netgraft.deriving.axes import Atom
+from netgraft.deriving.budget import Amount, budget_of
+from netgraft.deriving.choice import Limit, choose_widths
+from netgraft.deriving.costs import Cost, Macs, Parameters, Widths
+from netgraft.deriving.library import Library, readers_of, score_widths
+from netgraft.deriving.narrowing import Kept
+from netgraft.deriving.selection import Reader, kept_channels, removal_order
+from netgraft.deriving.solving import narrowed_start, solve_front_to_back
+from netgraft.deriving.twins import widths_like
+from netgraft.errors import RequestError
+from netgraft.grafting.pairing import Pairing
+from netgraft.models.students import save_student
+from netgraft.progress import ProgressReporter, SilentReporter
+
+VIEWS = 2048
+"""Of small images that statistics are taken of; of large ones as many as have as many pixels together, at least 512."""
+
+HELD_BACK = 256
+"""Views that errors are measured on."""
+
+BATCH = 64
+"""Views a forward."""
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """What was chosen for one place.
+
+    Attributes:
+        place: Name of the layer that writes it first.
+        width: The teacher's.
+        kept: The student's.
+        error: Alone, in parts of the logits' variance; None where nobody measured it.
+    """
+
+    place: str
+    width: int
+    kept: int
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was narrowed, and what it costs; prints itself.
+
+    Attributes:
+        places: All, also those that stay whole.
+        costs: Teacher's and student's, by unit.
+    """
+
+    places: tuple[Narrowed, ...]
+    costs: Mapping[str, tuple[float, float]]
+
+    def __str__(self) -> str:
+        name = max(len(row.place) for row in self.places)
+        lines = [f"{'place':{name}}  width   kept  error alone"]
+        for row in self.places:
+            kept = f"{row.kept:5}" if row.kept < row.width else "  all"
+            error = "" if row.error is None or row.kept == row.width else f"  {100 * row.error:10.2g} %"
+            lines.append(f"{row.place:{name}}  {row.width:5}  {kept}{error}")
+        lines += [
+            f"{unit}: {student:,.0f} of {teacher:,.0f}, {student / teacher:.1%}"
+            for unit, (teacher, student) in self.costs.items()
+        ]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a result file says of it."""
+        return {
+            "narrowed": {row.place: [row.width, row.kept] for row in self.places if row.kept < row.width},
+            "whole": [row.place for row in self.places if row.kept == row.width],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Derivation:
+    """A student that was derived, and how.
+
+    Attributes:
+        student: Ready to use, in eval mode, started in closed form.
+        library: What could be had; None where the widths were given.
+        choice: What was taken.
+        kept: Channels of the teacher that the student has.
+        anatomy: Of the teacher.
+        data_config: Preprocessing, the teacher's own.
+    """
+
+    student: nn.Module
+    library: Library | None
+    choice: Choice
+    kept: Kept
+    anatomy: Anatomy
+    data_config: Mapping[str, Any]
+
+    def save(self, folder: str | Path) -> None:
+        """Write a student folder, which :func:`netgraft.load_student` opens.
+
+        Raises:
+            RunError: The folder can't be written.
+        """
+        save_student(Path(folder), self.student, self.student, cuts=(), data_config=self.data_config)
+
+    def start(self, pairing: Pairing) -> Pairing:
+        """Return a pairing of teacher and student that says how the student started.
+
+        Args:
+            pairing: Of the teacher and of this student.
+        """
+        outputs = self.anatomy.found.outputs
+        selections = []
+        for cut in pairing.teacher.cuts:
+            axis = outputs[cut.name][1 if cut.layout == "NCHW" else -1]
+            selections.append(axis.indices(self.kept))
+        return replace(pairing, init="solve", selections=tuple(selections))
+
+    def kept_names(self) -> dict[str, list[int]]:
+        """Return the channels that stay of each place that was narrowed, by its name, as JSON can hold them."""
+        names = {place.atom: place.name for place in self.anatomy.places}
+        return {names[atom]: channels.tolist() for atom, channels in self.kept.items()}
+
+
+class Deriver:
+    """Derives students of one teacher from the same views: each step is made when it is first needed.
+
+    Args:
+        teacher: A classifier; unchanged.
+        views: Of the few images.
+        data_config: The teacher's preprocessing.
+        protect: Places, or modules around them, that stay whole.
+        reporter: Told what happens.
+
+    Raises:
+        RequestError: The teacher has nothing that could become narrower, or there is no place of such a name.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        views: Views,
+        data_config: Mapping[str, Any],
+        *,
+        protect: Sequence[str] = (),
+        reporter: ProgressReporter | None = None,
+    ) -> None:
+        self._teacher = teacher.eval()
+        self._views = views
+        self._data_config = data_config
+        self._reporter = reporter or SilentReporter()
+        size = tuple(data_config["input_size"])
+        probe = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+        self.anatomy = Anatomy.of(teacher, probe.to(next(teacher.parameters()).device))
+        self._protected = _protected(self.anatomy, protect)
+        wanted = max(512, VIEWS * 32 * 32 // (size[1] * size[2]) // BATCH * BATCH)
+        self._statistics = min(len(views), VIEWS, wanted)
+        self._library: Library | None = None
+
+    @cached_property
+    def batches(self) -> list[Tensor]:
+        """Views that statistics are taken of, (B, C, H, W) each."""
+        numbers = torch.arange(self._statistics).split(BATCH)
+        return [
+            self._views.batch(some) for some in self._reporter.track(numbers, total=len(numbers), name="making views")
+        ]
+
+    @cached_property
+    def readers(self) -> dict[str, Reader]:
+        """Layers that sum over places, with the moments of what they take in."""
+        return readers_of(self.anatomy, self.batches)
+
+    @property
+    def library(self) -> Library:
+        """All places at several widths."""
+        if self._library is None:
+            # the last views, of which the first don't learn; where there are too few views, they are the same
+            held_back = self._views.batch(range(max(0, len(self._views) - HELD_BACK), len(self._views)))
+            tried = score_widths(self.anatomy, self.readers, held_back)
+            entries = tuple(self._reporter.track(tried, total=len(self.anatomy.places), name="trying widths"))
+            self._library = Library(entries, (self._statistics, len(held_back)))
+        return self._library
+
+    @library.setter
+    def library(self, library: Library) -> None:
+        self._library = library
+
+    def costs(self) -> dict[str, Cost]:
+        """Return what can be bounded, by unit."""
+        found = self.anatomy.found
+        return {"macs": Macs(found, len(self.anatomy.probe)), "parameters": Parameters(found, self._teacher)}
+
+    def like(self, student: nn.Module) -> Derivation:
+        """Start a student of given widths in closed form: the library says which channels it takes.
+
+        Args:
+            student: Built like the teacher, but narrower; gets the weights.
+
+        Raises:
+            RequestError: It is no narrower twin of the teacher.
+        """
+        widths = widths_like(self.anatomy, student)
+        orders = {
+            place.atom: removal_order(place, [self.readers[product.layer] for product in place.readers])
+            for place in self.anatomy.places
+            if widths[place.atom] < place.width
+        }
+        kept = {atom: kept_channels(order, widths[atom]) for atom, order in orders.items()}
+        derived = self._started(kept)
+        student.load_state_dict(derived.state_dict())
+        return Derivation(student.eval(), None, self._choice(widths, {}), kept, self.anatomy, self._data_config)
+
+    def derive(self, budget: Sequence[Amount]) -> Derivation:
+        """Choose widths for a budget and start the student in closed form.
+
+        Raises:
+            RequestError: The budget can't be met, or is none.
+        """
+        costs = self.costs()
+        limits = [Limit(each.unit, costs[each.unit], each.limit(costs[each.unit]({}))) for each in budget]
+        options = [entry.options() for entry in self.library.entries if entry.place.name not in self._protected]
+        widths = choose_widths(options, limits)
+        kept = {
+            entry.place.atom: kept_channels(entry.order, widths[entry.place.atom])
+            for entry in self.library.entries
+            if widths.get(entry.place.atom, entry.place.width) < entry.place.width
+        }
+        student = self._started(kept)
+        errors = {each.atom: dict(zip(each.widths, each.errors, strict=True)) for each in options}
+        choice = self._choice(widths, errors)
+        return Derivation(student, self.library, choice, kept, self.anatomy, self._data_config)
+
+    def _started(self, kept: Kept) -> nn.Module:
+        student = narrowed_start(self.anatomy, self.readers, kept)
+        solved = solve_front_to_back(self.anatomy, student, kept, self.batches)
+        for _ in self._reporter.track(solved, total=len(self.anatomy.layers), name="solving layers"):
+            pass
+        return student
+
+    def _choice(self, widths: Widths, errors: Mapping[Atom, Mapping[int, float]]) -> Choice:
+        rows = []
+        for place in self.anatomy.places:
+            width = widths.get(place.atom, place.width)
+            rows.append(Narrowed(place.name, place.width, width, errors.get(place.atom, {}).get(width)))
+        return Choice(tuple(rows), {unit: (cost({}), cost(widths)) for unit, cost in self.costs().items()})
+
+
+def _protected(anatomy: Anatomy, names: Sequence[str]) -> set[str]:
+    found = set()
+    for name in names:
+        inside = {
+            place.name
+            for place in anatomy.places
+            if any(layer == name or layer.startswith(f"{name}.") for layer in (place.name, *place.layers))
+        }
+        if not inside:
+            known = ", ".join(place.name for place in anatomy.places[:5])
+            raise RequestError(f"there is nothing to protect at {name!r}; the first places are {known}")
+        found |= inside
+    return found
+
+
+def derive(
+    teacher: nn.Module,
+    images: Sequence[Image.Image],
+    keep: Mapping[str, float | str] | None = None,
+    *,
+    protect: Sequence[str] = (),
+    views: ViewPolicy | None = None,
+    data_config: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    reporter: ProgressReporter | None = None,
+) -> Derivation:
+    """Derive a smaller student from a teacher and a few unlabeled images, in closed form: nothing is trained.
+
+    Args:
+        teacher: A trained timm classifier; unchanged.
+        images: PIL images, without labels.
+        keep: What the student may cost: ``{"macs": 0.5}``, ``{"parameters": "2.5M"}``, or both; fractions are of the
+            teacher's. Half of the multiply-accumulates if None.
+        protect: Names of modules that stay whole.
+        views: How views are made of the images; rich ones if None.
+        data_config: Preprocessing in timm's words; the teacher's own if None.
+        seed: Of the views.
+        reporter: Told what happens.
+
+    Returns:
+        The student, ready to use, with the library that it was chosen from.
+
+    Raises:
+        RequestError: There are no images, the budget can't be met, or nothing of the teacher could become narrower.
+
+    Examples:
+        >>> import netgraft
+        >>> teacher = netgraft.load_teacher("digits_vgg7_bn")
+        >>> images = netgraft.open_data("digits").train.load_many(range(20))
+        >>> derived = netgraft.derive(teacher, images, keep={"macs": 0.5})
+        >>> teachers, students = derived.choice.costs["macs"]
+        >>> 0.4 < students / teachers <= 0.5
+        True
+    """
+    if not images:
+        raise RequestError("there are no images to derive a student from; give at least one")
+    data_config = dict(data_config or resolve_model_data_config(teacher))
+    made = Views.configured(images, views or VIEW_POLICIES["rich"], data_config, seed=seed)
+    deriver = Deriver(teacher, made, data_config, protect=protect, reporter=reporter)
+    return deriver.derive(budget_of(keep or {"macs": 0.5}))

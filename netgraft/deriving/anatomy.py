@@ -1,0 +1,101 @@
+"""A model taken apart for narrowing: its channels, its proven places, its blocks, and which block a layer stands in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from netgraft.deriving.following import ChannelMap, Product, follow_channels
+from netgraft.deriving.narrowing import proven_places
+from netgraft.deriving.places import Place, find_places
+from netgraft.errors import RequestError
+from netgraft.splitting.split import legal_cuts, split
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """What is known of a model before anything is narrowed.
+
+    Attributes:
+        model: Unchanged; its weights are shared with ``blocks``.
+        found: Its channels.
+        places: Where it can become narrower; proven.
+        probe: Images that it was followed on.
+        cuts: Names of the modules that its blocks end with; empty where it can't be cut.
+    """
+
+    model: nn.Module
+    found: ChannelMap
+    places: tuple[Place, ...]
+    probe: Tensor
+    cuts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, probe: Tensor) -> Anatomy:
+        """Take a model apart.
+
+        Args:
+            model: A classifier, in any mode.
+            probe: Images (B, C, H, W), two for instance.
+
+        Raises:
+            RequestError: It doesn't run on the probe, or there is nothing that could become narrower.
+        """
+        found = follow_channels(model, probe)
+        places = proven_places(model, found, find_places(found), probe)
+        if not places:
+            raise RequestError(
+                f"{type(model).__name__} has nothing that could become narrower: no channels could be followed from "
+                "the layers that write them to the layers that read them; give --student, a smaller model"
+            )
+        try:
+            cuts = legal_cuts(model, probe=probe)
+        except RequestError:
+            cuts = ()
+        return cls(model, found, tuple(places), probe, cuts)
+
+    def blocks_of(self, model: nn.Module) -> list[nn.Module]:
+        """Return the blocks of the model, or of a narrowed copy, which share its weights."""
+        if not self.cuts:
+            return [model]
+        return split(model, probe=self.probe, cuts=self.cuts).blocks()
+
+    @cached_property
+    def layers(self) -> list[Product]:
+        """Convolutions and linear layers in the order of the forward; of one that is called twice the first call."""
+        first: dict[str, Product] = {}
+        for product in self.found.products:
+            if product.layer:
+                first.setdefault(product.layer, product)
+        return list(first.values())
+
+    def norm_behind(self, model: nn.Module, layer: str) -> nn.modules.batchnorm._BatchNorm | None:
+        """Return the batch norm of ``model`` that takes in nothing but a layer's output."""
+        name = self.found.norms.get(layer)
+        if name is None:
+            return None
+        norm = model.get_submodule(name)
+        return norm if isinstance(norm, nn.modules.batchnorm._BatchNorm) else None
+
+
+def block_of_layers(blocks: list[nn.Module], model: nn.Module) -> dict[str, int]:
+    """Return the number of the block that each layer of ``model`` stands in."""
+    numbers = {id(parameter): number for number, block in enumerate(blocks) for parameter in block.parameters()}
+    return {
+        name: numbers[id(layer.weight)]
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear) and id(layer.weight) in numbers
+    }
+
+
+@torch.no_grad()
+def states_in_front(blocks: list[nn.Module], images: Tensor) -> list[Tensor]:
+    """Return what each block takes in, and at last what the last one gives."""
+    states = [images]
+    for block in blocks:
+        # a block may work in place
+        states.append(block(states[-1].clone()))
+    return states

@@ -1,0 +1,170 @@
+"""Choose widths for a budget: the least error that it buys, as a knapsack whose prices depend on the neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from netgraft.deriving.axes import Atom
+from netgraft.deriving.costs import Cost
+from netgraft.errors import RequestError
+
+ROUNDS = 12
+"""How often the knapsack is solved again with the prices of what it chose."""
+
+
+@dataclass(frozen=True, eq=False)
+class Options:
+    """What can be had at one place.
+
+    Attributes:
+        atom: The channels.
+        widths: Ascending; the last one is the teacher's.
+        errors: Of each width.
+    """
+
+    atom: Atom
+    widths: tuple[int, ...]
+    errors: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """What may be spent.
+
+    Attributes:
+        name: Of the cost, for people.
+        cost: Of a model of some widths.
+        most: Allowed.
+    """
+
+    name: str
+    cost: Cost
+    most: float
+
+
+def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[Atom, int]:
+    """Return the widths with the least sum of errors that meet all limits.
+
+    A layer's price is its input times its output width, so it is linear in one place's width alone. The knapsack is
+    solved with the prices around the present widths (SciPy's ``milp``, HiGHS), then again around what it chose; the
+    best that meets the limits is refined by raising and lowering pairs of places at their true prices.
+
+    Args:
+        places: With their options.
+        limits: All to be met.
+
+    Returns:
+        Width of each place.
+
+    Raises:
+        RequestError: Not even the smallest widths meet a limit.
+    """
+    search = _Search(places, limits)
+    smallest = tuple(0 for _ in places)
+    for limit in limits:
+        least = limit.cost(search.widths(smallest))
+        if least > limit.most:
+            raise RequestError(
+                f"a budget of {limit.most:,.4g} {limit.name} can't be met; the least that can is {least:,.4g}"
+            )
+    present = tuple(len(place.widths) - 1 for place in places)
+    best = smallest
+    slack = [1.0] * len(limits)
+    for _ in range(ROUNDS):
+        chosen = search.knapsack(present, slack)
+        if chosen is None:
+            break
+        if search.meets(chosen):
+            best = min(best, chosen, key=search.error)
+        spent = [limit.cost(search.widths(chosen)) / limit.most for limit in limits]
+        slack = [
+            part / max(part_spent, 1e-9) if part_spent > 1 else 1.0
+            for part, part_spent in zip(slack, spent, strict=True)
+        ]
+        if chosen == present:
+            break
+        present = chosen
+    return search.widths(search.refined(best))
+
+
+@dataclass(eq=False)
+class _Search:
+    places: Sequence[Options]
+    limits: Sequence[Limit]
+
+    def widths(self, chosen: Sequence[int]) -> dict[Atom, int]:
+        return {place.atom: place.widths[number] for place, number in zip(self.places, chosen, strict=True)}
+
+    def error(self, chosen: Sequence[int]) -> float:
+        return sum(place.errors[number] for place, number in zip(self.places, chosen, strict=True))
+
+    def meets(self, chosen: Sequence[int]) -> bool:
+        return all(limit.cost(self.widths(chosen)) <= limit.most for limit in self.limits)
+
+    def knapsack(self, present: tuple[int, ...], slack: Sequence[float]) -> tuple[int, ...] | None:
+        """Solve it with prices around ``present``; None where these prices leave nothing."""
+        sizes = [len(place.widths) for place in self.places]
+        one_each = np.zeros((len(sizes), sum(sizes)))
+        prices = np.zeros((len(self.limits), sum(sizes)))
+        bases = [limit.cost(self.widths(present)) for limit in self.limits]
+        column = 0
+        for row, size in enumerate(sizes):
+            for number in range(size):
+                one_each[row, column] = 1
+                moved = self.widths((*present[:row], number, *present[row + 1 :]))
+                prices[:, column] = [
+                    (limit.cost(moved) - base) / limit.most for limit, base in zip(self.limits, bases, strict=True)
+                ]
+                column += 1
+        most = [part - base / limit.most for part, base, limit in zip(slack, bases, self.limits, strict=True)]
+        found = milp(
+            np.concatenate([place.errors for place in self.places]),
+            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(prices, -np.inf, most)],
+            bounds=Bounds(0, 1),
+            integrality=1,
+        )
+        if found.x is None:
+            return None
+        starts = np.cumsum([0, *sizes[:-1]])
+        return tuple(int(np.argmax(found.x[start : start + size])) for start, size in zip(starts, sizes, strict=True))
+
+    def refined(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
+        """Raise one place, and where that is too dear lower another, as long as the error falls."""
+        while True:
+            better = min(self._neighbours(chosen), key=self.error, default=chosen)
+            if self.error(better) >= self.error(chosen) - 1e-15:
+                return chosen
+            chosen = better
+
+    def _neighbours(self, chosen: tuple[int, ...]) -> list[tuple[int, ...]]:
+        found = []
+        for up, place in enumerate(self.places):
+            if chosen[up] + 1 == len(place.widths):
+                continue
+            raised = (*chosen[:up], chosen[up] + 1, *chosen[up + 1 :])
+            if self.meets(raised):
+                found.append(raised)
+                continue
+            for down in range(len(self.places)):
+                if down != up:
+                    found += self._lowered(raised, down, below=self.error(chosen))
+        return found
+
+    def _lowered(self, chosen: tuple[int, ...], place: int, *, below: float) -> list[tuple[int, ...]]:
+        """Lower one place until the limits are met, if the error stays below what it was."""
+        for number in range(chosen[place] - 1, -1, -1):
+            moved = (*chosen[:place], number, *chosen[place + 1 :])
+            if self.error(moved) >= below:
+                return []
+            if self.meets(moved):
+                return [moved]
+        return []
+
+
+def error_of(widths: Mapping[Atom, int], places: Sequence[Options]) -> float:
+    """Return the sum of the errors at some widths."""
+    return sum(place.errors[place.widths.index(widths[place.atom])] for place in places)

@@ -1,0 +1,157 @@
+"""Which channels go first: those whose loss the layers behind them can make up for best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from netgraft.deriving.axes import Atom, Axis
+from netgraft.deriving.places import Place
+from netgraft.deriving.statistics import Moments
+
+DAMPING = 1e-3
+"""Of a covariance, times the mean of its diagonal: what few images leave undecided is decided for small weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A layer that sums over channels, with the moments of what it takes in.
+
+    Attributes:
+        name: Of the layer.
+        layer: Convolution or linear layer.
+        inputs: Axis of what it sums over.
+        moments: Of its inputs, channel by channel.
+        norm: Batch norm behind it that takes in nothing else; None where there is none.
+    """
+
+    name: str
+    layer: nn.Conv2d | nn.Linear
+    inputs: Axis
+    moments: Moments
+    norm: nn.modules.batchnorm._BatchNorm | None
+
+    @property
+    def groups(self) -> int:
+        """Of a convolution; 1 of a linear layer."""
+        return self.layer.groups if isinstance(self.layer, nn.Conv2d) else 1
+
+    @property
+    def has_intercept(self) -> bool:
+        """Whether a constant can be added to what the layer gives."""
+        return self.layer.bias is not None or (self.norm is not None and self.norm.running_mean is not None)
+
+    def covariance(self) -> Tensor:
+        """Return (F, F), float64: about the mean if the layer can add a constant; zero between groups."""
+        covariance = self.moments.covariance(centred=self.has_intercept)
+        if self.groups > 1:
+            group = torch.arange(len(covariance)) // (len(covariance) // self.groups)
+            covariance = covariance * (group[:, None] == group[None, :])
+        return covariance
+
+    def rows(self) -> Tensor:
+        """Return the weight as (F, Q), float64: what each channel adds to the outputs of its group, tap by tap."""
+        weight = self.layer.weight.detach().double().cpu()
+        grouped = weight.reshape(self.groups, -1, weight.shape[1], weight[0, 0].numel())
+        return grouped.transpose(1, 2).flatten(2).flatten(0, 1)
+
+    def weight_of(self, rows: Tensor) -> Tensor:
+        """Return the weight that ``rows`` (F, Q) are made of; the inverse of :meth:`rows`."""
+        shape = self.layer.weight.shape
+        taps = self.layer.weight[0, 0].numel()
+        return rows.reshape(self.groups, shape[1], -1, taps).transpose(1, 2).reshape(shape)
+
+
+def damped(covariance: Tensor) -> Tensor:
+    """Return a covariance with :data:`DAMPING` on its diagonal."""
+    scale = covariance.diagonal().mean().clamp_min(1e-12)
+    return covariance + DAMPING * scale * torch.eye(len(covariance), dtype=covariance.dtype)
+
+
+def removal_order(place: Place, readers: Sequence[Reader]) -> Tensor:
+    """Return the channels of a place, the most dispensable first, in the manner of optimal brain surgeon.
+
+    The loss of a channel is what it adds to the squared error of the readers' outputs once their other weights have
+    made up for it as well as they can, summed over readers, each in parts of its outputs' energy. Behind each removal
+    weights and inverse covariances are those of the layers without it.
+
+    Args:
+        place: Whose channels.
+        readers: All layers that sum over them.
+
+    Returns:
+        (width of the place,) indices.
+
+    Source: Hassibi & Stork, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", NIPS 1992,
+    equations 5 and 6, with one channel's weights in the place of a single one.
+    """
+    states = [_Surgery.on(reader, place.atom) for reader in readers]
+    gone = torch.zeros(place.width, dtype=torch.bool)
+    order = []
+    for _ in range(place.width):
+        losses = torch.stack([state.losses() for state in states]).sum(0)
+        losses[gone] = torch.inf
+        least = int(losses.argmin())
+        order.append(least)
+        gone[least] = True
+        for state in states:
+            state.remove(least)
+    return torch.tensor(order)
+
+
+@dataclass(eq=False)
+class _Surgery:
+    """One reader while channels leave it.
+
+    Attributes:
+        positions: Where each channel stands among the inputs, (n, R).
+        inverse: Of the damped covariance of the inputs that are left, (F, F).
+        weights: Products of the weights' rows, (F, F): all that the losses depend on.
+        energy: Of the outputs, by which losses are divided.
+    """
+
+    positions: Tensor
+    inverse: Tensor
+    weights: Tensor
+    energy: Tensor
+
+    @classmethod
+    def on(cls, reader: Reader, atom: Atom) -> _Surgery:
+        covariance = reader.covariance()
+        rows = reader.rows()
+        weights = rows @ rows.T
+        if reader.groups > 1:
+            group = torch.arange(len(weights)) // (len(weights) // reader.groups)
+            weights = weights * (group[:, None] == group[None, :])
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(covariance)))
+        return cls(reader.inputs.positions_of(atom), inverse, weights, (weights * covariance).sum().clamp_min(1e-30))
+
+    def losses(self) -> Tensor:
+        if self.positions.shape[1] == 1:
+            flat = self.positions[:, 0]
+            return self.weights.diagonal()[flat] / self.inverse.diagonal()[flat].clamp_min(1e-30) / self.energy
+        at = self.positions
+        blocks = (matrix[at[:, :, None], at[:, None, :]] for matrix in (self.inverse, self.weights))
+        inverse, weights = blocks
+        eye = 1e-12 * torch.eye(at.shape[1], dtype=inverse.dtype)
+        return torch.linalg.solve(inverse + eye, weights).diagonal(dim1=1, dim2=2).sum(1) / self.energy
+
+    def remove(self, channel: int) -> None:
+        at = self.positions[channel]
+        gain = torch.linalg.solve(self.inverse[at][:, at], self.inverse[at]).T  # (F, R)
+        self.inverse -= gain @ self.inverse[at]
+        # W <- (I - gain E^T) W, and so are the products of its rows
+        self.weights -= gain @ self.weights[at]
+        self.weights -= self.weights[:, at] @ gain.T
+        # what is gone stays gone, exactly
+        for matrix, rest in ((self.weights, 0.0), (self.inverse, 0.0)):
+            matrix[at], matrix[:, at] = rest, rest
+        self.inverse[at, at] = 1.0
+
+
+def kept_channels(order: Tensor, width: int) -> Tensor:
+    """Return the ``width`` channels that would go last, ascending."""
+    return order[len(order) - width :].sort().values

@@ -1,0 +1,175 @@
+"""Solve the weights of a narrowed model by least squares, front to back, against the teacher's own responses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from netgraft.deriving.anatomy import Anatomy, block_of_layers
+from netgraft.deriving.compensation import add_to_output, compensated
+from netgraft.deriving.following import Product
+from netgraft.deriving.narrowing import Kept, narrow
+from netgraft.deriving.selection import Reader
+from netgraft.deriving.statistics import LayerCall, capture, sampled_rows
+
+RIDGE = 1e-3
+"""Towards the weights that a solve starts from, times the mean of the inputs' squares."""
+
+ROWS_AN_UNKNOWN = 16
+"""Rows for each weight of an output."""
+
+
+@torch.no_grad()
+def narrowed_start(anatomy: Anatomy, readers: Mapping[str, Reader], kept: Kept) -> nn.Module:
+    """Return the narrowed teacher in eval mode, each layer making up for the channels that it lost.
+
+    Args:
+        anatomy: Of the teacher.
+        readers: With moments of the teacher's own inputs.
+        kept: Channels that stay.
+    """
+    student = narrow(anatomy.model, anatomy.found, kept).eval()
+    for product in anatomy.layers:
+        if product.layer not in readers or not set(product.inputs.atoms()) & set(kept):
+            continue
+        layer, norm = student.get_submodule(product.layer), anatomy.norm_behind(student, product.layer)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        found = compensated(readers[product.layer], kept)
+        outputs = product.outputs.indices(kept)
+        layer.weight.copy_(_columns(found.weight[outputs], product, kept))
+        if found.shift is not None:
+            add_to_output(layer, norm, found.shift[outputs])
+    return student
+
+
+def _columns(weight: Tensor, product: Product, kept: Kept) -> Tensor:
+    if product.groups is None:
+        return weight[:, product.inputs.indices(kept)]
+    width = weight.shape[1]
+    # the first group's columns stand for all: what is kept within a group is kept in each
+    inside = product.inputs.indices(kept)
+    return weight[:, inside[inside < width]]
+
+
+@torch.no_grad()
+def solve_front_to_back(
+    anatomy: Anatomy,
+    student: nn.Module,
+    kept: Kept,
+    batches: Sequence[Tensor],
+) -> Iterator[str]:
+    """Solve each layer from the student's own inputs towards the teacher's outputs, in the order of the forward.
+
+    ``W = W_0 + argmin |D X + (W_0 X - Y)|^2 + ridge |D|^2`` over rows about their means where the layer can add a
+    constant. So each layer makes up for the errors of all in front of it, and they don't add up.
+
+    Args:
+        anatomy: Of the teacher.
+        student: From :func:`narrowed_start`; changed in place.
+        kept: Channels that stay.
+        batches: Views (B, C, H, W) each.
+
+    Yields:
+        The names of the layers, one after another, as soon as they are solved.
+    """
+    chains = [anatomy.blocks_of(model.eval()) for model in (anatomy.model, student)]
+    places = [block_of_layers(blocks, model) for blocks, model in zip(chains, (anatomy.model, student), strict=True)]
+    assert places[0] == places[1], "student and teacher were cut at the same modules"
+    states = [list(batches), list(batches)]
+    reached = 0
+    changed = False
+    for product in anatomy.layers:
+        name = product.layer
+        changed = changed or bool(set(product.inputs.atoms()) & set(kept))
+        if not changed or name not in places[0]:
+            yield name
+            continue
+        while reached < places[0][name]:
+            for blocks, of_batches in zip(chains, states, strict=True):
+                for index, state in enumerate(of_batches):
+                    # a block may work in place, and the images are the caller's
+                    of_batches[index] = blocks[reached](state.clone())
+            reached += 1
+        _solve(anatomy, student, product, kept, [blocks[reached] for blocks in chains], states)
+        yield name
+
+
+def _solve(
+    anatomy: Anatomy,
+    student: nn.Module,
+    product: Product,
+    kept: Kept,
+    blocks: Sequence[nn.Module],
+    states: Sequence[Sequence[Tensor]],
+) -> None:
+    name = product.layer
+    teachers, layer = (model.get_submodule(name) for model in (anatomy.model, student))
+    norm = anatomy.norm_behind(student, name)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    outputs = product.outputs.indices(kept)
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    unknowns = layer.weight[0].numel()
+    generator = torch.Generator().manual_seed(0)
+    wanted = -(-max(ROWS_AN_UNKNOWN * unknowns, 16384) // len(states[0]))
+    intercept = layer.bias is not None or (norm is not None and norm.running_mean is not None)
+    both = Normals(groups, unknowns, len(outputs) // groups)
+    for teacher_state, student_state in zip(*states, strict=True):
+        of_teacher = _call_of(blocks[0], teacher_state, teachers)
+        of_student = _call_of(blocks[1], student_state, layer)
+        rows = sampled_rows(of_student, wanted, generator)
+        missing = of_teacher.output_rows(rows)[:, outputs] - of_student.output_rows(rows)
+        both.add(of_student.unfolded_rows(rows), missing)
+    step, shift = both.solve(centred=intercept)
+    layer.weight += step.reshape(layer.weight.shape).to(layer.weight)
+    if intercept:
+        add_to_output(layer, norm, shift)
+
+
+def _call_of(block: nn.Module, state: Tensor, layer: nn.Module) -> LayerCall:
+    calls: list[LayerCall] = []
+    capture(block, state.clone(), {"": layer}, lambda _, call: calls.append(call), stop=True)
+    return calls[0]
+
+
+class Normals:
+    """Normal equations of a layer's least squares, group by group, summed up batch by batch.
+
+    Args:
+        groups: Of the layer.
+        unknowns: Weights of one output.
+        outputs: Of one group.
+    """
+
+    def __init__(self, groups: int, unknowns: int, outputs: int) -> None:
+        self._groups, self._unknowns, self._outputs = groups, unknowns, outputs
+        self._count = 0
+        self._inputs = torch.zeros(groups, unknowns, dtype=torch.float64)
+        self._targets = torch.zeros(groups, outputs, dtype=torch.float64)
+        self._gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64)
+        self._cross = torch.zeros(groups, unknowns, outputs, dtype=torch.float64)
+
+    def add(self, inputs: Tensor, missing: Tensor) -> None:
+        """Add rows: inputs (R, groups * unknowns) and what the outputs lack, (R, groups * outputs)."""
+        x = inputs.reshape(len(inputs), self._groups, self._unknowns).transpose(0, 1)
+        y = missing.reshape(len(missing), self._groups, self._outputs).transpose(0, 1)
+        self._count += len(inputs)
+        self._inputs += x.double().sum(1)
+        self._targets += y.double().sum(1)
+        self._gram += (x.transpose(1, 2) @ x).double()
+        self._cross += (x.transpose(1, 2) @ y).double()
+
+    def solve(self, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """Return what is to be added to weights, (groups * outputs, unknowns), and to outputs, (groups * outputs,)."""
+        count = max(self._count, 1)
+        mean_x, mean_y = self._inputs / count, self._targets / count
+        gram, cross = self._gram / count, self._cross / count
+        if centred:
+            gram = gram - mean_x[:, :, None] * mean_x[:, None, :]
+            cross = cross - mean_x[:, :, None] * mean_y[:, None, :]
+        scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+        ridge = RIDGE * scale[:, None, None] * torch.eye(self._unknowns, dtype=gram.dtype)
+        step = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + ridge)).transpose(1, 2)  # (G, O, U)
+        shift = mean_y - (step @ mean_x[:, :, None]).squeeze(-1)
+        return step.flatten(0, 1), shift.flatten()
