@@ -15,10 +15,14 @@ _ACTIVATIONS = frozenset({F.relu, torch.relu, F.relu6, F.leaky_relu, F.gelu, F.s
 
 
 class _OneLevel(fx.Tracer):
-    """Traces a module into calls of its children."""
+    """Traces into one module, down to calls of its children."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = module
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
+        return m is not self._module
 
 
 def split_before_activation(block: nn.Module) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -38,21 +42,22 @@ def split_before_activation(block: nn.Module) -> tuple[fx.GraphModule, fx.GraphM
     Examples:
         >>> block = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2))
         >>> front, rest = split_before_activation(block)
-        >>> [*front.children()], [*rest.children()]
-        ([Conv2d(1, 2, kernel_size=(3, 3), stride=(1, 1))], [ReLU(), MaxPool2d(kernel_size=2, stride=2, padding=0, \
-dilation=1, ceil_mode=False)])
+        >>> images = torch.randn(4, 1, 8, 8)
+        >>> bool((front(images) < 0).any()), torch.equal(rest(front(images)), block(images))
+        (True, True)
     """
-    graph = _trace(block)
+    around = nn.Sequential(block)  # called by it, a forward's other arguments have their defaults
+    graph = _trace(around, block)
     node = next(iter(reversed(graph.nodes))).args[0]
     behind: list[fx.Node] = []
     while isinstance(node, fx.Node) and len(node.users) == 1:
-        module = block.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = around.get_submodule(str(node.target)) if node.op == "call_module" else None
         ends = node.target in _ACTIVATIONS if module is None else is_activation(module)
         inputs = node.all_input_nodes
         if ends and len(inputs) == 1 and len(inputs[0].users) == 1:
             behind.insert(0, node)
             front = [each for each in graph.nodes if each.op != "output" and each not in behind]
-            return _piece(block, front), _piece(block, behind)
+            return _piece(around, front), _piece(around, behind)
         if module is None or ends:
             break
         if is_local(module):
@@ -63,20 +68,20 @@ dilation=1, ceil_mode=False)])
             break
         parts = split_before_activation(module)
         earlier = [each for each in graph.nodes if each.op != "output" and each not in behind and each is not node]
-        return _piece(block, [*earlier, node], {node: parts[0]}), _piece(block, [node, *behind], {node: parts[1]})
+        return _piece(around, [*earlier, node], {node: parts[0]}), _piece(around, [node, *behind], {node: parts[1]})
     raise RequestError(
         f"{_kind(block)} doesn't end in an activation, possibly followed by pooling, that alone takes in what is in "
         "front of it; choose models whose blocks end in a ReLU, or compare what leaves the blocks"
     )
 
 
-def _trace(block: nn.Module) -> fx.Graph:
+def _trace(around: nn.Sequential, block: nn.Module) -> fx.Graph:
     training = block.training
     graphs = []
     try:
         for mode in (True, False):
             block.training = mode  # its children are called, whatever their modes
-            graphs.append(_OneLevel().trace(block))
+            graphs.append(_OneLevel(block).trace(around))
     except Exception as error:  # fx raises whatever the block's own forward raised
         raise RequestError(
             f"{_kind(block)} can't be traced ({type(error).__name__}: {error}), so it can't be cut in front of its "
@@ -97,7 +102,7 @@ def _kind(block: nn.Module) -> str:
 
 
 def _piece(
-    block: nn.Module, nodes: Iterable[fx.Node], replaced: dict[fx.Node, fx.GraphModule] | None = None
+    around: nn.Module, nodes: Iterable[fx.Node], replaced: dict[fx.Node, fx.GraphModule] | None = None
 ) -> fx.GraphModule:
     """Make a module of some calls of a block, in order, of which the last is returned.
 
@@ -119,9 +124,9 @@ def _piece(
             last.target = f"{node.name}_part"
             parts[str(last.target)] = replaced[node]
         elif node.op == "call_module":
-            parts[str(node.target)] = block.get_submodule(str(node.target))
+            parts[str(node.target)] = around.get_submodule(str(node.target))
         elif node.op == "get_attr":
             parent, _, name = str(node.target).rpartition(".")
-            parts[str(node.target)] = getattr(block.get_submodule(parent), name)
+            parts[str(node.target)] = getattr(around.get_submodule(parent), name)
     graph.output(last)
     return fx.GraphModule(parts, graph)

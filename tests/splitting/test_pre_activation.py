@@ -106,6 +106,36 @@ class Gated(nn.Module):
         return self.act(x), x
 
 
+class Choosing(nn.Module):
+    """Goes another way for other images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x) if x.sum() > 0 else x
+
+
+class Optional(nn.Module):
+    """Has an argument that no chain gives it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.act = nn.Conv2d(3, 3, 1), nn.ReLU()
+
+    def forward(self, x: Tensor, raw: bool = False) -> Tensor:
+        return x if raw else self.act(self.layer(x))
+
+
+def test_other_arguments_of_a_forward_keep_their_defaults() -> None:
+    block = nn.Sequential(Optional())
+    front, rest = split_before_activation(block)
+    x = images(2, 3, 4, 4)
+    assert torch.equal(rest(front(x)), block(x))
+    assert float(front(x).detach().min()) < 0
+
+
 @pytest.mark.parametrize(
     ("block", "said"),
     [
@@ -117,7 +147,8 @@ class Gated(nn.Module):
         (Gated(), "Gated doesn't end in an activation"),
         (nn.Sequential(Twice(by_mode=True)), "Twice has another forward in train mode"),
         (build("mobilenetv2_035").bn1, "BatchNormAct2d has another forward in train mode"),
-        (build("digits_vgg7_bn").head, r"ClassifierHead can't be traced \(TraceError: "),
+        (build("digits_vgg7_bn").head, "ClassifierHead doesn't end in an activation"),
+        (nn.Sequential(Choosing()), r"Choosing can't be traced \(TraceError: "),
     ],
 )
 def test_what_has_no_last_activation_is_refused_and_left_as_it_is(block: nn.Module, said: str) -> None:
