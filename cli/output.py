@@ -86,6 +86,8 @@ def _story(result: Mapping[str, Any]) -> list[str]:
         + (f", without {', '.join(result['left_out'])}" if result["left_out"] else "")
     )
     lines.append(f"method: {result['method']}, labels: {result['labels']}")
+    if "selected_on" in result:
+        lines.append(f"CHOSEN ON THE TEST SET, against the protocol: {result['selection']}")
     if "ensemble_top1" in result:
         large = count(result["ensemble_parameters"])
         lines.append(f"the ensemble it was trained in: top-1 {result['ensemble_top1']:.2f} %, {large} parameters")

@@ -152,7 +152,19 @@ class Distillation:
             RunError: A loss became NaN, or the disk is full.
             InterruptedRunError: ``stop`` said yes.
         """
-        trained = self.runner.run(
+        return self.deploy(self.train(folder=folder, resume=resume, reporter=reporter, stop=stop))
+
+    def train(
+        self,
+        *,
+        folder: Path | None = None,
+        resume: bool = False,
+        reporter: ProgressReporter | None = None,
+        stop: Callable[[], bool] | None = None,
+        after_step: Callable[[int, int], None] | None = None,
+    ) -> Trained:
+        """Carry out the plan; the first half of :meth:`run`. Arguments and errors like those of :meth:`Runner.run`."""
+        return self.runner.run(
             self.plan,
             self.views,
             folder=folder,
@@ -160,7 +172,18 @@ class Distillation:
             resume=resume,
             reporter=reporter,
             stop=stop,
+            after_step=after_step,
         )
+
+    def deploy(self, trained: Trained) -> DistillationResult:
+        """Fold what was trained, and prove that folding changed nothing; the second half of :meth:`run`.
+
+        Args:
+            trained: What :meth:`train` returned.
+
+        Raises:
+            RunError: The teacher has changed, or folding changed the student.
+        """
         if state_digest(self.teacher) != self.teacher_digest:
             raise RunError("the teacher's weights have changed during the run; please report this")
         folding = fold_with_report(self.plan.student.eval())

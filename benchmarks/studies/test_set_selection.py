@@ -4,26 +4,23 @@
     python -m benchmarks.studies.test_set_selection table    # as Markdown
 
 The published code tests after every epoch of the last join and reports the best. Here the test set is looked at as
-often in the last phase of a run, and nothing but these files ever learns of it.
+often in the last phase of a run, and nothing but these files ever learns of it. ``netgraft distill --select
+best-on-test`` keeps the student of the best look.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from benchmarks.studies.cifar_task import source, task
 from netgraft.data.image_set import ImageSet
-from netgraft.data.loader import eval_loader
 from netgraft.distillation import Distillation
-from netgraft.evaluation.metrics import predict, top1
-from netgraft.progress import SilentReporter
+from netgraft.jobs.selection import Watcher
 from netgraft.reports.formats import markdown
 from netgraft.reports.summaries import Statistic
 from netgraft.reports.tables import Column, Line, Table
@@ -41,49 +38,11 @@ SHOTS = (10, 1)
 SUBSETS = (0, 1, 2)
 
 
-class Watcher(SilentReporter):
-    """Looks at the test set during the last phase of a run, which goes on as if nobody had looked.
-
-    Args:
-        prepared: The run.
-        test: Labelled images.
-        looks: How often, at even distances, the last time at the end.
-    """
-
-    def __init__(self, prepared: Distillation, test: ImageSet, looks: int) -> None:
-        layers = list(prepared.plan.student)
-        front, self._back = (
-            nn.Sequential(*part)
-            for part in (layers[: prepared.pairing.inherited], layers[prepared.pairing.inherited :])
-        )
-        loader = eval_loader(test, prepared.data_config)
-        # what no phase trains is computed once
-        features, self._labels = predict(front, loader)
-        size = loader.batch_size or len(features)
-        self._batches = list(zip(features.split(size), self._labels.split(size), strict=True))
-        self._looks = looks
-        self._steps = 0
-        self.seen: list[float] = []
-
-    def phase_started(self, number: int, count: int, name: str, steps: int, done: int) -> None:
-        """Note the length of the last phase."""
-        self._steps = steps if number == count else 0
-
-    def progressed(self, done: int, terms: Mapping[str, float]) -> None:
-        """Look, if it is time."""
-        if self._steps and done * self._looks // self._steps > len(self.seen):
-            self.seen.append(self._top1())
-
-    def _top1(self) -> float:
-        logits, labels = predict(self._back, self._batches)
-        return round(top1(logits, labels), 4)
-
-
 def measure(prepared: Distillation, test: ImageSet, looks: int = LOOKS) -> dict[str, Any]:
     """Carry out a run and return what was seen, the last of it and the best of it in percent."""
     watcher = Watcher(prepared, test, looks)
-    prepared.run(reporter=watcher)
-    seen = watcher.seen
+    prepared.train(after_step=watcher)
+    seen = list(watcher.seen.values())
     return {"last": seen[-1], "best": max(seen), "inflation": round(max(seen) - seen[-1], 4), "seen": seen}
 
 

@@ -20,12 +20,13 @@ from netgraft.evaluation.comparison import check_classes, compare
 from netgraft.files import write_text
 from netgraft.jobs.job import Job
 from netgraft.jobs.options import DistillOptions
+from netgraft.jobs.selection import BestOnTest
 from netgraft.methods.method import About, Budget
 from netgraft.methods.registry import choose, find
 from netgraft.models.creation import build_student, class_count, load_teacher
 from netgraft.options import recorded
 from netgraft.progress import ProgressReporter
-from netgraft.training.identity import VERSION, described
+from netgraft.training.identity import VERSION, described, fingerprint
 from netgraft.training.runner import Runner
 
 DEFAULT_MODELS = {"digits": ("digits_vgg7_bn", "digits_vgg7_bn_half")}
@@ -42,6 +43,7 @@ class DistillJob(DistillOptions, Job):
         """Open the images, load the models, cut, pair and plan. Raises like :meth:`Job.prepare`."""
         source = open_data(self.data, root=self.data_root, download=self.download)
         test = self._test(source)
+        self._check_selection(test)
         subset = self._subset(source)
         teacher, student = self.models(source)
         for images in (source.train, test):
@@ -66,6 +68,20 @@ class DistillJob(DistillOptions, Job):
             **vars(pairing),
         )
         return PreparedDistillation(self, source, test, subset, about, distillation)
+
+    def _check_selection(self, test: ImageSet | None) -> None:
+        if self.select == "last":
+            return
+        if test is None or test.labels is None:
+            raise RequestError(
+                f"--select {self.select} needs test images with labels to choose on, but {self.eval_data or self.data} "
+                "has none; give --eval-data, or leave --select out"
+            )
+        if self.compute.devices > 1:
+            raise RequestError(
+                f"--select {self.select} watches one process that trains everything, not {self.compute.devices}; "
+                "add --devices 1"
+            )
 
     def _labels(self, source: DataSource, subset: FewShotSubset) -> list[int] | None:
         if not self.labeled:
@@ -141,6 +157,7 @@ class PreparedDistillation:
     about: About
     distillation: Distillation
     _result: DistillationResult | None = None
+    _selection: BestOnTest | None = None
 
     @property
     def runner(self) -> Runner:
@@ -152,17 +169,20 @@ class PreparedDistillation:
         """Of the folder under ``runs/``, where none is asked for."""
         job, subset = self.job, self.subset
         size = f"{subset.shots}shot" if subset.shots else f"{len(subset.indices)}images"
+        selected = "" if job.select == "last" else f"-{job.select}"
         drawn = "" if job.subset_seed in {None, job.seed} else f"-subset{job.subset_seed}"
         _, student = job.names(self.source)
-        parts = f"{self.source.name}-{student}-{size}-{job.method}-{job.preset}{drawn}-seed{job.seed}"
+        parts = f"{self.source.name}-{student}-{size}-{job.method}-{job.preset}{selected}{drawn}-seed{job.seed}"
         return parts.replace("/", "_")
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """What was asked for, with a fingerprint of everything that decides the result."""
         teacher, student = self.job.names(self.source)
+        selection = {} if self.job.select == "last" else {"select": self.job.select, "looks": self.job.looks}
+        own = self.distillation.fingerprint
         return {
-            "fingerprint": self.distillation.fingerprint,
+            "fingerprint": fingerprint(run=own, **selection) if selection else own,
             "identity_version": VERSION,
             "data": self.source.name,
             "teacher": teacher,
@@ -174,12 +194,14 @@ class PreparedDistillation:
             "blocks": len(self.distillation.pairing),
             "labels": f"{LABELS_IN_WORDS[self._label_source]}: {self._track} track",
             "subset": self.subset.digest,
+            **selection,
         }
 
     @property
     def notes(self) -> Sequence[str]:
-        """Subset and plan."""
-        return [str(self.subset), str(self.distillation.plan)]
+        """Subset and plan, and that the protocol is broken where it is."""
+        warning = [] if self.job.select == "last" else [SELECTED_WARNING]
+        return [*warning, str(self.subset), str(self.distillation.plan)]
 
     def begin(self, folder: Path) -> None:
         """Write the subset, and the plan for people."""
@@ -190,7 +212,16 @@ class PreparedDistillation:
 
     def train(self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None) -> None:
         """Train the student and fold its adapters."""
-        self._result = self.distillation.run(folder=folder, resume=resume, reporter=reporter, stop=stop)
+        if self.job.select == "last":
+            self._result = self.distillation.run(folder=folder, resume=resume, reporter=reporter, stop=stop)
+            return
+        assert self.test is not None, "checked before"
+        selection = BestOnTest(self.distillation, self.test, self.job.looks, folder=folder, resume=resume)
+        trained = self.distillation.train(
+            folder=folder, resume=resume, reporter=reporter, stop=stop, after_step=selection
+        )
+        selection.restore()
+        self._result, self._selection = self.distillation.deploy(trained), selection
 
     def finish(self, folder: Path, reporter: ProgressReporter) -> dict[str, Any]:
         """Save the student and compare it with the teacher on the test images."""
@@ -220,8 +251,20 @@ class PreparedDistillation:
                 "inherited_blocks": prepared.pairing.inherited,
                 "left_out": list(prepared.pairing.left_out),
             },
-            "selection": "none: last iterate, test set read once",
+            **self._selected(),
             "plan": str(prepared.plan),
+        }
+
+    def _selected(self) -> dict[str, Any]:
+        """How the student was chosen."""
+        if self._selection is None:
+            return {"selection": "none: last iterate, test set read once"}
+        seen = self._selection.seen
+        return {
+            "selection": f"best of {len(seen)} looks at the test set in the last phase",
+            "selected_on": "test",
+            "selected_step": self._selection.best,
+            "looked_top1": {str(step): seen[step] for step in sorted(seen)},
         }
 
     @property
@@ -235,5 +278,10 @@ class PreparedDistillation:
             return "none"
         return "real" if self.job.labeled else "teacher"
 
+
+SELECTED_WARNING = (
+    "warning: the student will be chosen on the test set, so its accuracy there is too good; the result says so, and "
+    "compares only with figures that were chosen in the same way"
+)
 
 LABELS_IN_WORDS = {"none": "none", "real": "real", "teacher": "the teacher's answers"}

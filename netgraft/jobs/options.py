@@ -65,6 +65,14 @@ class DistillOptions(JobOptions):
     """Hyper-parameters as text, over the preset's."""
     views: str | None = option(None, "View policy instead of the preset's: rich, crop, plain.", scope="run")
     pairing: PairingOptions = group(PairingOptions)
+    select: str = option(
+        "last",
+        "Which student is kept: the last, or best-on-test, against the protocol: that of the best look at the test set "
+        "during the last phase, labelled in every table.",
+        choices=("last", "best-on-test"),
+        scope="run",
+    )
+    looks: int = option(100, "How often best-on-test looks at the test set, at even distances.", minimum=1, scope="run")
     labeled: bool = option(False, "Give the images' labels to the method; views then show one image each.", scope="run")
     subset: Path | None = option(None, "A subset file to use instead of drawing one.")
     subset_seed: int | None = option(None, "Of the drawn subset; --seed by default.")

@@ -106,8 +106,11 @@ class RunFolder:
                 f"{self.path} already holds a run; add --resume to go on with it, or choose another --out"
             )
         elif present.get("fingerprint") != config["fingerprint"]:
-            differing = [key for key in config if key != "fingerprint" and present.get(key) != config[key]]
-            what = ", ".join(f"{key} {_brief(present.get(key))} there, {_brief(config[key])} now" for key in differing)
+            keys = [key for key in {**config, **present} if key != "fingerprint"]
+            differing = [key for key in keys if present.get(key) != config.get(key)]
+            what = ", ".join(
+                f"{key} {_brief(present.get(key))} there, {_brief(config.get(key))} now" for key in differing
+            )
             raise RequestError(
                 f"{self.path} holds another run ({what or 'its images or weights differ'}); "
                 "give the options of that run, or choose another --out"

@@ -54,10 +54,12 @@ def _reference(budget: Budget) -> Mapping[str, Any]:
 _REFERENCE = (
     "The published code's settings for CIFAR-10, or for CIFAR-100 where there are more than ten classes: a random "
     "start, steps, rates, batches and the sum over each, crops, adapters. Still different: the last iterate, not the "
-    "best epoch on the test set; no model here has its head of two linear layers (in the teacher with a batch norm "
-    "between them); an image's views are drawn once, 16,384 in all, and shown again in each phase; images are "
-    "normalised as the teacher at hand wants it; bfloat16 where that is faster (--precision 32 asks for its float32); "
-    "fewer adapters where widths are equal; adapters fold at the end where that is exact."
+    "best epoch on the test set, unless --select best-on-test asks for it; one linear layer behind the last pool, "
+    "not its two linear layers (in the teacher with a batch norm between them), unless the models are "
+    "cifar_vgg16_head512 and cifar_vgg16_half_head512; an image's views are drawn once, 16,384 in all, and shown "
+    "again in each phase; images are normalised as the teacher at hand wants it; bfloat16 where that is faster "
+    "(--precision 32 asks for its float32); fewer adapters where widths are equal; adapters fold at the end where "
+    "that is exact."
 )
 """Meaning of the preset ``reference``, with all in which it departs from https://github.com/zju-vipa/NetGraft."""
 

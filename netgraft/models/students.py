@@ -107,7 +107,9 @@ def _save_plain(folder: Path, model: nn.Module, data_config: Mapping[str, Any]) 
 
 
 def _arguments(model: nn.Module, data_config: Mapping[str, Any]) -> dict[str, Any]:
-    arguments = {"num_classes": class_count(model), "in_chans": data_config["input_size"][0]}
+    arguments: dict[str, Any] = {"num_classes": class_count(model), "in_chans": data_config["input_size"][0]}
+    # only what isn't the default: of a VGG with a hidden layer in its head
+    arguments |= {name: getattr(model, name) for name in ("head_hidden", "head_norm") if getattr(model, name, None)}
     # position embeddings have as many rows as the size of images, which timm takes as an option, makes patches
     if "img_size" in inspect.signature(type(model).__init__).parameters:
         size = getattr(getattr(model, "patch_embed", None), "img_size", None)

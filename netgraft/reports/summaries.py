@@ -15,7 +15,7 @@ from netgraft.experiments.specification import Published
 Unit = Literal["shots", "images"]
 
 
-ALIKE = ("method", "preset", "settings", "policy", "init", "inherit", "track", "label_source")
+ALIKE = ("method", "preset", "settings", "policy", "init", "inherit", "track", "label_source", "looks")
 """What may not differ among the runs that a mean is taken over."""
 
 
@@ -144,11 +144,11 @@ def summarize(folders: Sequence[ResultFolder]) -> list[Summary]:
     homes: dict[tuple[Pair, str], set[str]] = defaultdict(set)
     for folder in folders:
         for result in folder.results:
-            homes[Pair.of(result), result["row"]].add(folder.label)
+            homes[Pair.of(result), _row(result)].add(folder.label)
     groups: dict[tuple[Pair, str, Size], list[Mapping[str, Any]]] = defaultdict(list)
     for folder in folders:
         for result in _ordered(folder):
-            pair, row = Pair.of(result), result["row"]
+            pair, row = Pair.of(result), _row(result)
             name = row if len(homes[pair, row]) == 1 else f"{row} [{folder.label}]"
             groups[pair, name, _size(result)].append(result)
     measured = [_measured(*key, results) for key, results in groups.items()]
@@ -156,6 +156,12 @@ def summarize(folders: Sequence[ResultFolder]) -> list[Summary]:
     pairs = list(dict.fromkeys(summary.pair for summary in measured))
     everything = [*measured, *(_published(pair, figure) for pair, figure in figures)]
     return sorted(everything, key=lambda summary: pairs.index(summary.pair))
+
+
+def _row(result: Mapping[str, Any]) -> str:
+    """Name a result's row; nowhere does a student that was chosen on the test set pass for one that wasn't."""
+    chosen = result.get("selected_on")
+    return result["row"] if chosen is None else f"{result['row']} (chosen on the {chosen} set)"
 
 
 def _size(result: Mapping[str, Any]) -> Size:

@@ -152,7 +152,7 @@ class TracedForward:
             following = self.nodes[end + 1]
             is_container = isinstance(self.shapes.values[ended], TensorContainer)
             unpacks = is_container and following.target is operator.getitem and following.args[0] is ended
-            passes = following.op == "call_module" and _is_local(self.model.get_submodule(str(following.target)))
+            passes = following.op == "call_module" and is_local(self.model.get_submodule(str(following.target)))
             if not unpacks and not passes and following.target is not getattr:
                 break
             end += 1
@@ -207,14 +207,20 @@ def _is_repeatable(module: nn.Module) -> bool:
 _LOCAL = (nn.MaxPool2d, nn.AvgPool2d, nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
-def _is_local(module: nn.Module) -> bool:
+def is_local(module: nn.Module) -> bool:
     """Whether a cut may move behind ``module``: local, without weights, so that the next block starts with some.
 
     Global pooling stays in the head.
     """
     if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
         return False
-    return isinstance(module, _LOCAL) or type(module).__module__ == "torch.nn.modules.activation"
+    return isinstance(module, _LOCAL) or is_activation(module)
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether a module is one of torch's activations, without weights."""
+    # attention is defined there too
+    return type(module).__module__ == "torch.nn.modules.activation" and next(module.parameters(), None) is None
 
 
 def named_boundaries(traced: TracedForward, names: Sequence[str], *, several: bool = False) -> list[Boundary]:

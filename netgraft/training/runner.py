@@ -106,6 +106,7 @@ class Runner(DeviceOptions):
         resume: bool = False,
         reporter: ProgressReporter | None = None,
         stop: Callable[[], bool] | None = None,
+        after_step: Callable[[int, int], None] | None = None,
     ) -> Trained:
         """Train what the plan says, in place.
 
@@ -117,6 +118,8 @@ class Runner(DeviceOptions):
             resume: Go on from the folder's checkpoint, if it has one.
             reporter: Told what happens.
             stop: Asked before each step; when it says yes, the run saves itself and raises.
+            after_step: Told behind each step, before it can be saved, in every process that takes it: number of the
+                phase (0-based), and how many of its steps are done. It changes nothing.
 
         Raises:
             InterruptedRunError: ``stop`` said yes.
@@ -171,7 +174,8 @@ class Runner(DeviceOptions):
                         dtype=compute_dtype(session.precision),
                         faster=_faster_copies(plan, examples, session.precision),
                     )
-                    _Loop(plan, views, batches, groups, cache, processes, session, reporter).run(start)
+                    loop = _Loop(plan, views, batches, groups, cache, processes, session, reporter, after_step)
+                    loop.run(start)
                 frozen_seconds = cache.seconds
         return Trained(plan.steps, session.seconds, frozen_seconds, session.precision)
 
@@ -188,6 +192,7 @@ class _Loop:
     processes: Processes
     session: Session
     reporter: ProgressReporter
+    after_step: Callable[[int, int], None] | None = None
 
     def run(self, start: ResumePoint) -> None:
         """Go on from some point to the end."""
@@ -237,6 +242,8 @@ class _Loop:
                         terms = self._compute_gradients(number, step, network, module.frozen)
                     optimizer.step()
                     optimizer.zero_grad()
+                    if self.after_step is not None:
+                        self.after_step(number, step + 1)
                     if _is_logged(step, phase) or self.cache.device.type == "cpu":
                         self._report(number, step, terms)
                         if session.due:

@@ -64,10 +64,65 @@ def _placement(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {key: kwargs[key] for key in ("device", "dtype") if key in kwargs}
 
 
+class HiddenHead(ClassifierHead):
+    """timm's head with a hidden layer, and no activation: pool, linear, batch norm perhaps, dropout, linear.
+
+    Maps ``(B, in_features, H, W)`` become logits ``(B, num_classes)``.
+
+    Source: the published code of arXiv 2012.04915 (https://github.com/zju-vipa/NetGraft, ``network/vgg_block.py``).
+
+    Args:
+        in_features: Width of the maps.
+        hidden: Width of the hidden layer.
+        num_classes: Number of logits; 0 for what the last layer would take in.
+        norm: Whether a batch norm follows the hidden layer.
+        pool_type: To one value a channel, as timm names it.
+        drop_rate: In front of the last layer.
+        placement: ``device`` and ``dtype``.
+
+    Raises:
+        ValueError: The pool leaves more than one value a channel.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: int,
+        num_classes: int,
+        *,
+        norm: bool = False,
+        pool_type: str = "avg",
+        drop_rate: float = 0.0,
+        **placement: Any,
+    ) -> None:
+        super().__init__(hidden, num_classes, pool_type=pool_type, drop_rate=drop_rate, **placement)
+        self._check_pool()
+        self.hidden = nn.Linear(in_features, hidden, **placement)
+        self.norm: nn.Module = nn.BatchNorm1d(hidden, **placement) if norm else nn.Identity()
+
+    def _check_pool(self) -> None:
+        if not self.global_pool.pool_type or self.global_pool.feat_mult() != 1:
+            raise ValueError(
+                f"a hidden layer takes one value a channel, which the pool {self.global_pool.pool_type!r} doesn't "
+                "leave; choose avg or max, or leave head_hidden out"
+            )
+
+    def reset(self, num_classes: int, pool_type: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Replace the last layer; arguments and errors as timm's and the class's own."""
+        super().reset(num_classes, pool_type, *args, **kwargs)
+        self._check_pool()
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Maps to logits, or to what the last layer takes in, ``(B, hidden)``."""
+        x = self.drop(self.norm(self.hidden(self.global_pool(x))))
+        return x if pre_logits else self.fc(x)
+
+
 class SmallVGG(VGG):
     """timm's VGG with its classifier straight on the last pool: no 4096-wide layers.
 
-    Images ``(B, in_chans, H, W)`` become logits ``(B, num_classes)``; H and W at least 2 to the number of pools.
+    Images ``(B, in_chans, H, W)`` become logits ``(B, num_classes)``; H and W at least 2 to the number of pools. With
+    ``head_hidden`` the classifier has a hidden layer of this width, ``head_norm`` with a batch norm behind it.
     """
 
     def __init__(
@@ -76,6 +131,8 @@ class SmallVGG(VGG):
         num_classes: int = 10,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        head_hidden: int | None = None,
+        head_norm: bool = False,
         **kwargs: Any,
     ) -> None:
         # The base builds its 4096-wide layers in any case; a hidden width of 1 keeps them small.
@@ -88,13 +145,27 @@ class SmallVGG(VGG):
             **kwargs,
         )
         self.add_module("pre_logits", nn.Identity())
-        self.head = ClassifierHead(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **_placement(kwargs)
-        )
+        self.head_hidden, self.head_norm = head_hidden, head_norm
+        self.head: ClassifierHead
+        if head_hidden is None:
+            self.head = ClassifierHead(
+                self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **_placement(kwargs)
+            )
+        else:
+            self.head = HiddenHead(
+                self.num_features,
+                head_hidden,
+                num_classes,
+                norm=head_norm,
+                pool_type=global_pool,
+                drop_rate=drop_rate,
+                **_placement(kwargs),
+            )
         self.head_hidden_size = self.head.num_features
-        if isinstance(self.head.fc, nn.Linear):
-            nn.init.normal_(self.head.fc.weight, 0, 0.01)
-            nn.init.zeros_(self.head.fc.bias)
+        for layer in self.head.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, 0, 0.01)
+                nn.init.zeros_(layer.bias)
 
 
 class SmallResNet(ResNet):
@@ -226,8 +297,12 @@ default_cfgs = generate_default_cfgs(
     {
         "cifar_vgg16": _vgg_cfg(),
         "cifar_vgg16_half": _vgg_cfg(),
+        "cifar_vgg16_head512": _vgg_cfg(),
+        "cifar_vgg16_half_head512": _vgg_cfg(),
         "cifar_vgg16_bn": _vgg_cfg(),
         "cifar_vgg16_bn_half": _vgg_cfg(),
+        "cifar_vgg16_bn_head512": _vgg_cfg(),
+        "cifar_vgg16_bn_half_head512": _vgg_cfg(),
         # ships with the package; README.md beside this file says how it was trained
         "digits_vgg7_bn": _digits_cfg(file=str(Path(__file__).parent / "digits_vgg7_bn.safetensors")),
         "digits_vgg7_bn_half": _digits_cfg(),
@@ -254,6 +329,11 @@ def _vgg(variant: str, pretrained: bool, layout: VGGConfig, **kwargs: Any) -> Sm
         feature_cfg=feature_cfg,
         **kwargs,
     )
+
+
+_TEACHER_HEAD = {"head_hidden": 512, "head_norm": True}
+
+_STUDENT_HEAD = {"head_hidden": 512}
 
 
 def _resnet(
@@ -291,6 +371,35 @@ def cifar_vgg16_bn(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
 def cifar_vgg16_bn_half(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
     """``cifar_vgg16_bn`` with the last two stages 256 wide."""
     return _vgg("cifar_vgg16_bn_half", pretrained, VGG16_HALF, **{"norm_layer": nn.BatchNorm2d, **kwargs})
+
+
+@register_model
+def cifar_vgg16_head512(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
+    """``cifar_vgg16`` with the head of the teacher in the published code of arXiv 2012.04915.
+
+    A linear layer, 512 wide, a batch norm and another linear layer behind the last pool.
+    """
+    return _vgg("cifar_vgg16_head512", pretrained, VGG16, **{**_TEACHER_HEAD, **kwargs})
+
+
+@register_model
+def cifar_vgg16_half_head512(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
+    """``cifar_vgg16_half`` with the head of the student there: two linear layers, 512 wide between them."""
+    return _vgg("cifar_vgg16_half_head512", pretrained, VGG16_HALF, **{**_STUDENT_HEAD, **kwargs})
+
+
+@register_model
+def cifar_vgg16_bn_head512(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
+    """``cifar_vgg16_head512`` with batch norm behind each convolution."""
+    norm = {"norm_layer": nn.BatchNorm2d}
+    return _vgg("cifar_vgg16_bn_head512", pretrained, VGG16, **{**norm, **_TEACHER_HEAD, **kwargs})
+
+
+@register_model
+def cifar_vgg16_bn_half_head512(pretrained: bool = False, **kwargs: Any) -> SmallVGG:
+    """``cifar_vgg16_half_head512`` with batch norm behind each convolution."""
+    norm = {"norm_layer": nn.BatchNorm2d}
+    return _vgg("cifar_vgg16_bn_half_head512", pretrained, VGG16_HALF, **{**norm, **_STUDENT_HEAD, **kwargs})
 
 
 @register_model

@@ -168,6 +168,25 @@ def test_unlabelled_images_are_not_measured(capsys: pytest.CaptureFixture[str]) 
     assert json.loads(Path("run/result.json").read_text())["student_top1"] is None
 
 
+def test_a_student_chosen_on_the_test_set_is_announced_and_labelled(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*QUICK, "--select", "best-on-test", "--looks", "2", "--out", "run"]) == 0
+    captured = capsys.readouterr()
+    [warning] = [line for line in captured.err.splitlines() if "warning: " in line]
+    assert "the student will be chosen on the test set" in warning
+    assert (
+        "CHOSEN ON THE TEST SET, against the protocol: best of 2 looks at the test set in the last phase"
+        in captured.out
+    )
+    assert json.loads(Path("run/result.json").read_text())["selected_on"] == "test"
+    assert run([*QUICK, "--out", "usual"]) == 0
+    captured = capsys.readouterr()
+    assert "test set" not in (captured.out + captured.err).replace("test set read once", "")
+    assert "chosen" not in captured.out.lower()
+    for wrong in (["--looks", "0"], ["--select", "best"]):
+        assert run([*QUICK, *wrong]) == 2
+        assert wrong[0] in capsys.readouterr().err
+
+
 def test_train_makes_a_teacher_that_evaluate_reads(capsys: pytest.CaptureFixture[str]) -> None:
     train = ["train", "digits_vgg7_bn_half", "--data", "digits", "--epochs", "1", "--batch-size", "256"]
     result = run_json(capsys, *train, "--out", "run")

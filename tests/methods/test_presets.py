@@ -47,6 +47,11 @@ PRESETS: Mapping[tuple[str, str], tuple[Mapping[str, Any], str, str]] = {
         REPDISTILLER,
     ),
     ("ab", "default"): ({"ce_weight": 1.0}, "rich", OWN),
+    ("ab", "repdistiller"): (
+        {"ce_weight": 1.0, "ab_responses": "pre-activation", "ab_reduction": "doubling"},
+        "rich",
+        REPDISTILLER,
+    ),
     ("fsp", "default"): ({"ce_weight": 1.0}, "rich", OWN),
     ("fsp", "paper"): ({"ce_weight": 1.0, "fsp_reduction": "sample"}, "rich", "Yim et al., equation 2"),
     ("rkd", "default"): ({"ce_weight": 1.0}, "rich", "Park et al., section 4: 25 and 50"),

@@ -146,5 +146,46 @@ def test_the_whole_loss_is_repdistillers(name: str) -> None:
         assert np.abs(by_hand).max() > 1e-3
 
 
+def boundaries(student: Sequence[Array], teacher: Sequence[Array]) -> float:
+    """``ABLoss``: what is on the wrong side of the margin, squared; the last of n layers weighs 1, i-th 2^(i-n+1)."""
+    total = 0.0
+    for i, (s, t) in enumerate(zip(student, teacher, strict=True)):
+        off = (s + 1) ** 2 * ((s > -1) & (t <= 0))
+        on = (s - 1) ** 2 * ((s <= 1) & (t > 0))
+        total += 2 ** (i - len(student) + 1) * np.abs(off + on).sum() / len(s) / 1000 * 3
+    return float(total)
+
+
+@pytest.mark.parametrize("shapes", [MAPS[:1], MAPS, [(B, 3, 4, 4), *MAPS]], ids=len)
+def test_the_loss_of_boundaries_is_repdistillers(shapes: Sequence[tuple[int, ...]]) -> None:
+    generator = np.random.default_rng(1)
+    student, teacher = ([generator.normal(size=shape) for shape in shapes] for _ in range(2))
+    teacher[0][:, 0] = 0  # not active
+    method: Any = choose("ab", "repdistiller", Budget(10, 10)).method
+    [phase] = method.objective(pairing("none")).before
+    leaves = [torch.from_numpy(value).requires_grad_() for value in student]
+    outputs = StepOutputs(leaves[-1], None, None, tuple(leaves), tuple(map(torch.from_numpy, teacher)))
+    total: Tensor = sum(phase.objective(outputs).values())
+    assert float(total.detach()) == pytest.approx(boundaries(student, teacher), rel=1e-12)
+    for place, gradient in enumerate(torch.autograd.grad(total, leaves)):
+
+        def moved(f: Array, place: int = place) -> float:
+            return boundaries([*student[:place], f, *student[place + 1 :]], teacher)
+
+        by_hand = slope(moved, student[place])
+        np.testing.assert_allclose(gradient.numpy(), by_hand, rtol=1e-4, atol=1e-7)
+        assert np.abs(by_hand).max() > 1e-4
+
+
+def test_behind_the_boundaries_there_is_cross_entropy_alone() -> None:
+    logits, target = np.random.default_rng(2).normal(size=(2, B, K))
+    method: Any = choose("ab", "repdistiller", Budget(10, 10)).method
+    outputs = StepOutputs(torch.from_numpy(logits), torch.from_numpy(target), torch.tensor(LABELS))
+    objective = method.objective(pairing("none"))
+    assert not objective.features
+    [total] = objective.terms(outputs).values()
+    assert float(total) == pytest.approx(cross_entropy(logits, LABELS), rel=1e-6)
+
+
 def test_every_preset_of_repdistiller_has_a_twin() -> None:
-    assert {name for name in METHODS if "repdistiller" in find(name).presets} == {*TERMS}
+    assert {name for name in METHODS if "repdistiller" in find(name).presets} == {*TERMS, "ab"}

@@ -10,8 +10,8 @@ import pytest
 
 from netgraft.errors import RequestError
 from netgraft.experiments.results import load
-from netgraft.reports.formats import markdown
-from netgraft.reports.tables import long_table, wide_table
+from netgraft.reports.formats import comma_separated, markdown
+from netgraft.reports.tables import complete_table, long_table, paired_table, wide_table
 from tests.support.result_files import (
     RESULT,
     TWO_ROWS,
@@ -86,6 +86,31 @@ def test_what_differs_in_more_than_subset_and_seed_is_not_averaged(tmp_path: Pat
     write(tmp_path, "a", subset_seed=0, settings={"steps": "10"})
     write(tmp_path, "b", subset_seed=1, settings={"steps": "20"})
     with pytest.raises(RequestError, match="row 'kd' at 10 shots differ in settings"):
+        summaries(tmp_path)
+
+
+def test_a_student_chosen_on_the_test_set_is_labelled_in_every_table(tmp_path: Path) -> None:
+    chosen = {"selected_on": "test", "selection": "best of 100 looks", "select": "best-on-test", "looks": 100}
+    write_runs(tmp_path / "b", "kd", [0.5, 0.7], **chosen)
+    write_runs(tmp_path / "a", "kd", [0.6, 0.8])
+    write_runs(tmp_path / "a", "at", [0.4])
+    found = summaries(tmp_path)
+    marked = "kd (chosen on the test set)"
+    for text in (markdown(wide_table(found)), markdown(long_table(found)), comma_separated(complete_table(found))):
+        assert any(marked in line and "0.6" in line for line in text.splitlines())
+    rows = {row[0]: row[1] for row in body(markdown(wide_table(found)))}
+    # never averaged with those that were not
+    assert rows == {"at": "0.40", "kd": "0.70 ± 0.14", marked: "0.60 ± 0.14"}
+    assert "Not alike: selection: best of 100 looks in 'kd (chosen on the test set)'; everywhere else" in markdown(
+        long_table(found)
+    )
+    assert marked in markdown(paired_table(found, "kd"))
+
+
+def test_students_of_other_numbers_of_looks_are_not_averaged(tmp_path: Path) -> None:
+    write(tmp_path, "one", selected_on="test", looks=100)
+    write(tmp_path, "two", selected_on="test", looks=50, subset_seed=1)
+    with pytest.raises(RequestError, match=r"row 'kd \(chosen on the test set\)' at 10 shots differ in looks"):
         summaries(tmp_path)
 
 

@@ -45,6 +45,10 @@ TAPS = {
     "cifar_vgg16_half": VGG_HALF_TAPS,
     "cifar_vgg16_bn": VGG_TAPS,
     "cifar_vgg16_bn_half": VGG_HALF_TAPS,
+    "cifar_vgg16_head512": VGG_TAPS,
+    "cifar_vgg16_half_head512": VGG_HALF_TAPS,
+    "cifar_vgg16_bn_head512": VGG_TAPS,
+    "cifar_vgg16_bn_half_head512": VGG_HALF_TAPS,
     "digits_vgg7_bn": [(32, 8), (64, 4), (128, 2), (128, 1)],
     "digits_vgg7_bn_half": [(32, 8), (32, 4), (64, 2), (64, 1)],
     "cifar_resnet8": HE_TAPS,
@@ -74,6 +78,11 @@ def vgg_parameters(stages: tuple[tuple[int, int], ...], in_chans: int, norm: boo
             total += 9 * width * channels + channels + (2 * channels if norm else 0)
             width = channels
     return total + 10 * width + 10
+
+
+def with_hidden(total: int, width: int, norm: bool) -> int:
+    """With a layer, 512 wide, in front of the last one."""
+    return total - 10 * width + (width * 512 + 512) + (2 * 512 if norm else 0) + 10 * 512
 
 
 def resnet_parameters(blocks: tuple[int, ...], channels: tuple[int, ...]) -> int:
@@ -111,6 +120,10 @@ HE, RESNET = (16, 32, 64), (64, 128, 256, 512)
         ("cifar_vgg16_half", vgg_parameters(HALF, 3, norm=False), 5.28e6),
         ("cifar_vgg16_bn", vgg_parameters(WIDE, 3, norm=True), 14.73e6),
         ("cifar_vgg16_bn_half", vgg_parameters(HALF, 3, norm=True), 5.28e6),
+        ("cifar_vgg16_head512", with_hidden(vgg_parameters(WIDE, 3, norm=False), 512, norm=True), 14.98e6),
+        ("cifar_vgg16_half_head512", with_hidden(vgg_parameters(HALF, 3, norm=False), 256, norm=False), 5.41e6),
+        ("cifar_vgg16_bn_head512", with_hidden(vgg_parameters(WIDE, 3, norm=True), 512, norm=True), 14.99e6),
+        ("cifar_vgg16_bn_half_head512", with_hidden(vgg_parameters(HALF, 3, norm=True), 256, norm=False), 5.42e6),
         ("digits_vgg7_bn", vgg_parameters(DIGITS, 1, norm=True), 0.289e6),
         ("digits_vgg7_bn_half", vgg_parameters(DIGITS_HALF, 1, norm=True), 0.0847e6),
         ("cifar_resnet8", resnet_parameters((1, 1, 1), HE), 0.078e6),
@@ -194,6 +207,55 @@ def test_classifier_can_be_reset_and_left_out(name: str) -> None:
     assert bare(x).shape == (2, model.num_features)
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_head_may_have_a_hidden_layer(norm: bool) -> None:
+    model = create("digits_vgg7_bn_half", head_hidden=6, head_norm=norm)
+    x = torch.randn(8, 1, 8, 8)
+    with torch.no_grad():
+        model(x)  # moves the norms' statistics away from their defaults
+    model.eval()
+    state = {name.removeprefix("head."): value for name, value in model.state_dict().items() if "head." in name}
+    assert {*state} >= {"hidden.weight", "hidden.bias", "fc.weight", "fc.bias"}
+    assert ("norm.weight" in state) == norm
+    hidden = model.forward_features(x).mean((2, 3)) @ state["hidden.weight"].T + state["hidden.bias"]
+    if norm:
+        spread = (state["norm.running_var"] + 1e-5).sqrt()
+        hidden = (hidden - state["norm.running_mean"]) / spread * state["norm.weight"] + state["norm.bias"]
+    torch.testing.assert_close(model.forward_head(model.forward_features(x), pre_logits=True), hidden)
+    torch.testing.assert_close(model(x), hidden @ state["fc.weight"].T + state["fc.bias"])
+    assert (model.num_features, model.head_hidden_size) == (64, 6)
+    model.reset_classifier(3)
+    assert model(x).shape == (8, 3)
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(x), hidden)
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
+
+
+def test_a_hidden_layer_starts_like_the_last_one() -> None:
+    torch.manual_seed(0)
+    head = create("cifar_vgg16_half_head512").head
+    for layer in (head.hidden, head.fc):
+        assert float(layer.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+        assert not layer.bias.any()
+
+
+@pytest.mark.parametrize("pool", ["", "catavgmax"])
+def test_a_hidden_layer_takes_one_value_a_channel(pool: str) -> None:
+    with pytest.raises(ValueError, match=f"which the pool {pool!r} doesn't leave; choose avg or max"):
+        create("digits_vgg7_bn_half", head_hidden=6, global_pool=pool)
+    with pytest.raises(ValueError, match="choose avg or max"):
+        create("digits_vgg7_bn_half", head_hidden=6).reset_classifier(3, pool)
+
+
+def test_without_a_hidden_layer_nothing_changes() -> None:
+    states = []
+    for options in ({}, {"head_hidden": None, "head_norm": False}):
+        torch.manual_seed(0)
+        states.append(create("digits_vgg7_bn_half", **options))
+    assert state_digest(states[0]) == state_digest(states[1])
+    assert [name for name in states[0].state_dict() if name.startswith("head")] == ["head.fc.weight", "head.fc.bias"]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_drop_rate_drops_in_training_only(name: str) -> None:
     model = create(name, drop_rate=0.5)
@@ -257,6 +319,8 @@ def test_mobilenet_has_the_layers_of_timms_own() -> None:
     [
         ("cifar_vgg16_bn_half", {}),
         ("digits_vgg7_bn_half", {"num_classes": 4}),
+        ("digits_vgg7_bn_half", {"head_hidden": 6, "head_norm": True}),
+        ("cifar_vgg16_half_head512", {}),
         ("cifar_resnet20", {"num_classes": 100}),
         ("cifar_resnet8", {"num_classes": 5, "in_chans": 1, "drop_rate": 0.1}),
         ("cifar_mobilenetv2", {"num_classes": 3}),
