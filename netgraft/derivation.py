@@ -163,11 +163,12 @@ class Deriver:
         self._teacher = teacher.eval()
         self._views = views
         self._data_config = data_config
-        self._reporter = reporter or SilentReporter()
+        self.reporter = reporter or SilentReporter()
         size = tuple(data_config["input_size"])
         probe = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
         self.anatomy = Anatomy.of(teacher, probe.to(next(teacher.parameters()).device))
-        self._protected = _protected(self.anatomy, protect)
+        protected = _protected(self.anatomy, protect)
+        self._open = [place for place in self.anatomy.places if place.name not in protected]
         wanted = max(512, VIEWS * 32 * 32 // (size[1] * size[2]) // BATCH * BATCH)
         self._statistics = min(len(views), VIEWS, wanted)
         self._library: Library | None = None
@@ -177,7 +178,7 @@ class Deriver:
         """Views that statistics are taken of, (B, C, H, W) each."""
         numbers = torch.arange(self._statistics).split(BATCH)
         return [
-            self._views.batch(some) for some in self._reporter.track(numbers, total=len(numbers), name="making views")
+            self._views.batch(some) for some in self.reporter.track(numbers, total=len(numbers), name="making views")
         ]
 
     @cached_property
@@ -192,7 +193,7 @@ class Deriver:
             # the last views, of which the first don't learn; where there are too few views, they are the same
             held_back = self._views.batch(range(max(0, len(self._views) - HELD_BACK), len(self._views)))
             tried = score_widths(self.anatomy, self.readers, held_back)
-            entries = tuple(self._reporter.track(tried, total=len(self.anatomy.places), name="trying widths"))
+            entries = tuple(self.reporter.track(tried, total=len(self.anatomy.places), name="trying widths"))
             self._library = Library(entries, (self._statistics, len(held_back)))
         return self._library
 
@@ -204,6 +205,28 @@ class Deriver:
         """Return what can be bounded, by unit."""
         found = self.anatomy.found
         return {"macs": Macs(found, len(self.anatomy.probe)), "parameters": Parameters(found, self._teacher)}
+
+    def check(self, budget: Sequence[Amount]) -> None:
+        """Make sure that a budget can be met.
+
+        Raises:
+            RequestError: It can't, or is none.
+        """
+        smallest = {place.atom: place.widths(place.width)[0] for place in self._open}
+        for limit in self._limits(budget):
+            limit.check(smallest)
+
+    def taken_up(self, student: nn.Module, kept: Mapping[str, Tensor]) -> Derivation:
+        """Return a derivation that was made and saved before.
+
+        Args:
+            student: As it started.
+            kept: Channels of each place that was narrowed, by its name.
+        """
+        places = {place.name: place.atom for place in self.anatomy.places}
+        channels = {places[name]: numbers for name, numbers in kept.items()}
+        choice = self._choice({atom: len(numbers) for atom, numbers in channels.items()}, {})
+        return Derivation(student, None, choice, channels, self.anatomy, self._data_config)
 
     def like(self, student: nn.Module) -> Derivation:
         """Start a student of given widths in closed form: the library says which channels it takes.
@@ -231,9 +254,8 @@ class Deriver:
         Raises:
             RequestError: The budget can't be met, or is none.
         """
-        costs = self.costs()
-        limits = [Limit(each.unit, costs[each.unit], each.limit(costs[each.unit]({}))) for each in budget]
-        options = [entry.options() for entry in self.library.entries if entry.place.name not in self._protected]
+        limits = self._limits(budget)
+        options = [entry.options() for entry in self.library.entries if entry.place in self._open]
         widths = choose_widths(options, limits)
         kept = {
             entry.place.atom: kept_channels(entry.order, widths[entry.place.atom])
@@ -245,10 +267,14 @@ class Deriver:
         choice = self._choice(widths, errors)
         return Derivation(student, self.library, choice, kept, self.anatomy, self._data_config)
 
+    def _limits(self, budget: Sequence[Amount]) -> list[Limit]:
+        costs = self.costs()
+        return [Limit(each.unit, costs[each.unit], each.limit(costs[each.unit]({}))) for each in budget]
+
     def _started(self, kept: Kept) -> nn.Module:
         student = narrowed_start(self.anatomy, self.readers, kept)
         solved = solve_front_to_back(self.anatomy, student, kept, self.batches)
-        for _ in self._reporter.track(solved, total=len(self.anatomy.layers), name="solving layers"):
+        for _ in self.reporter.track(solved, total=len(self.anatomy.layers), name="solving layers"):
             pass
         return student
 

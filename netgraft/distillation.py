@@ -24,7 +24,7 @@ from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget, Method
 from netgraft.methods.registry import choose, name_of
 from netgraft.models.creation import class_count
-from netgraft.models.students import save_student
+from netgraft.models.students import opens_with_timm, save_student
 from netgraft.modules import parameters, state_digest
 from netgraft.plan import Plan
 from netgraft.progress import ProgressReporter
@@ -97,7 +97,7 @@ class DistillationResult:
             "folded_into": list(self.folding.folded),
             "kept_adapters": {str(place): reason for place, reason in self.folding.kept.items()},
             "kept_adapter_parameters": sum(parameters(self.folding.student[place]) for place in self.folding.kept),
-            "opens_with_timm": self.plain,
+            "opens_with_timm": self.plain and opens_with_timm(self.model, self.data_config),
             "steps": self.trained.steps,
             "train_seconds": round(self.trained.seconds, 2),
             "frozen_seconds": round(self.trained.frozen_seconds, 2),

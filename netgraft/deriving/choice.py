@@ -45,6 +45,14 @@ class Limit:
     cost: Cost
     most: float
 
+    def check(self, smallest: Mapping[Atom, int]) -> None:
+        """Raise RequestError if not even the smallest widths meet the limit."""
+        least = self.cost(smallest)
+        if least > self.most:
+            raise RequestError(
+                f"a budget of {self.most:,.4g} {self.name} can't be met; the least that can is {least:,.4g}"
+            )
+
 
 def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[Atom, int]:
     """Return the widths with the least sum of errors that meet all limits.
@@ -66,11 +74,7 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
     search = _Search(places, limits)
     smallest = tuple(0 for _ in places)
     for limit in limits:
-        least = limit.cost(search.widths(smallest))
-        if least > limit.most:
-            raise RequestError(
-                f"a budget of {limit.most:,.4g} {limit.name} can't be met; the least that can is {least:,.4g}"
-            )
+        limit.check(search.widths(smallest))
     present = tuple(len(place.widths) - 1 for place in places)
     best = smallest
     slack = [1.0] * len(limits)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -14,25 +10,25 @@ from netgraft.data.image_set import DataSource, ImageSet
 from netgraft.data.sources import data_root, open_data
 from netgraft.data.subsets import FewShotSubset
 from netgraft.data.view_policy import find_policy
-from netgraft.distillation import Distillation, DistillationResult, prepare
+from netgraft.deriving.budget import Amount, parse_budget
+from netgraft.distillation import prepare
 from netgraft.errors import RequestError
-from netgraft.evaluation.comparison import check_classes, compare
-from netgraft.files import write_text
+from netgraft.evaluation.comparison import check_classes
 from netgraft.jobs.job import Job
 from netgraft.jobs.options import DistillOptions
-from netgraft.jobs.selection import BestOnTest
-from netgraft.methods.method import About, Budget
+from netgraft.jobs.prepared_derivation import AskedDerivation, PreparedDerivation
+from netgraft.jobs.prepared_distillation import PreparedDistillation
+from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose, find
 from netgraft.models.creation import build_student, class_count, load_teacher
-from netgraft.options import recorded
-from netgraft.progress import ProgressReporter
-from netgraft.training.identity import VERSION, described, fingerprint
-from netgraft.training.runner import Runner
 
 DEFAULT_MODELS = {"digits": ("digits_vgg7_bn", "digits_vgg7_bn_half")}
 """Teacher and student that come with a data set."""
 
 DEFAULT_SHOTS = 10
+
+DEFAULT_KEEP = "macs=0.5"
+"""Where neither a student nor a budget is given, and the data set comes without a pair."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +41,9 @@ class DistillJob(DistillOptions, Job):
         test = self._test(source)
         self._check_selection(test)
         subset = self._subset(source)
-        teacher, student = self.models(source)
+        teacher = self._teacher(source)
         for images in (source.train, test):
-            check_classes(teacher, self.names(source)[0], images)
+            check_classes(teacher, self.teacher_name(source), images)
         about = find(self.method).about
         budget = Budget(len(subset.indices), class_count(teacher))
         chosen = choose(self.method, self.preset, budget, self.settings)
@@ -56,18 +52,38 @@ class DistillJob(DistillOptions, Job):
             policy = replace(policy, hflip=0.0)
         if self.labeled:
             policy = replace(policy, mixup=0.0, cutmix=0.0)
+        few = source.train.load_many(subset.indices)
+        labels = self._labels(source, subset)
+        if self._derives(source):
+            derivation = AskedDerivation(
+                teacher, few, labels, policy, chosen.method, self._runner(), self.budget(), self.pairing
+            )
+            return PreparedDerivation(self, source, test, subset, about, asked=derivation)
+        student = build_student(self.student_name(source), teacher=teacher, seed=self.seed)
         pairing = replace(self.pairing, init=chosen.init) if self.pairing.init == "auto" else self.pairing
         distillation = prepare(
             teacher,
             student,
-            source.train.load_many(subset.indices),
+            few,
             method=chosen.method,
             views=policy,
             runner=self._runner(),
-            labels=self._labels(source, subset),
+            labels=labels,
             **vars(pairing),
         )
         return PreparedDistillation(self, source, test, subset, about, distillation)
+
+    def _derives(self, source: DataSource) -> bool:
+        """Whether the student is made of the teacher. Raises RequestError where it is named as well."""
+        if self.keep is not None and self.student is not None:
+            raise RequestError(
+                f"give --student {self.student}, or --keep {self.keep} to have a student derived, not both"
+            )
+        return self.keep is not None or (self.student is None and source.name not in DEFAULT_MODELS)
+
+    def budget(self) -> tuple[Amount, ...]:
+        """Return what a derived student may cost. Raises RequestError where that can't be read."""
+        return parse_budget(DEFAULT_KEEP if self.keep is None else self.keep)
 
     def _check_selection(self, test: ImageSet | None) -> None:
         if self.select == "last":
@@ -91,26 +107,29 @@ class DistillJob(DistillOptions, Job):
 
     def models(self, source: DataSource) -> tuple[nn.Module, nn.Module]:
         """Load the teacher and build the student. Raises RequestError where there are no such models or weights."""
-        teacher_name, student_name = self.names(source)
+        teacher = self._teacher(source)
+        return teacher, build_student(self.student_name(source), teacher=teacher, seed=self.seed)
+
+    def _teacher(self, source: DataSource) -> nn.Module:
         weights = self.teacher_weights
         if weights is not None and not weights.exists():
             named = (self.data_root or data_root()) / weights
             weights = named if named.exists() else weights
-        teacher = load_teacher(teacher_name, weights=weights, image_size=self.image_size)
-        return teacher, build_student(student_name, teacher=teacher, seed=self.seed)
+        return load_teacher(self.teacher_name(source), weights=weights, image_size=self.image_size)
 
-    def names(self, source: DataSource) -> tuple[str, str]:
-        """Return the names of teacher and student, those of the data set where none were given.
+    def teacher_name(self, source: DataSource) -> str:
+        """Return the teacher's name, that of the data set where none was given. Raises RequestError if it has none."""
+        return self._name(source, self.teacher, 0, "--teacher")
 
-        Raises:
-            RequestError: It has none.
-        """
-        defaults = DEFAULT_MODELS.get(source.name, (None, None))
-        teacher, student = self.teacher or defaults[0], self.student or defaults[1]
-        if teacher is None or student is None:
-            missing = "--teacher" if teacher is None else "--student"
-            raise RequestError(f"{source.name} has no default models; give {missing}, a timm model's name")
-        return teacher, student
+    def student_name(self, source: DataSource) -> str:
+        """Return the student's name, that of the data set where none was given. Raises RequestError if it has none."""
+        return self._name(source, self.student, 1, "--student")
+
+    def _name(self, source: DataSource, given: str | None, which: int, flag: str) -> str:
+        name = given or DEFAULT_MODELS.get(source.name, (None, None))[which]
+        if name is None:
+            raise RequestError(f"{source.name} has no default models; give {flag}, a timm model's name")
+        return name
 
     def _test(self, source: DataSource) -> ImageSet | None:
         if self.eval_data is None:
@@ -135,153 +154,3 @@ class DistillJob(DistillOptions, Job):
         shots = DEFAULT_SHOTS if self.shots is None else self.shots
         labels = source.train_labels("so there are no shots; give --images N")
         return FewShotSubset.draw(labels, shots=shots, seed=seed, dataset=source.name)
-
-
-@dataclass(eq=False)
-class PreparedDistillation:
-    """A distillation that can begin.
-
-    Attributes:
-        job: What was asked for.
-        source: Images.
-        test: Test images; None where there are none.
-        subset: Which images the student learns from.
-        about: Facts about the method.
-        distillation: Everything decided.
-    """
-
-    job: DistillJob
-    source: DataSource
-    test: ImageSet | None
-    subset: FewShotSubset
-    about: About
-    distillation: Distillation
-    _result: DistillationResult | None = None
-    _selection: BestOnTest | None = None
-
-    @property
-    def runner(self) -> Runner:
-        """Trains."""
-        return self.distillation.runner
-
-    @property
-    def name(self) -> str:
-        """Of the folder under ``runs/``, where none is asked for."""
-        job, subset = self.job, self.subset
-        size = f"{subset.shots}shot" if subset.shots else f"{len(subset.indices)}images"
-        selected = "" if job.select == "last" else f"-{job.select}"
-        drawn = "" if job.subset_seed in {None, job.seed} else f"-subset{job.subset_seed}"
-        _, student = job.names(self.source)
-        parts = f"{self.source.name}-{student}-{size}-{job.method}-{job.preset}{selected}{drawn}-seed{job.seed}"
-        return parts.replace("/", "_")
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """What was asked for, with a fingerprint of everything that decides the result."""
-        teacher, student = self.job.names(self.source)
-        selection = {} if self.job.select == "last" else {"select": self.job.select, "looks": self.job.looks}
-        own = self.distillation.fingerprint
-        return {
-            "fingerprint": fingerprint(run=own, **selection) if selection else own,
-            "identity_version": VERSION,
-            "data": self.source.name,
-            "teacher": teacher,
-            "student": student,
-            **recorded(self.job),
-            "settings": dict(self.job.settings),
-            "views": str(self.distillation.views.policy),
-            "init": self.distillation.pairing.init,
-            "blocks": len(self.distillation.pairing),
-            "labels": f"{LABELS_IN_WORDS[self._label_source]}: {self._track} track",
-            "subset": self.subset.digest,
-            **selection,
-        }
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Subset and plan, and that the protocol is broken where it is."""
-        warning = [] if self.job.select == "last" else [SELECTED_WARNING]
-        return [*warning, str(self.subset), str(self.distillation.plan)]
-
-    def begin(self, folder: Path) -> None:
-        """Write the subset, and the plan for people."""
-        prepared = self.distillation
-        self.subset.save(folder / "subset.json")
-        text = f"{prepared.plan}\nviews: {prepared.views.policy}\n{prepared.pairing}\n"
-        write_text(folder / "plan.txt", text)
-
-    def train(self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None) -> None:
-        """Train the student and fold its adapters."""
-        if self.job.select == "last":
-            self._result = self.distillation.run(folder=folder, resume=resume, reporter=reporter, stop=stop)
-            return
-        assert self.test is not None, "checked before"
-        selection = BestOnTest(self.distillation, self.test, self.job.looks, folder=folder, resume=resume)
-        trained = self.distillation.train(
-            folder=folder, resume=resume, reporter=reporter, stop=stop, after_step=selection
-        )
-        selection.restore()
-        self._result, self._selection = self.distillation.deploy(trained), selection
-
-    def finish(self, folder: Path, reporter: ProgressReporter) -> dict[str, Any]:
-        """Save the student and compare it with the teacher on the test images."""
-        assert self._result is not None, "train() comes first"
-        distilled, prepared = self._result, self.distillation
-        distilled.save(folder / "student")
-        return {
-            **distilled.facts(),
-            **compare(
-                prepared.teacher,
-                distilled.student,
-                self.test,
-                distilled.data_config,
-                reporter,
-                ensemble=distilled.plan.ensemble,
-                cache=self.job.keep_answers,
-            ),
-            "subset_seed": self.subset.seed,
-            "shots": self.subset.shots,
-            "images": len(self.subset.indices),
-            "category": self.about.category,
-            "track": self._track,
-            "label_source": self._label_source,
-            "policy": described(prepared.views.policy),
-            "start": {
-                "init": prepared.pairing.init,
-                "inherited_blocks": prepared.pairing.inherited,
-                "left_out": list(prepared.pairing.left_out),
-            },
-            **self._selected(),
-            "plan": str(prepared.plan),
-        }
-
-    def _selected(self) -> dict[str, Any]:
-        """How the student was chosen."""
-        if self._selection is None:
-            return {"selection": "none: last iterate, test set read once"}
-        seen = self._selection.seen
-        return {
-            "selection": f"best of {len(seen)} looks at the test set in the last phase",
-            "selected_on": "test",
-            "selected_step": self._selection.best,
-            "looked_top1": {str(step): seen[step] for step in sorted(seen)},
-        }
-
-    @property
-    def _track(self) -> str:
-        return "labeled" if self.job.labeled else "unlabeled"
-
-    @property
-    def _label_source(self) -> str:
-        """Whose labels the method learns from."""
-        if self.about.labels == "none":
-            return "none"
-        return "real" if self.job.labeled else "teacher"
-
-
-SELECTED_WARNING = (
-    "warning: the student will be chosen on the test set, so its accuracy there is too good; the result says so, and "
-    "compares only with figures that were chosen in the same way"
-)
-
-LABELS_IN_WORDS = {"none": "none", "real": "real", "teacher": "the teacher's answers"}

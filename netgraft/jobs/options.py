@@ -49,7 +49,21 @@ class DistillOptions(JobOptions):
     teacher: str | None = option(
         None, "A timm model, hf-hub:... or local-dir:...; the data set's own by default.", scope="pair"
     )
-    student: str | None = option(None, "A timm model; the data set's own by default.", scope="pair")
+    student: str | None = option(
+        None, "A timm model; the data set's own by default, or one that is derived from the teacher.", scope="pair"
+    )
+    keep: str | None = option(
+        None,
+        "What a derived student may cost: macs=0.5, parameters=2.5M, or both; fractions are of the teacher's, and "
+        "macs=0.5 is the default where there is no student.",
+        scope="pair",
+    )
+    protect: str | None = option(
+        None, "Modules of the teacher that stay whole in a derived student, separated by commas.", scope="pair"
+    )
+    library: Path | None = option(
+        None, "library.json of an earlier run with this teacher and these views, used again for another budget."
+    )
     teacher_weights: Path | None = option(
         None,
         "safetensors file or checkpoint, sought among the named data sets too; timm's weights by default.",

@@ -86,6 +86,11 @@ def _plain_config(data_config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}
 
 
+def opens_with_timm(model: nn.Module, data_config: Mapping[str, Any]) -> bool:
+    """Return whether timm's constructor makes a model of these sizes, so that timm alone opens its folder."""
+    return not _sizes(model, data_config)
+
+
 def _sizes(model: nn.Module, data_config: Mapping[str, Any]) -> Sizes:
     """What timm's constructor doesn't know of a model's sizes; nothing of a model that it makes as it is."""
     architecture = pretrained_cfg(model).get("architecture")

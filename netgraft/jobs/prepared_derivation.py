@@ -1,0 +1,221 @@
+"""A distillation whose student is first derived from the teacher: its library, its start, then training as always."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from netgraft.data.view_policy import ViewPolicy
+from netgraft.data.views import Views
+from netgraft.derivation import Derivation, Deriver
+from netgraft.deriving.budget import Amount
+from netgraft.deriving.library import Library
+from netgraft.distillation import Distillation, prepare
+from netgraft.errors import RequestError
+from netgraft.evaluation.comparison import predictions
+from netgraft.evaluation.metrics import top1
+from netgraft.files import write_text
+from netgraft.grafting.options import PairingOptions
+from netgraft.jobs.prepared_distillation import PreparedDistillation
+from netgraft.methods.method import Method
+from netgraft.methods.registry import name_of
+from netgraft.models.students import load_student
+from netgraft.modules import state_digest
+from netgraft.progress import ProgressReporter
+from netgraft.training.identity import fingerprint
+from netgraft.training.runner import Runner
+
+LIBRARY, START, CHOICE = "library.json", "start", "derived.json"
+"""What a run folder holds besides: all that could be chosen, the student before training, and what was chosen."""
+
+
+@dataclass(frozen=True, eq=False)
+class AskedDerivation:
+    """What is asked for.
+
+    Attributes:
+        teacher: In eval mode.
+        images: The few.
+        labels: Of each image, on the labeled track.
+        policy: How views are made of them.
+        method: Trains the student from its start.
+        runner: Trains.
+        budget: What the student may cost.
+        pairing: How both are cut and paired; ``init`` says nothing here.
+
+    Raises:
+        RequestError: A student that is derived can't start in another way.
+    """
+
+    teacher: nn.Module
+    images: Sequence[Image.Image]
+    labels: Sequence[int] | None
+    policy: ViewPolicy
+    method: Method
+    runner: Runner
+    budget: tuple[Amount, ...]
+    pairing: PairingOptions
+
+    def __post_init__(self) -> None:
+        if self.pairing.init not in {"auto", "solve"}:
+            raise RequestError(
+                f"a derived student starts with weights that are solved, not with init {self.pairing.init!r}; "
+                "leave --init out, or give --student"
+            )
+
+    @cached_property
+    def data_config(self) -> dict[str, Any]:
+        """The teacher's preprocessing."""
+        return dict(resolve_model_data_config(self.teacher))
+
+    @cached_property
+    def views(self) -> Views:
+        """Of the images."""
+        return Views.configured(self.images, self.policy, self.data_config, seed=self.runner.seed, labels=self.labels)
+
+
+@dataclass(eq=False)
+class PreparedDerivation(PreparedDistillation):
+    """A derivation that can begin; what is trained is known once the student has been derived."""
+
+    distillation: Distillation = field(init=False)
+    asked: AskedDerivation = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        protect = [name.strip() for name in (self.job.protect or "").split(",") if name.strip()]
+        asked = self.asked
+        self._deriver = Deriver(asked.teacher, asked.views, asked.data_config, protect=protect)
+        self._deriver.check(asked.budget)
+        if self.job.library is not None:
+            self._deriver.library = self._read_library(self.job.library)
+
+    @property
+    def runner(self) -> Runner:
+        """Trains."""
+        return self.asked.runner
+
+    @property
+    def _student(self) -> str:
+        return f"{self.job.teacher_name(self.source)}-{','.join(map(_short, self.asked.budget))}"
+
+    @cached_property
+    def _identity(self) -> str:
+        """Of what a library depends on: teacher and views."""
+        return fingerprint(teacher=state_digest(self.asked.teacher), views=self.asked.views.identity())
+
+    @property
+    def _fingerprint(self) -> str:
+        asked = self.asked
+        return fingerprint(
+            library=self._identity,
+            budget=asked.budget,
+            protect=self.job.protect,
+            method=name_of(asked.method),
+            hyperparameters=asked.method,
+            pairing=replace(asked.pairing, init="auto"),
+            seed=asked.runner.seed,
+            precision=asked.runner.precision,
+            devices=asked.runner.devices,
+        )
+
+    @property
+    def _start(self) -> dict[str, Any]:
+        return {
+            "views": str(self.asked.policy),
+            "init": "solve",
+            "keep": {each.unit: each.value for each in self.asked.budget},
+        }
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Subset and budget."""
+        budget = " and ".join(map(str, self.asked.budget))
+        return [str(self.subset), f"deriving a student that keeps {budget}"]
+
+    def begin(self, folder: Path) -> None:
+        """Write the subset; the plan follows once there is a student."""
+        self.subset.save(folder / "subset.json")
+
+    def train(self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None) -> None:
+        """Derive the student, or take up the one that was derived; then train it."""
+        fabric = self.runner.fabric
+        if fabric.is_global_zero and not (folder / CHOICE).exists():
+            self._derive(folder, reporter)
+        fabric.barrier()
+        asked, derivation = self.asked, self._derived(folder)
+        self.distillation = prepare(
+            asked.teacher,
+            derivation.student,
+            asked.images,
+            method=asked.method,
+            views=asked.policy,
+            runner=asked.runner,
+            labels=asked.labels,
+            derivation=derivation,
+            **vars(asked.pairing),
+        )
+        if fabric.is_global_zero:
+            super().begin(folder)
+        super().train(folder, resume=resume, reporter=reporter, stop=stop)
+
+    def _derive(self, folder: Path, reporter: ProgressReporter) -> None:
+        """Write the library as soon as it is known, then the start, and at last what was chosen."""
+        deriver = self._deriver
+        deriver.reporter = reporter
+        if (folder / LIBRARY).exists():
+            deriver.library = self._read_library(folder / LIBRARY)
+        content = {"of": self._identity, **deriver.library.to_json()}
+        write_text(folder / LIBRARY, json.dumps(content) + "\n")
+        derived = deriver.derive(self.asked.budget)
+        derived.save(folder / START)
+        reporter.note(str(derived.choice))
+        chosen = {"kept": derived.kept_names(), **derived.choice.to_json()}
+        write_text(folder / CHOICE, json.dumps(chosen) + "\n")
+
+    def _read_library(self, path: Path) -> Library:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            of = content["of"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RequestError(f"{path} is no library ({error}); give the library.json of a run") from error
+        if of != self._identity:
+            raise RequestError(
+                f"{path} was made with another teacher or other views; leave --library out, or give the images, "
+                "--views, --seed and --subset-seed that it was made with"
+            )
+        return Library.from_json(content, self._deriver.anatomy.places)
+
+    def _derived(self, folder: Path) -> Derivation:
+        kept = _read(folder / CHOICE)["kept"]
+        channels = {name: torch.tensor(numbers, dtype=torch.long) for name, numbers in kept.items()}
+        return self._deriver.taken_up(load_student(folder / START), channels)
+
+    def finish(self, folder: Path, reporter: ProgressReporter) -> dict[str, Any]:
+        """Save and compare as always; and say what was derived, and how good it was before training."""
+        result = super().finish(folder, reporter)
+        start = None
+        if self.test is not None and self.test.labels is not None:
+            logits, labels = predictions(
+                load_student(folder / START), self.test, self.asked.data_config, reporter, "evaluating the start"
+            )
+            start = round(top1(logits, labels), 4)
+        chosen = {name: value for name, value in _read(folder / CHOICE).items() if name != "kept"}
+        blocks = len(self.distillation.pairing)
+        return {**result, "blocks": blocks, "start_top1": start, "derived": chosen}
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _short(amount: Amount) -> str:
+    return f"{amount.unit}{amount.value:g}"
