@@ -140,6 +140,11 @@ STOPPING: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], nn.Module], s
     "mean over channels and one side": (lambda x: x.mean((1, 2)), linear, "mean comes first"),
     "flattened with the batch": (lambda x: x.flatten(), lambda: linear(128), "flatten comes first"),
     "flattened in part": (lambda x: x.flatten(1, 2), lambda: linear(4), "flatten comes first"),
+    "flattened in part, by name": (
+        lambda x: x.flatten(start_dim=1, end_dim=2),
+        lambda: linear(4),
+        "flatten comes first",
+    ),
     "flattened sides": (lambda x: x.flatten(2), lambda: linear(16), "flatten comes first"),
     "permuted otherwise": (lambda x: x.permute(0, 3, 1, 2), linear, "permute comes first"),
     "flattened with channels last": (
