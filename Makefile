@@ -16,8 +16,9 @@ format:
 test:
 	pytest
 
+# all, or those whose names match: make mutants MUTANTS='netgraft.losses.*'
 mutants:
-	mutmut run
+	mutmut run $(if $(MUTANTS),'$(MUTANTS)')
 
 demo:
 	netgraft distill --shots 10

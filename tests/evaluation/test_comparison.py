@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from netgraft.data.image_set import ArrayStore, ImageSet
 from netgraft.data.sources import open_data
+from netgraft.errors import RequestError
 from netgraft.evaluation import comparison
-from netgraft.evaluation.comparison import cached_predictions, compare, predictions
+from netgraft.evaluation.comparison import KNOWN_BY, cached_predictions, check_classes, compare, predictions
 from netgraft.progress import SilentReporter
 from tests.evaluation.hand_made import (
     AGREEMENT,
@@ -209,3 +211,115 @@ def test_without_labels_there_are_no_accuracies(numbered: ImageSet, models: dict
     unknown = {"teacher_top1": None, "student_top1": None, "gap": None, "agreement": None, **COST}
     for test in (None, replace(numbered, labels=None, classes=None)):
         assert compare(models["teacher"], models["student"], test, GRAY, SilentReporter()) == unknown
+
+
+class Listening(SilentReporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.passes: list[tuple[str, int]] = []
+        self.notes: list[str] = []
+
+    def track(self, items: Iterable[T], *, total: int, name: str) -> Iterator[T]:
+        self.passes.append((name, total))
+        yield from items
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+def brightnesses(*values: int) -> ArrayStore:
+    return ArrayStore(np.array(values, dtype=np.uint8)[:, None, None].repeat(4, axis=1).repeat(4, axis=2))
+
+
+def test_progress_says_which_model_runs(tmp_path: Path, numbered: ImageSet, models: dict[str, Answering]) -> None:
+    heard = Listening()
+    folder = tmp_path / "made" / "too"
+    arguments = (models["teacher"], models["student"], numbered, GRAY, heard)
+    compare(*arguments, ensemble=models["ensemble"], cache=folder)
+    others = [("evaluating the student", 1), ("evaluating the ensemble", 1)]
+    assert heard.passes == [("evaluating the teacher", 1), *others]
+    assert heard.notes == []
+    compare(*arguments, ensemble=models["ensemble"], cache=folder)
+    assert heard.passes[3:] == others
+    [file] = folder.iterdir()
+    assert heard.notes == [f"evaluating the teacher: kept in {file}"]
+    predictions(models["teacher"], numbered, GRAY, heard)
+    assert heard.passes[5:] == [("evaluating", 1)]
+
+
+def test_an_ensembles_accuracy_has_four_decimals_and_milliseconds_three(
+    models: dict[str, Answering], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "latency", lambda *_, **__: 1.23456)
+    three = ImageSet("three", 3, brightnesses(5, 6, 7), labels=LABELS[5:8], classes=3)
+    compared = compare(models["student"], models["student"], three, GRAY, SilentReporter(), ensemble=models["teacher"])
+    assert compared["ensemble_top1"] == 66.6667
+    assert {value for key, value in compared.items() if "latency" in key} == {1.235}
+
+
+@pytest.mark.parametrize("size", [10, 70])
+@pytest.mark.parametrize("changed", ["name", "first image", "last image that is looked at", "number"])
+def test_kept_predictions_are_of_images_alike_in_every_respect(tmp_path: Path, size: int, changed: str) -> None:
+    step = max(1, size // KNOWN_BY)
+    blank = [9] * size
+    images = ImageSet("blank", size, brightnesses(*blank), labels=None)
+    model, heard = Answering(torch.eye(10, 3), 12), Listening()
+    for _ in range(2):
+        cached_predictions(tmp_path, model, images, GRAY, heard, "first")
+    if changed == "name":
+        other = replace(images, name="white")
+    elif changed == "number":
+        # of 70 and of 69 images the same 35 are looked at
+        other = replace(images, size=size - 1, store=brightnesses(*blank[:-1]))
+    else:
+        blank[0 if changed == "first image" else (size - 1) // step * step] = 3
+        other = replace(images, store=brightnesses(*blank))
+    logits, _ = cached_predictions(tmp_path, model, other, GRAY, heard, "second")
+    assert heard.passes == [("first", 1), ("second", 1)]
+    assert len(logits) == len(other)
+
+
+class Looked(ArrayStore):
+    """Counts the images that are looked at."""
+
+    count = 0
+
+    def images(self, indices: Sequence[int]) -> list[Image.Image]:
+        Looked.count += len(indices)
+        return super().images(indices)
+
+
+def test_of_many_images_few_are_looked_at(tmp_path: Path) -> None:
+    images = ImageSet("many", 1000, Looked(brightnesses(*[9] * 1000).pixels), labels=None)
+    model = Answering(torch.eye(10, 3), 12)
+    cached_predictions(tmp_path, model, images, GRAY, SilentReporter(), "evaluating")
+    Looked.count = 0
+    cached_predictions(tmp_path, model, images, GRAY, SilentReporter(), "evaluating")
+    assert KNOWN_BY <= Looked.count < 2 * KNOWN_BY
+
+
+@pytest.mark.parametrize("error", [KeyError("logits"), OSError("disk")])
+def test_a_kept_file_that_does_not_open_is_written_again(
+    tmp_path: Path, numbered: ImageSet, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(path: Path) -> dict[str, Tensor]:
+        raise error
+
+    model, heard = Answering(logits(TEACHER, CONFIDENT), 12), Listening()
+    kept, _ = cached_predictions(tmp_path, model, numbered, GRAY, heard, "evaluating")
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "load_file", broken)
+        again, _ = cached_predictions(tmp_path, model, numbered, GRAY, heard, "evaluating")
+    assert torch.equal(kept, again)
+    assert len(heard.passes) == 2
+
+
+def test_a_model_of_other_classes_than_the_images_is_refused(numbered: ImageSet) -> None:
+    model = timm.create_model("digits_vgg7_bn_half")  # of ten
+    check_classes(model, "the student", None)
+    check_classes(model, "the student", replace(numbered, labels=None, classes=None))
+    check_classes(model, "the student", replace(numbered, classes=10))
+    complaint = "the student answers with 10 classes but numbered has 3; give a model trained for these classes"
+    with pytest.raises(RequestError, match=complaint):
+        check_classes(model, "the student", numbered)

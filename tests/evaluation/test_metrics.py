@@ -266,3 +266,60 @@ def test_cuda_gives_the_same_figures_as_the_cpu() -> None:
     assert state_digest(model) == digest
     assert macs(model, (3, 8, 8)) == count
     assert latency(model, (3, 8, 8), batch=4, device="cuda") > 0
+
+
+class Placed(nn.Module):
+    """A model of one parameter that notes where its images lie, and how."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, dtype=dtype))
+        self.seen: set[tuple[str, torch.dtype]] = set()
+        self.channels_last: list[bool] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add((x.device.type, x.dtype))
+        if x.ndim == 4:
+            self.channels_last.append(x.is_contiguous(memory_format=torch.channels_last))
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("meta", torch.float32), ("cpu", torch.float64)])
+def test_costs_are_measured_where_the_model_lies_in_its_type(device: str, dtype: torch.dtype) -> None:
+    model = Placed(dtype).to(device)
+    macs(model, (2, 3, 3))
+    assert model.seen == {(device, dtype)}
+    model.seen.clear()
+    latency(model, (2, 3, 3), batch=1, repeats=1)
+    assert model.seen == {(device, dtype)}
+    assert model.weight.device.type == device
+
+
+def test_latency_moves_the_model_to_a_named_device() -> None:
+    model = Placed()
+    latency(model, (2, 3, 3), batch=1, repeats=1, device="meta")
+    assert model.seen == {("meta", torch.float32)}
+    assert model.weight.device.type == "meta"
+
+
+def test_latency_is_of_twenty_repeats_where_none_are_named() -> None:
+    recorder = Recorder()
+    latency(recorder, (1, 1, 3), batch=1)
+    assert len(recorder.calls) == WARM_UP + 20 * 3
+
+
+def test_images_come_with_channels_last_and_features_as_they_are() -> None:
+    model = Placed()
+    images, features = torch.randn(2, 3, 4, 5), torch.randn(2, 7)
+    assert torch.equal(predict(model, [(images, torch.zeros(2))])[0], images.flatten(1))
+    assert model.channels_last == [True]
+    assert torch.equal(predict(model, [(features, torch.zeros(2))])[0], features)
+
+
+def test_refusals_say_what_fits() -> None:
+    with pytest.raises(RequestError, match=r"labels from 0 to 2, .* got -1 to 5; use labelled data"):
+        top1(torch.eye(3), torch.tensor([-1, 0, 5]))
+    with pytest.raises(RequestError, match=r"each of 3 answers.* shape \(2,\); pass the labels that predict returned"):
+        top1(torch.eye(3), torch.tensor([0, 1]))
+    with pytest.raises(RequestError, match=r"got \(3,\); pass what predict returned"):
+        agreement(torch.ones(3), torch.ones(3))

@@ -4,6 +4,7 @@ import itertools
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -359,3 +360,53 @@ def test_a_chain_that_no_single_map_crosses_is_named() -> None:
         pair(chain_of([8]), tuples)
     with pytest.raises(RequestError, match="choose a student with the teacher's resolutions"):
         pair(chain_of([8]), chain_of([3]))
+
+
+def test_a_printed_pairing_numbers_its_blocks_from_one() -> None:
+    teacher, student = working([("NCHW", 8, 3), ("NHWC", 4, 3)]), working([("NCHW", 8, 3), ("NCHW", 4, 3)])
+    pairing = replace(pair(teacher, student), inherited=1, left_out=("a.1", "b.2"))
+    assert str(pairing).splitlines() == [
+        "block 1: s0 / s0  4x8x8 / 4x8x8  inherited",
+        "block 2: s1 / s1  4x4x4 / 4x4x4  adapters convert NHWC 4x4 / NCHW 4x4",
+        "block 3: head / head",
+        "left out: a.1, b.2",
+    ]
+    assert str(replace(pairing, inherited=0, left_out=())).splitlines()[0] == "block 1: s0 / s0  4x8x8 / 4x8x8"
+    assert "left out" not in str(replace(pairing, left_out=()))
+
+
+def test_a_refusal_is_three_facts_and_what_to_do() -> None:
+    with pytest.raises(RequestError) as refusal:
+        pair(chain_of([32, 16]), chain_of([24]))
+    assert str(refusal.value).splitlines() == [
+        "the blocks can't be paired: no cut of the teacher has a map of the same size as one of the student",
+        "  teacher: s0 1x32x32, s1 2x16x16",
+        "  student: s0 1x24x24",
+        "choose a student with the teacher's resolutions",
+    ]
+
+
+@pytest.mark.parametrize("blocks", [-1, 0, 1, 4])
+def test_other_numbers_of_blocks_are_refused(blocks: int) -> None:
+    pairing = pair(chain_of([8, 4]), chain_of([8, 4]))
+    complaint = f"pair in 3 blocks, which can be merged to between 2 and 3, not to {blocks}; choose another number"
+    with pytest.raises(RequestError, match=complaint):
+        merge_to(pairing, blocks, costs=[1, 1, 1])
+    for count in (2, 3):
+        assert len(merge_to(pairing, count, costs=[1, 1, 1])) == count
+
+
+def test_blocks_are_not_merged_once_the_student_has_started() -> None:
+    pairing = pair(chain_of([8, 4]), chain_of([8, 4]))
+    for started in (replace(pairing, inherited=1), replace(pairing, selections=(torch.zeros(1),) * 2)):
+        with pytest.raises(ValueError, match="blocks are merged before the student inherits or is sliced"):
+            merge_to(started, 2, costs=[1, 1, 1])
+
+
+def test_sizes_are_close_up_to_the_given_factor() -> None:
+    first, second = ([Cut("a", (1, *size), "NCHW")] for size in ((10, 13), (13, 10)))
+    other = [Cut("b", (1, 3, 3), "NCHW")]
+    assert matching_cuts(first + other, second + other, within=1.3) == [(0, 0), (1, 1)]
+    assert matching_cuts(first + other, second + other, within=1.29) == [(1, 1)]
+    assert matching_cuts(first + other, second + other) == [(1, 1)]
+    assert matching_cuts([], second) == matching_cuts(first, []) == []

@@ -191,3 +191,12 @@ def test_every_adapter_of_the_scions_has_the_form() -> None:
         assert isinstance(adapter, Adapter)
         assert isinstance(adapter.bias, nn.Parameter)
         assert deviation(adapter.weight) == pytest.approx((2 / adapter.out_channels) ** 0.5, rel=0.1)
+
+
+def test_adapters_that_choose_channels_have_a_bias_if_asked() -> None:
+    channels = torch.tensor([5, 0, 3])
+    for kind, width in ((Adapter.selecting, 3), (Adapter.placing, 7)):
+        assert kind(channels, 7).bias is None
+        biased = kind(channels, 7, bias=True)
+        assert biased.bias is not None
+        assert biased.bias.tolist() == [0.0] * width

@@ -9,6 +9,7 @@ import pytest
 import torch
 from timm.layers import SqueezeExcite
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing, inherit, pair
@@ -342,3 +343,85 @@ def test_other_wirings_are_refused(teacher: Callable[..., Tensor], student: Call
     pairing = paired(Wired(teacher), Wired(student), images(2, 3, 8, 8), cuts=["stem"])
     with pytest.raises(RequestError, match=re.escape(reason)):
         slice_from_teacher(pairing)
+
+
+@pytest.mark.parametrize("way", [lambda x: x * 2, lambda x: x + 1, lambda x: 2 * x], ids=["times", "plus", "first"])
+def test_numbers_are_no_streams(way: Callable[[Tensor], Tensor]) -> None:
+    """A constant has no channels: what is multiplied by it, or added to it, goes on as it is."""
+    x = images(2, 3, 8, 8)
+    teacher, student = (Wired(lambda m, x: way(m.b(m.a(x)))).eval() for _ in range(2))
+    pairing = slice_from_teacher(paired(teacher, student, x, cuts=["stem"]))
+    assert torch.equal(pairing.selections[0], torch.arange(4))
+    with torch.no_grad():
+        torch.testing.assert_close(student(x), teacher(x))
+
+
+def test_streams_of_different_widths_are_not_united() -> None:
+    class Broadcasting(nn.Module):
+        """A gate of one channel on a map of several."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.a = nn.Conv2d(4, width, 1)
+            self.gate = nn.Conv2d(4, 1, 1)
+            self.fc = nn.Linear(width, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.fc((self.a(x) * self.gate(x)).mean((2, 3)))
+
+    pairing = paired(Broadcasting(6), Broadcasting(4), images(2, 3, 8, 8), cuts=["stem"])
+    with pytest.raises(RequestError, match=r"in block 2 .* streams of different widths are added; use init='random'"):
+        slice_from_teacher(pairing)
+
+
+def test_tensors_of_several_streams_are_not_added_to_one() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.a, self.b, self.c = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(4, 4, 1)
+            self.fc = nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            return self.fc((torch.cat([self.a(x), self.b(x)], 1) + self.c(x)).mean((2, 3)))
+
+    pairing = paired(Mixed(), Mixed(), images(2, 3, 8, 8), cuts=["stem"])
+    with pytest.raises(RequestError, match="tensors made of different streams are added"):
+        slice_from_teacher(pairing)
+
+
+def test_layers_of_other_names_are_no_twins() -> None:
+    pairing = paired(
+        Wired(lambda m, x: m.b(m.a(x))), Wired(lambda m, x: m.a(m.b(x))), images(2, 3, 8, 8), cuts=["stem"]
+    )
+    with pytest.raises(RequestError, match="the layers differ in number, name or order"):
+        slice_from_teacher(pairing)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_linear_layer_that_takes_other_features_than_come_is_named(flat: bool) -> None:
+    class Wide(nn.Module):
+        def __init__(self, width: int, columns: int) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.a = nn.Conv2d(4, width, 1)
+            self.fc = nn.Linear(columns, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(self.stem(x))
+            return self.fc(torch.flatten(F.adaptive_avg_pool2d(x, 2), 1))
+
+    teacher, student = Wide(6, 24), Wide(4, 16)
+    pairing = paired(teacher, student, images(2, 3, 8, 8), cuts=["stem"])
+    if flat:
+        student.fc.in_features = 12
+        with pytest.raises(RequestError, match=r"fc takes 24 and 12 features, other than come"):
+            slice_from_teacher(pairing)
+    else:
+        kept = teacher.a.weight.double().flatten(1).norm(dim=1).topk(4).indices.sort().values
+        slice_from_teacher(pairing)
+        expected = teacher.fc.weight.view(5, 6, 4)[:, kept].flatten(1)
+        assert torch.equal(student.fc.weight, expected)

@@ -7,7 +7,7 @@ import pytest
 
 from netgraft.methods.baseline import Baseline
 from netgraft.plan import StepOutputs
-from tests.support.method_pairs import method, pairing, random, values
+from tests.support.method_pairs import method, one_cut, pairing, random, values
 
 B, K = 3, 10
 
@@ -36,3 +36,9 @@ def test_maps_of_one_position_are_not_compared_and_the_plan_says_so() -> None:
     plan = method("at").plan(pairing())
     assert [feature.block for feature in plan.phases[-1].features] == [1]
     assert "at compares no attention behind block 3, where maps have one position" in str(plan)
+
+
+def test_where_all_block_ends_are_compared_there_is_nothing_to_tell() -> None:
+    objective = method("at").objective(one_cut())
+    assert len(objective.features) == 1
+    assert objective.notes == ()

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from netgraft.grafting.pairing import Pairing
 from netgraft.losses import GradientAttention
 from netgraft.methods.at_gradient import InputGradient
 from netgraft.modules import state_digest
 from netgraft.plan import StepOutputs
+from netgraft.splitting.chain import BlockChain, Cut
 from tests.support.method_pairs import (
     PLAIN,
     Losses,
@@ -120,3 +122,47 @@ def test_on_the_labeled_track_the_class_is_the_label_in_both_networks() -> None:
     )
     assert values(objective.terms(outputs))["gradient"] == pytest.approx(expected, rel=1e-4)
     assert expected > 1e-3
+
+
+class ChannelsLast(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+
+class Classifier(nn.Module):
+    """From maps (B, H, W, 3) to logits (B, K)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, K))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).mean((1, 2))
+
+
+def test_gradients_of_other_layouts_are_compared_as_maps() -> None:
+    def chain() -> BlockChain:
+        return BlockChain([ChannelsLast(), Classifier()], ["a", "head"], [Cut("a", (4, 5, 3), "NHWC")])
+
+    start = Pairing(chain(), chain(), inherited=1)
+    objective = method("at-gradient", ce_weight=0.0).objective(start)
+    images = random(B, 4, 5, 3).float()
+    [feature] = objective.teacher_features
+    assert feature.block == 0
+    assert feature.connector is not None
+    gradient = brute_force(start.teacher[1], images[:1]).permute(0, 3, 1, 2)
+    start.teacher[1].float()
+    # of the arg-max, with the channels in front
+    compared = feature.connector(images)
+    assert compared.shape == (B, 3, 4, 5)
+    torch.testing.assert_close(compared[:1].double(), gradient, atol=1e-5, rtol=1e-3)
+
+    inputs, labels = images.clone().requires_grad_(), torch.tensor([3, 1, 4])
+    output = start.student[1](inputs)
+    gradients = [
+        torch.autograd.grad(nn.functional.cross_entropy(net(again), labels, reduction="sum"), again)[0]
+        for net, again in ((chain[1], images.clone().requires_grad_()) for chain in (start.student, start.teacher))
+    ]
+    expected = float(GradientAttention()(*(gradient.permute(0, 3, 1, 2) for gradient in gradients)))
+    batch = StepOutputs(output, start.teacher[1](images).detach(), labels, (), (compared,), inputs)
+    assert values(objective.terms(batch)) == {"gradient": pytest.approx(expected, rel=1e-4)}

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.preparation import cut_and_pair
-from netgraft.methods.baseline import Baseline
+from netgraft.methods.baseline import Baseline, preset_on_rich_views
+from netgraft.methods.method import Budget
 from netgraft.methods.registry import find
+from netgraft.plan import TrainingSchedule
 from netgraft.training.optimizers import make_optimizer
 from tests.support.method_pairs import method, networks
 
@@ -41,3 +44,22 @@ def test_what_starts_at_random_learns_at_the_whole_rate_and_what_starts_close_at
     # connectors, other peers and branches, the gate, the paraphraser
     assert seen[False] == {1e-2}
     assert all(torch.equal(weights[id(p)], p) for p in pairing.student.parameters())
+
+
+def test_a_preset_on_rich_views_changes_what_it_names_whatever_the_budget() -> None:
+    preset = preset_on_rich_views("what it is", steps=7)
+    assert (preset.meaning, preset.views, preset.init) == ("what it is", VIEW_POLICIES["rich"], "auto")
+    assert [preset.hyperparameters(Budget(images, 10)) for images in (1, 1000)] == [{"steps": 7}] * 2
+
+
+def test_settings_of_the_training_reach_its_schedule() -> None:
+    chosen = method("kd", steps=7, batch_size=5, lr=0.5, schedule="one-cycle", optimizer="sgd", weight_decay=0.25)
+    start = cut_and_pair(*networks("digits"), PairingOptions("random"), input_size=(1, 8, 8))
+    [phase] = chosen.plan(start).phases
+    assert phase.schedule == TrainingSchedule(7, 5, 0.5, None, "sgd", "one-cycle", 0.25)
+
+
+def test_bounds_belong_to_what_is_allowed() -> None:
+    start = cut_and_pair(*networks("digits"), PairingOptions("random"), input_size=(1, 8, 8))
+    assert method("none", steps=0, batch_size=1).plan(start).phases == ()
+    assert method("one", rampup=1.0).rampup == 1.0

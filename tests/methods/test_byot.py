@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from netgraft.grafting.pairing import Pairing
 from netgraft.plan import StepOutputs
+from netgraft.splitting.chain import BlockChain, Cut
 from tests.support.method_pairs import (
     cross_entropy,
     cross_entropy_slope,
@@ -62,3 +65,20 @@ def test_shallow_classifiers_stand_at_every_block_end_but_the_last() -> None:
         assert embedding.connector is not None
         assert classifier.connector is not None
         assert layers(embedding.connector) < layers(classifier.connector)
+
+
+@pytest.mark.parametrize("convolution", [True, False])
+def test_classifiers_know_the_classes_of_any_head(convolution: bool) -> None:
+    def chain() -> BlockChain:
+        pool, last = nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 7, 1) if convolution else nn.Linear(4, 7)
+        head = nn.Sequential(pool, last, nn.Flatten()) if convolution else nn.Sequential(pool, nn.Flatten(), last)
+        cuts = [Cut(f"s{number}", (width, 2, 2), "NCHW") for number, width in enumerate((3, 5, 4))]
+        layers = [nn.Conv2d(a, b, 1) for a, b in ((1, 3), (3, 5), (5, 4))]
+        return BlockChain([*layers, head], [*(cut.name for cut in cuts), "head"], cuts)
+
+    features = method("byot").objective(Pairing(chain(), chain())).features
+    assert [feature.block for feature in features] == [2, 0, 0, 1, 1]
+    for number, width in ((2, 3), (4, 5)):
+        connector = features[number].connector
+        assert connector is not None
+        assert connector(torch.randn(2, width, 2, 2)).shape == (2, 7)

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import FrozenInstanceError, fields
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from netgraft.errors import RequestError
-from netgraft.methods.baseline import Objective, TermBesideClasses
+from netgraft.methods.at import AT
+from netgraft.methods.baseline import HEAD_IS_NOT_TAUGHT, Baseline, Objective, TermBesideClasses
+from netgraft.methods.combination import about_all, combine
+from netgraft.methods.method import About
 from netgraft.methods.registry import METHODS, find
+from netgraft.methods.rkd import RKD
 from netgraft.options import declared
 from netgraft.plan import StepOutputs
 from tests.support.method_pairs import (
@@ -193,3 +199,63 @@ def test_supervised_adds_a_whole_cross_entropy_to_the_part_of_kd() -> None:
     exact = torch.nn.functional.cross_entropy(output, labels).item()
     assert terms["supervised/supervised"] == pytest.approx(exact)
     assert terms["kd/classes"] == pytest.approx(0.1 * exact)
+
+
+FIRST = About("a", "offline", "logits", "1", "none", "A et al.", 2001, teacher=False)
+SECOND = About("b", "online", "logits", "2", "none", "B et al.", 2005, teacher=False)
+THIRD = About("c", "offline", "features", "3", "classes", "C et al.", 2003)
+
+
+def test_facts_of_a_combination_are_those_of_all_parts() -> None:
+    assert about_all("all", [FIRST, SECOND, THIRD]) == About(
+        summary="all",
+        category="offline+online",
+        matches="logits, features",
+        phases="1+2+3",
+        labels="classes",
+        article="A et al.; B et al.; C et al.",
+        year=2005,
+        teacher=True,
+    )
+    plain = about_all("all", [FIRST, SECOND])
+    assert (plain.labels, plain.teacher, plain.category, plain.matches) == ("none", False, "offline+online", "logits")
+
+
+def test_a_combination_is_made_of_any_parts() -> None:
+    """Under names of the caller's; a method of one's own may be a part."""
+    parts: dict[str, type[Baseline]] = {"my-at": AT, "rkd": RKD}
+    kind: Any = combine(parts, about_all("Both.", [AT.about, RKD.about]))
+    assert (kind.__name__, kind.__doc__, kind.about.summary) == ("my-at+rkd", "Both.", "Both.")
+    assert issubclass(kind, Baseline)
+    assert list(kind.presets) == ["default"]
+    names = [f.name for f in fields(kind)]
+    assert len(names) == len(set(names))
+    assert {"my_at_ce_weight", "rkd_ce_weight", "at_weight", "distance_weight", "steps", "lr"} <= set(names)
+    assert not {"ce_weight", "my_at_at_weight", "my_at_steps"} & set(names)
+    for f in fields(kind):
+        one = next(part for part in (AT, RKD) if f.name.removeprefix("my_at_").removeprefix("rkd_") in vars(part()))
+        assert f.default == vars(one())[f.name.removeprefix("my_at_").removeprefix("rkd_")]
+    assert declared(kind)["at_form"].choices == declared(AT)["at_form"].choices
+
+    both = kind(my_at_ce_weight=0.0, rkd_ce_weight=0.0, at_weight=2.0, angle_weight=0.0)
+    with pytest.raises(FrozenInstanceError):
+        both.at_weight = 3.0
+    objective = both.objective(pairing())
+    assert objective.notes == (*AT().objective(pairing()).notes, HEAD_IS_NOT_TAUGHT)
+    taught = kind(my_at_ce_weight=0.0, rkd_ce_weight=1.0).objective(pairing())
+    assert taught.notes == AT().objective(pairing()).notes
+    assert [feature.block for feature in objective.features] == [1, 2]
+    student, teacher = features(objective, seed=5)
+    terms = values(objective.terms(StepOutputs(random(B, K), random(B, K, seed=1), None, student, teacher)))
+    at, rkd = AT(ce_weight=0.0, at_weight=2.0), RKD(ce_weight=0.0, angle_weight=0.0)
+    single = {
+        "my-at": at.objective(pairing()).terms(StepOutputs(student[0], None, None, student[:1], teacher[:1])),
+        "rkd": rkd.objective(pairing()).terms(StepOutputs(student[0], None, None, student[1:], teacher[1:])),
+    }
+    assert terms == {
+        f"{part}/{term}": pytest.approx(float(value)) for part, one in single.items() for term, value in one.items()
+    }
+    with pytest.raises(RequestError, match="power must be a finite number of at least 1"):
+        kind(at_power=0.5)
+    with pytest.raises(RequestError, match="distance_weight can't be negative"):
+        kind(distance_weight=-1.0)

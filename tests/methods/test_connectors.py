@@ -144,3 +144,9 @@ def test_a_normalised_regressor_is_the_equation() -> None:
     mean, var = mixed.mean((0, 2, 3), keepdims=True), mixed.var((0, 2, 3), keepdims=True)
     expected = np.maximum((mixed - mean) / np.sqrt(var + 1e-5), 0)
     np.testing.assert_allclose(regressor.train()(maps).detach().numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0, 3), (3, 0)])
+def test_widths_of_a_normalised_regressor_are_refused_too(first: int, second: int) -> None:
+    with pytest.raises(ValueError, match=f"must be integers of at least 1, not {first}, {second}"):
+        NormalizedRegressor(first, second)

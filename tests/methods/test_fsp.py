@@ -61,3 +61,11 @@ def test_flows_by_loops(preset: str) -> None:
 def test_a_flow_needs_two_cuts() -> None:
     with pytest.raises(RequestError, match="fsp needs a trained block between two cuts"):
         method("fsp").plan(one_cut())
+
+
+def test_in_the_flow_phase_no_network_runs_its_head() -> None:
+    start = pairing()
+    [flows] = method("fsp").objective(start).before
+    assert flows.teacher is not None
+    assert [*flows.model] == start.student.blocks()[:3]
+    assert [*flows.teacher] == start.teacher.blocks()[:3]

@@ -87,3 +87,9 @@ def test_factors_are_compared_by_direction(preset: str, weight: float) -> None:
 def test_there_is_no_factor_without_a_trained_paraphraser() -> None:
     with pytest.raises(RequestError, match="paraphraser_steps must be at least 1, not 0"):
         method("ft", paraphraser_steps=0)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_norms_of_the_paraphraser_are_asked_for(norm: bool) -> None:
+    [first] = method("ft", ft_norm=norm).objective(pairing()).before
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in first.trainable.modules()) == norm

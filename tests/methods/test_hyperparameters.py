@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 
 import pytest
 
 from netgraft.errors import RequestError
-from netgraft.methods.hyperparameters import parse
+from netgraft.methods.hyperparameters import hyperparameter, parse
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import METHODS, NetGraft, choose, find
 from netgraft.options import declared
@@ -92,3 +92,12 @@ def test_impossible_settings_are_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(RequestError, match=complaint):
         method(name, **settings).plan(pairing())
+
+
+@pytest.mark.parametrize(("default", "choices"), [(3, ()), ("a", ("a", "b"))])
+def test_a_hyper_parameter_is_a_field_that_describes_itself(default: object, choices: tuple[str, ...]) -> None:
+    declared_field = hyperparameter(default, "what it is", choices=choices)
+    made = make_dataclass("Made", [("value", type(default), declared_field)])
+    assert made().value == default
+    option = declared(made)["value"]
+    assert (option.default, option.meaning, tuple(option.choices)) == (default, "what it is", choices)

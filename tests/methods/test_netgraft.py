@@ -494,3 +494,10 @@ def test_a_reference_student_keeps_the_adapter_whose_bias_does_not_fold(tmp_path
 def test_impossible_hyper_parameters_are_refused(values: dict[str, Any], complaint: str) -> None:
     with pytest.raises(RequestError, match=complaint):
         NetGraft(**values)
+
+
+@pytest.mark.parametrize(("adapters", "trained"), [("trained", True), ("frozen", False)])
+def test_adapters_between_equal_widths_stand_where_they_learn(adapters: str, trained: bool) -> None:
+    """Behind the first block both are 32 wide, and the next convolution takes an adapter in."""
+    first = NetGraft(adapters=adapters).plan(digits_pairing("none")).phases[0]
+    assert bool(first.adapters) == trained

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from torch import nn
 
+from netgraft.grafting.pairing import Pairing
 from netgraft.methods.method import Budget
 from netgraft.methods.nst import NST
 from netgraft.methods.registry import choose
 from netgraft.plan import StepOutputs
+from netgraft.splitting.chain import BlockChain, Cut
 from tests.support.method_pairs import method, pairing, prepare_run, random, values
 
 B, K = 3, 10
@@ -50,3 +53,14 @@ def test_repdistiller_adds_all_block_ends() -> None:
     students, teachers = zip(*pairs, strict=True)
     terms = values(objective.terms(StepOutputs(logits, logits, None, students, teachers)))
     assert terms["selectivity"] == pytest.approx(sum(singles))
+
+
+@pytest.mark.parametrize("blocks", ["last", "all"])
+def test_where_no_block_end_has_a_map_the_last_one_is_compared(blocks: str) -> None:
+    def chain() -> BlockChain:
+        cuts = [Cut(f"s{number}", (3, 1, 1), "NCHW") for number in range(4)]
+        return BlockChain([nn.Conv2d(3, 3, 1) for _ in range(5)], [*(cut.name for cut in cuts), "head"], cuts)
+
+    objective = method("nst", nst_blocks=blocks).objective(Pairing(chain(), chain()))
+    assert [feature.block for feature in objective.features] == [3]
+    assert [feature.block for feature in objective.teacher_features] == [3]
