@@ -101,6 +101,15 @@ class Derivation:
         kept: Channels of the teacher that the student has.
         anatomy: Of the teacher.
         data_config: Preprocessing, the teacher's own.
+
+    Examples:
+        >>> import netgraft
+        >>> teacher = netgraft.load_teacher("digits_vgg7_bn")
+        >>> images = netgraft.open_data("digits").train.load_many(range(20))
+        >>> derived = netgraft.derive(teacher, images, keep={"parameters": 0.3})
+        >>> derived.save("smaller")
+        >>> netgraft.load_student("smaller").head.fc.in_features < teacher.head.fc.in_features
+        True
     """
 
     student: nn.Module

@@ -33,8 +33,8 @@ def test_every_file_says_what_it_is_for(path: Path) -> None:
     assert path.name not in {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
 
 
-def test_only_the_ground_and_the_front_door_lie_loose() -> None:
-    assert len(list((ROOT / "netgraft").glob("*.py"))) <= 10
+def test_only_the_ground_and_the_front_doors_lie_loose() -> None:
+    assert len(list((ROOT / "netgraft").glob("*.py"))) <= 11
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=ids)

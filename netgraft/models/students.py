@@ -97,8 +97,14 @@ def _sizes(model: nn.Module, data_config: Mapping[str, Any]) -> Sizes:
     if architecture is None or not timm.is_model(architecture):
         return Sizes({}, {})
     with torch.device("meta"):
-        reference = timm.create_model(architecture, **_arguments(model, data_config))
+        reference = _created(architecture, _arguments(model, data_config), data_config)
     return Sizes.of(model, reference)
+
+
+def _created(architecture: str, arguments: Mapping[str, Any], data_config: Mapping[str, Any]) -> nn.Module:
+    # some models read the size of their images off this configuration and not off an argument
+    overlay = {"input_size": tuple(data_config["input_size"])}
+    return timm.create_model(architecture, pretrained_cfg_overlay=overlay, **arguments)
 
 
 def _save_plain(folder: Path, model: nn.Module, data_config: Mapping[str, Any]) -> None:
@@ -205,7 +211,7 @@ def load_student(folder: str | Path) -> nn.Module:
 
 def _load_described(folder: Path) -> nn.Module:
     description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-    model = timm.create_model(description["architecture"], **description["model_args"]).eval()
+    model = _created(description["architecture"], description["model_args"], description["pretrained_cfg"]).eval()
     if "sizes" in description:
         Sizes.from_json(description["sizes"]).put_on(model)
     state = load_file(folder / _WEIGHTS)
