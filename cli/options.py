@@ -61,11 +61,11 @@ class HyperparameterOption(click.Option):
         from netgraft.options import shown
 
         self.field = option.name
-        self.kind = "|".join(option.choices) or _type(option.default)
-        self.shown_default = shown(option.default)
+        self.kind = "|".join(option.choices) or _type(option.type if option.default is None else option.default)
+        self.shown_default = "" if option.default is None else shown(option.default)
         self.meaning = option.meaning
         self.flag = option.flag
-        text = f"{option.meaning}  [{self.shown_default}]"
+        text = f"{option.meaning}  [{self.shown_default}]" if self.shown_default else option.meaning
         # other options of the command may have the same name
         super().__init__([option.flag, f"hyperparameter_{option.name}"], metavar=self.kind, help=text)
 
@@ -78,9 +78,11 @@ def hyperparameters(method: type) -> list[HyperparameterOption]:
 
 
 def _type(default: object) -> str:
+    """Say what a value looks like, from a default or from its type."""
     if isinstance(default, tuple):
         return f"{_type(default[0])},..."
-    return {bool: "true|false", int: "INTEGER", float: "NUMBER"}.get(type(default), "TEXT")
+    kind = default if isinstance(default, type) else type(default)
+    return {bool: "true|false", int: "INTEGER", float: "NUMBER"}.get(kind, "TEXT")
 
 
 Lookup = Callable[[Sequence[str]], tuple[str, type]]

@@ -68,7 +68,8 @@ class Option:
             return _value(self.type, text)
         except ValueError:
             default = ",".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
-            raise RequestError(f"{self.name} must be like its default {default}, not {text!r}") from None
+            like = f"like its default {default}" if default is not None else "a number"
+            raise RequestError(f"{self.name} must be {like}, not {text!r}") from None
 
     def check(self, value: object) -> Any:
         """Return a value from a TOML file as the field takes it.

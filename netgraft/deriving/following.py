@@ -416,6 +416,18 @@ class _Follower(TorchDispatchMode):
             start += size
         return [tuple(each) for each in made]
 
+    def index(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
+        """Rows of a table are looked up: the other dimensions go along."""
+        axes = self.axes(args[0])
+        by = args[1] if isinstance(args[1], list | tuple) else [*[None] * (args[1] % len(axes)), args[2]]
+        given = [dim for dim, each in enumerate(by) if each is not None]
+        if len(given) != 1 or by[given[0]].dtype == torch.bool:
+            return [self._unfollowed("an index", [args[0]], outputs[0])]
+        [dim] = given
+        axes[dim].fix("some of them are looked up")
+        looked_up = outputs[0].shape[dim : dim + by[dim].dim()]
+        return [(*axes[:dim], *(Axis.of(size, "looked up") for size in looked_up), *axes[dim + 1 :])]
+
     def cat(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
         tensors = [tensor for tensor in args[0] if tensor.numel()]
         dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % outputs[0].dim()
@@ -494,6 +506,7 @@ _RULES: dict[str, _Rule] = {
         ("unbind", _Follower.unbind),
         ("slice", _Follower.slice),
         ("split split_with_sizes", _Follower.split),
+        ("index index_select", _Follower.index),
         ("cat", _Follower.cat),
         ("stack", _Follower.stack),
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.following import Axes, ChannelMap
 from netgraft.deriving.places import Place
-from netgraft.deriving.sizes import replace_tensor, tell_sizes
+from netgraft.deriving.sizes import HEADS, counts_of_heads, replace_tensor, tell_sizes
 from netgraft.modules import eval_mode
 
 Kept = Mapping[Atom, Tensor]
@@ -31,15 +31,36 @@ def narrow(model: nn.Module, found: ChannelMap, kept: Kept) -> nn.Module:
         axes = found.tensors[name]
         if _touched(axes, kept):
             replace_tensor(narrowed, name, _selected(tensor, axes, kept))
-    tell_sizes(
-        narrowed,
-        {
-            product.layer: product.groups.kept_size(lambda atom: len(kept[atom]) if atom in kept else atom.size)
-            for product in found.products
-            if product.groups is not None
-        },
-    )
+    tell_sizes(narrowed, {**_groups(found, kept), **_heads(model, found, kept)})
     return narrowed
+
+
+def _groups(found: ChannelMap, kept: Kept) -> dict[str, dict[str, int]]:
+    """Return the groups that convolutions have left."""
+    left = {}
+    for product in found.products:
+        if product.groups is not None and _touched((product.groups,), kept):
+            left[product.layer] = {
+                "groups": product.groups.kept_size(lambda atom: len(kept[atom]) if atom in kept else atom.size)
+            }
+    return left
+
+
+def _heads(model: nn.Module, found: ChannelMap, kept: Kept) -> dict[str, dict[str, int]]:
+    """Return the heads that attention has left: of a module that says how many it has, and whose weights have as many.
+
+    Whether that is what its forward goes by, the proof of the place shows.
+    """
+    left = {}
+    for name, module in model.named_modules():
+        said = [vars(module)[key] for key in HEADS if isinstance(vars(module).get(key), int)]
+        if said:
+            inside = [axes for tensor, axes in found.tensors.items() if tensor.startswith(f"{name}.")]
+            atoms = {atom for axes in inside for axis in axes for atom in axis.atoms()}
+            for atom in atoms & kept.keys():
+                if atom.size == said[0]:
+                    left[name] = counts_of_heads(module, atom.size, len(kept[atom]))
+    return left
 
 
 def without(model: nn.Module, found: ChannelMap, kept: Kept) -> nn.Module:

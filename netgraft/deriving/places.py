@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,9 +34,21 @@ class Place:
         """How many channels the teacher has here."""
         return self.atom.size
 
+    @property
+    def columns(self) -> int:
+        """How often each channel stands among what a reader sums over: a head of attention as often as it is wide."""
+        return min(
+            sum(math.prod(each.size for each in segment) for segment in reader.inputs.segments if self.atom in segment)
+            // self.width
+            for reader in self.readers
+        )
+
     def widths(self, count: int) -> tuple[int, ...]:
-        """Return up to ``count`` smaller widths, evenly spaced multiples of 8 (of 1 below 16 channels), ascending."""
-        step = MULTIPLE if self.width > MULTIPLE else 1
+        """Return up to ``count`` smaller widths, evenly spaced, ascending.
+
+        What readers sum over is a multiple of 8 then, where it is more than 8.
+        """
+        step = MULTIPLE // math.gcd(MULTIPLE, self.columns) if self.width > MULTIPLE else 1
         options = list(range(step, self.width, step))
         if len(options) <= count:
             return tuple(options)

@@ -16,14 +16,15 @@ class Sizes:
 
     Attributes:
         shapes: Of parameters and buffers, by name.
-        groups: Of convolutions, by name.
+        counts: Numbers that modules compute with and that no shape tells: groups of convolutions, heads of attention;
+            by the name of the module and of its attribute.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
-    groups: Mapping[str, int]
+    counts: Mapping[str, Mapping[str, int]]
 
     def __bool__(self) -> bool:
-        return bool(self.shapes or self.groups)
+        return bool(self.shapes or self.counts)
 
     @classmethod
     def of(cls, model: nn.Module, reference: nn.Module) -> Sizes:
@@ -41,10 +42,10 @@ class Sizes:
             raise ValueError(
                 f"the models have other parameters; the first is {min(tensors.keys() ^ originals.keys())!r}"
             )
-        groups, old_groups = _groups(model), _groups(reference)
+        counts, old_counts = _counts(model), _counts(reference)
         return cls(
             {name: tuple(value.shape) for name, value in tensors.items() if value.shape != originals[name].shape},
-            {name: count for name, count in groups.items() if count != old_groups[name]},
+            {name: count for name, count in counts.items() if count != old_counts[name]},
         )
 
     def put_on(self, model: nn.Module) -> None:
@@ -58,13 +59,18 @@ class Sizes:
             if name not in tensors:
                 raise ValueError(f"the model has no {name!r}")
             replace_tensor(model, name, torch.zeros(shape, dtype=tensors[name].dtype))
-        if not self.groups.keys() <= _groups(model).keys():
-            raise ValueError(f"the model has no convolution {min(self.groups.keys() - _groups(model).keys())!r}")
-        tell_sizes(model, self.groups)
+        known = _counts(model)
+        for name, counts in self.counts.items():
+            if name not in known or not counts.keys() <= known[name].keys():
+                raise ValueError(f"the model has no {name!r} with {', '.join(counts)}")
+        tell_sizes(model, self.counts)
 
     def to_json(self) -> dict[str, Any]:
         """Return what JSON can hold."""
-        return {"shapes": {name: list(shape) for name, shape in self.shapes.items()}, "groups": dict(self.groups)}
+        return {
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "counts": {name: dict(counts) for name, counts in self.counts.items()},
+        }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Sizes:
@@ -74,18 +80,46 @@ class Sizes:
             ValueError: It is damaged.
         """
         shapes = {str(name): tuple(shape) for name, shape in value["shapes"].items()}
-        numbers = [*value["groups"].values(), *(size for shape in shapes.values() for size in shape)]
+        counts = {str(name): dict(of_module) for name, of_module in value["counts"].items()}
+        sizes = (size for shape in shapes.values() for size in shape)
+        numbers = [*sizes, *(count for of_module in counts.values() for count in of_module.values())]
         if not all(isinstance(number, int) and number > 0 for number in numbers):
             raise ValueError("sizes must be positive numbers")
-        return cls(shapes, {str(name): count for name, count in value["groups"].items()})
+        return cls(shapes, counts)
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _groups(model: nn.Module) -> dict[str, int]:
-    return {name: layer.groups for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)}
+HEADS = ("num_heads", "heads")
+"""What attention calls the number of its heads."""
+
+_WIDTHS_OF_HEADS = ("attn_dim", "val_attn_dim", "key_attn_dim", "inner_dim")
+"""What it calls the width of all heads together."""
+
+
+def _counts(model: nn.Module) -> dict[str, dict[str, int]]:
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            found[name] = {"groups": module.groups}
+        else:
+            counts = {key: vars(module).get(key) for key in (*HEADS, *_WIDTHS_OF_HEADS)}
+            found[name] = {key: count for key, count in counts.items() if isinstance(count, int)}
+    return {name: counts for name, counts in found.items() if counts}
+
+
+def counts_of_heads(module: nn.Module, heads: int, kept: int) -> dict[str, int]:
+    """Return the numbers of an attention that lost some of its heads.
+
+    Args:
+        module: That says how many heads it has.
+        heads: How many those are.
+        kept: How many stay.
+    """
+    counts = _counts(module).get("", {})
+    return {key: kept if key in HEADS else count // heads * kept for key, count in counts.items()}
 
 
 def replace_tensor(model: nn.Module, name: str, value: Tensor) -> None:
@@ -100,16 +134,17 @@ def replace_tensor(model: nn.Module, name: str, value: Tensor) -> None:
                     store[key] = new  # type: ignore[assignment]
 
 
-def tell_sizes(model: nn.Module, groups: Mapping[str, int]) -> None:
+def tell_sizes(model: nn.Module, counts: Mapping[str, Mapping[str, int]]) -> None:
     """Make the numbers that layers print and compute with those of their weights.
 
     Args:
         model: Changed in place.
-        groups: Of convolutions, by name; the others keep theirs.
+        counts: What no weight tells, by the name of the module and of its attribute; the others keep theirs.
     """
     for name, layer in model.named_modules():
+        for key, count in counts.get(name, {}).items():
+            setattr(layer, key, count)
         if isinstance(layer, nn.Conv2d):
-            layer.groups = groups.get(name, layer.groups)
             layer.out_channels = layer.weight.shape[0]
             layer.in_channels = layer.weight.shape[1] * layer.groups
         elif isinstance(layer, nn.Linear):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -124,6 +125,9 @@ class NetGraft:
 
     block_steps: tuple[int, ...] = hyperparameter((300,), "steps of stage 1, a block each; the last one repeats")
     join_steps: int = hyperparameter(1000, "steps of each join in stage 2")
+    steps: int | None = hyperparameter(
+        None, "of all phases together, shared out as block_steps and join_steps would have it; their sum by default"
+    )
     batch_size: int = hyperparameter(64, "views a step")
     block_lr: tuple[float, ...] = hyperparameter((1e-3,), "peak rate in stage 1, a block each; the last one repeats")
     adapter_lr: float = hyperparameter(1e-3, "peak rate of the adapters in stage 1")
@@ -158,6 +162,8 @@ class NetGraft:
                 raise RequestError(f"{known.name} must be one of {', '.join(choices)}, not {self}")
         if self.batch_size < 1 or min(self.join_steps, *self.block_steps, 0) < 0:
             raise RequestError(f"batch_size must be at least 1 and steps at least 0, not {self}")
+        if self.steps is not None and self.steps < 0:
+            raise RequestError(f"steps must be at least 0, not {self}")
         if not self.block_steps or not self.block_lr:
             raise RequestError(f"block_steps and block_lr need at least one value, not {self}")
         if not min(self.join_lr, self.adapter_lr, self.sliced_rate, *self.block_lr) > 0:
@@ -184,9 +190,19 @@ class NetGraft:
         joins = [
             self._phase(pairing, "join", scions, run, self._join_schedule(factor)) for run in self._joined(len(scions))
         ]
-        return Plan(
-            str(self), tuple(phase for phase in blocks + joins if phase.schedule.steps), assemble(pairing, scions)
-        )
+        phases = self._shared_out([phase for phase in blocks + joins if phase.schedule.steps])
+        return Plan(str(self), tuple(phase for phase in phases if phase.schedule.steps), assemble(pairing, scions))
+
+    def _shared_out(self, phases: Sequence[Phase]) -> list[Phase]:
+        """Give phases their part of ``steps``, so that these are neither more nor fewer in the end."""
+        if self.steps is None or not phases:
+            return list(phases)
+        ends = list(accumulate(phase.schedule.steps for phase in phases))
+        ends = [self.steps * end // ends[-1] for end in ends]
+        return [
+            replace(phase, schedule=replace(phase.schedule, steps=end - start))
+            for phase, start, end in zip(phases, [0, *ends], ends, strict=False)
+        ]
 
     @property
     def _trains_adapters(self) -> bool:
