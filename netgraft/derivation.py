@@ -73,7 +73,7 @@ class Choice:
         name = max(len(row.place) for row in self.places)
         lines = [f"{'place':{name}}  width   kept  error alone"]
         for row in self.places:
-            kept = f"{row.kept:5}" if row.kept < row.width else "  all"
+            kept = "  all" if row.kept == row.width else f"{row.kept:5}" if row.kept else "    -"
             error = "" if row.error is None or row.kept == row.width else f"  {100 * row.error:10.2g} %"
             lines.append(f"{row.place:{name}}  {row.width:5}  {kept}{error}")
         lines += [
@@ -85,7 +85,8 @@ class Choice:
     def to_json(self) -> dict[str, Any]:
         """Return what a result file says of it."""
         return {
-            "narrowed": {row.place: [row.width, row.kept] for row in self.places if row.kept < row.width},
+            "narrowed": {row.place: [row.width, row.kept] for row in self.places if 0 < row.kept < row.width},
+            "left_out": [row.place for row in self.places if not row.kept],
             "whole": [row.place for row in self.places if row.kept == row.width],
         }
 
@@ -142,7 +143,7 @@ class Derivation:
 
     def kept_names(self) -> dict[str, list[int]]:
         """Return the channels that stay of each place that was narrowed, by its name, as JSON can hold them."""
-        names = {place.atom: place.name for place in self.anatomy.places}
+        names = {place.atom: place.name for place in self.anatomy.all_places}
         return {names[atom]: channels.tolist() for atom, channels in self.kept.items()}
 
 
@@ -177,7 +178,7 @@ class Deriver:
         probe = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
         self.anatomy = Anatomy.of(teacher, probe.to(next(teacher.parameters()).device))
         protected = _protected(self.anatomy, protect)
-        self._open = [place for place in self.anatomy.places if place.name not in protected]
+        self._open = [place for place in self.anatomy.all_places if place.name not in protected]
         wanted = max(512, VIEWS * 32 * 32 // (size[1] * size[2]) // BATCH * BATCH)
         self._statistics = min(len(views), VIEWS, wanted)
         self._library: Library | None = None
@@ -202,7 +203,7 @@ class Deriver:
             # the last views, of which the first don't learn; where there are too few views, they are the same
             held_back = self._views.batch(range(max(0, len(self._views) - HELD_BACK), len(self._views)))
             tried = score_widths(self.anatomy, self.readers, held_back)
-            entries = tuple(self.reporter.track(tried, total=len(self.anatomy.places), name="trying widths"))
+            entries = tuple(self.reporter.track(tried, total=len(self.anatomy.all_places), name="trying widths"))
             self._library = Library(entries, (self._statistics, len(held_back)))
         return self._library
 
@@ -213,7 +214,11 @@ class Deriver:
     def costs(self) -> dict[str, Cost]:
         """Return what can be bounded, by unit."""
         found = self.anatomy.found
-        return {"macs": Macs(found, len(self.anatomy.probe)), "parameters": Parameters(found, self._teacher)}
+        blocks = self.anatomy.blocks
+        return {
+            "macs": Macs(found, len(self.anatomy.probe), blocks),
+            "parameters": Parameters(found, self._teacher, blocks),
+        }
 
     def check(self, budget: Sequence[Amount]) -> None:
         """Make sure that a budget can be met.
@@ -232,7 +237,7 @@ class Deriver:
             student: As it started.
             kept: Channels of each place that was narrowed, by its name.
         """
-        places = {place.name: place.atom for place in self.anatomy.places}
+        places = {place.name: place.atom for place in self.anatomy.all_places}
         channels = {places[name]: numbers for name, numbers in kept.items()}
         choice = self._choice({atom: len(numbers) for atom, numbers in channels.items()}, {})
         return Derivation(student, None, choice, channels, self.anatomy, self._data_config)
@@ -289,7 +294,7 @@ class Deriver:
 
     def _choice(self, widths: Widths, errors: Mapping[Atom, Mapping[int, float]]) -> Choice:
         rows = []
-        for place in self.anatomy.places:
+        for place in self.anatomy.all_places:
             width = widths.get(place.atom, place.width)
             rows.append(Narrowed(place.name, place.width, width, errors.get(place.atom, {}).get(width)))
         return Choice(tuple(rows), {unit: (cost({}), cost(widths)) for unit, cost in self.costs().items()})
@@ -300,7 +305,7 @@ def _protected(anatomy: Anatomy, names: Sequence[str]) -> set[str]:
     for name in names:
         inside = {
             place.name
-            for place in anatomy.places
+            for place in anatomy.all_places
             if any(layer == name or layer.startswith(f"{name}.") for layer in (place.name, *place.layers))
         }
         if not inside:

@@ -1,7 +1,8 @@
-"""A model taken apart for narrowing: its channels, its proven places, its blocks, and which block a layer stands in."""
+"""A model taken apart for narrowing: its channels, its proven places, and segments that are run one by one."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.deriving.following import ChannelMap, Product, follow_channels
-from netgraft.deriving.narrowing import proven_places
-from netgraft.deriving.places import Place, find_places
+from netgraft.deriving.narrowing import proven_blocks, proven_places
+from netgraft.deriving.places import Block, Place, find_blocks, find_places
 from netgraft.errors import RequestError
 from netgraft.splitting.split import legal_cuts, split
 
@@ -23,13 +24,15 @@ class Anatomy:
         model: Unchanged; its weights are shared with ``blocks``.
         found: Its channels.
         places: Where it can become narrower; proven.
+        blocks: What can be left out; proven.
         probe: Images that it was followed on.
-        cuts: Names of the modules that its blocks end with; empty where it can't be cut.
+        cuts: Names of the modules that it can be cut behind; empty where it can't be cut.
     """
 
     model: nn.Module
     found: ChannelMap
     places: tuple[Place, ...]
+    blocks: tuple[Block, ...]
     probe: Tensor
     cuts: tuple[str, ...]
 
@@ -46,7 +49,8 @@ class Anatomy:
         """
         found = follow_channels(model, probe)
         places = proven_places(model, found, find_places(found), probe)
-        if not places:
+        blocks = proven_blocks(model, find_blocks(model, found), probe)
+        if not places and not blocks:
             raise RequestError(
                 f"{type(model).__name__} has nothing that could become narrower: no channels could be followed from "
                 "the layers that write them to the layers that read them; give --student, a smaller model"
@@ -55,13 +59,24 @@ class Anatomy:
             cuts = legal_cuts(model, probe=probe)
         except RequestError:
             cuts = ()
-        return cls(model, found, tuple(places), probe, cuts)
+        return cls(model, found, tuple(places), tuple(blocks), probe, cuts)
 
-    def blocks_of(self, model: nn.Module) -> list[nn.Module]:
-        """Return the blocks of the model, or of a narrowed copy, which share its weights."""
-        if not self.cuts:
+    @property
+    def all_places(self) -> tuple[Place | Block, ...]:
+        """Whatever can become smaller: blocks, then places."""
+        return (*self.blocks, *self.places)
+
+    def segments_of(self, model: nn.Module, absent: Collection[str] = ()) -> list[nn.Module]:
+        """Return the model, or a narrowed copy, in pieces that share its weights and are run one after another.
+
+        Args:
+            model: Of the same names.
+            absent: Modules that some copy does without: there it can't be cut behind them.
+        """
+        cuts = [cut for cut in self.cuts if not any(cut == name or cut.startswith(f"{name}.") for name in absent)]
+        if not cuts:
             return [model]
-        return split(model, probe=self.probe, cuts=self.cuts).blocks()
+        return split(model, probe=self.probe, cuts=cuts).blocks()
 
     @cached_property
     def layers(self) -> list[Product]:
@@ -81,9 +96,9 @@ class Anatomy:
         return norm if isinstance(norm, nn.modules.batchnorm._BatchNorm) else None
 
 
-def block_of_layers(blocks: list[nn.Module], model: nn.Module) -> dict[str, int]:
-    """Return the number of the block that each layer of ``model`` stands in."""
-    numbers = {id(parameter): number for number, block in enumerate(blocks) for parameter in block.parameters()}
+def segment_of_layers(segments: list[nn.Module], model: nn.Module) -> dict[str, int]:
+    """Return the number of the segment that each layer of ``model`` stands in."""
+    numbers = {id(parameter): number for number, segment in enumerate(segments) for parameter in segment.parameters()}
     return {
         name: numbers[id(layer.weight)]
         for name, layer in model.named_modules()
@@ -92,10 +107,10 @@ def block_of_layers(blocks: list[nn.Module], model: nn.Module) -> dict[str, int]
 
 
 @torch.no_grad()
-def states_in_front(blocks: list[nn.Module], images: Tensor) -> list[Tensor]:
-    """Return what each block takes in, and at last what the last one gives."""
+def states_in_front(segments: list[nn.Module], images: Tensor) -> list[Tensor]:
+    """Return what each segment takes in, and at last what the last one gives."""
     states = [images]
-    for block in blocks:
-        # a block may work in place
-        states.append(block(states[-1].clone()))
+    for segment in segments:
+        # it may work in place
+        states.append(segment(states[-1].clone()))
     return states

@@ -8,6 +8,7 @@ followed stays whole and the rest can still be narrowed.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class Product:
         inputs: What it sums over.
         outputs: What it gives.
         groups: Of a grouped convolution, the axis of its groups; None elsewhere.
+        inside: Names of the modules in whose forward it is carried out, the outermost first.
     """
 
     axes: Axes
@@ -46,6 +48,7 @@ class Product:
     inputs: Axis
     outputs: Axis
     groups: Axis | None = None
+    inside: tuple[str, ...] = ()
 
 
 @dataclass
@@ -56,12 +59,14 @@ class ChannelMap:
         tensors: Axes of each parameter and buffer, by name.
         products: Convolutions and matrix products, in the order of the forward.
         norms: Batch norm that takes in nothing but a layer's output, by the name of that layer.
-        outputs: Axes of what each module gives, by its name; of those that give one tensor.
+        inputs: Axes of the first tensor that each module takes in, by its name; of those that are called once.
+        outputs: Axes of what each module gives, likewise; of those that give one tensor.
     """
 
     tensors: dict[str, Axes] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
     norms: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, Axes] = field(default_factory=dict)
     outputs: dict[str, Axes] = field(default_factory=dict)
 
     def free_atoms(self) -> list[Atom]:
@@ -122,6 +127,7 @@ class _Follower(TorchDispatchMode):
         self._makers: dict[int, str] = {}  # of a tensor, the layer whose output it is
         self._uses: dict[int, int] = {}
         self._normed: dict[str, tuple[str, int]] = {}
+        self._inside: list[str] = []
         self._map = ChannelMap()
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             axes = tuple(Axis.of(size) for size in tensor.shape)
@@ -143,19 +149,35 @@ class _Follower(TorchDispatchMode):
     def listening(self, model: nn.Module) -> Iterator[None]:
         """Note what each module gives, as long as the context lasts."""
 
-        def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        calls: Counter[str] = Counter()
+
+        def entered(name: str) -> Callable[[nn.Module, Any], None]:
+            def hook(module: nn.Module, inputs: Any) -> None:
+                calls[name] += 1
+                self._inside.append(name)
+                if inputs and isinstance(inputs[0], Tensor):
+                    self._map.inputs[name] = self.axes(inputs[0])
+
+            return hook
+
+        def left(name: str) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                self._inside.pop()
                 if isinstance(output, Tensor):
                     self._map.outputs[name] = self.axes(output)
 
             return hook
 
-        hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules()]
+        hooks = [module.register_forward_pre_hook(entered(name)) for name, module in model.named_modules()]
+        hooks += [module.register_forward_hook(left(name)) for name, module in model.named_modules()]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
+        for name in [name for name, count in calls.items() if count > 1]:
+            for noted in (self._map.inputs, self._map.outputs):
+                noted.pop(name, None)
 
     def hold(self, tensor: Tensor, fixed: str) -> None:
         """Enter a tensor whose channels can't be narrowed."""
@@ -238,7 +260,9 @@ class _Follower(TorchDispatchMode):
         sizes = outputs[0].shape[2:]
         taps = math.prod(weight.shape[2:])
         self._map.products.append(
-            Product((images, out, within), math.prod(sizes) * taps, layer, channels, out, of_groups)
+            Product(
+                (images, out, within), math.prod(sizes) * taps, layer, channels, out, of_groups, tuple(self._inside)
+            )
         )
         self._makers[id(outputs[0])] = layer
         return [(images, out, *(Axis.of(size, "positions") for size in sizes))]
@@ -251,7 +275,8 @@ class _Follower(TorchDispatchMode):
         for one, other in zip(many, others, strict=True):
             unify(one, other)
         layer = self._layers.get(id(right), "")
-        self._map.products.append(Product((*many, rows, inner, columns), 1, layer, inner, columns))
+        axes = (*many, rows, inner, columns)
+        self._map.products.append(Product(axes, 1, layer, inner, columns, inside=tuple(self._inside)))
         return (*many, rows, columns)
 
     def matrix_product(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netgraft.deriving.anatomy import Anatomy, block_of_layers, states_in_front
+from netgraft.deriving.absence import Nothing, Passed
+from netgraft.deriving.anatomy import Anatomy, segment_of_layers, states_in_front
 from netgraft.deriving.choice import Options
 from netgraft.deriving.compensation import add_to_output, compensated
 from netgraft.deriving.narrowing import Kept
-from netgraft.deriving.places import Place
+from netgraft.deriving.places import Block, Place
 from netgraft.deriving.selection import Reader, kept_channels, removal_order
 from netgraft.deriving.statistics import input_moments
 from netgraft.errors import RequestError
@@ -32,7 +34,7 @@ class Entry:
         errors: Of each width: mean squared change of the logits in parts of their variance; 0 at the teacher's.
     """
 
-    place: Place
+    place: Place | Block
     order: Tensor
     widths: tuple[int, ...]
     errors: tuple[float, ...]
@@ -97,12 +99,12 @@ class Library:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any], places: Sequence[Place]) -> Library:
+    def from_json(cls, value: Mapping[str, Any], places: Sequence[Place | Block]) -> Library:
         """Return what :meth:`to_json` wrote.
 
         Args:
             value: Of a library.
-            places: Of the same teacher.
+            places: Blocks and places of the same teacher, in the library's order.
 
         Raises:
             RequestError: It is damaged, or another teacher's.
@@ -160,27 +162,47 @@ def score_widths(
         The places, one after another, as soon as they are done.
     """
     model = copy.deepcopy(anatomy.model).eval()
-    blocks = anatomy.blocks_of(model)
-    block_of = block_of_layers(blocks, model)
-    states = states_in_front(blocks, held_back)
+    segments = anatomy.segments_of(model)
+    segment_of = segment_of_layers(segments, model)
+    states = states_in_front(segments, held_back)
     logits = states[-1]
     variance = (logits - logits.mean(0)).square().mean().clamp_min(1e-30)
+
+    def error(first: int) -> float:
+        got = states[first].clone()
+        for segment in segments[first:]:
+            got = segment(got)
+        return float((got - logits).square().mean() / variance)
+
+    for block in anatomy.blocks:
+        gone = Nothing() if block.is_branch else Passed()
+        # from the segment in which it stands
+        with _instead(model.get_submodule(block.name), gone):
+            lost = error(min(segment_of[layer] for layer in block.layers))
+        yield Entry(block, torch.tensor([0]), (0, 1), (lost, 0.0))
     for place in anatomy.places:
         of_place = [readers[product.layer] for product in place.readers]
         order = removal_order(place, of_place)
-        first = min(block_of[reader.name] for reader in of_place)
+        first = min(segment_of[reader.name] for reader in of_place)
         errors = []
         widths = place.widths(sizes)
         for width in widths:
             kept = {place.atom: kept_channels(order, width)}
             originals = [_compensate(anatomy, model, reader, kept) for reader in of_place]
-            got = states[first].clone()
-            for block in blocks[first:]:
-                got = block(got)
-            errors.append(float((got - logits).square().mean() / variance))
+            errors.append(error(first))
             for restore in originals:
                 restore()
         yield Entry(place, order, (*widths, place.width), (*errors, 0.0))
+
+
+@contextmanager
+def _instead(module: nn.Module, other: nn.Module) -> Iterator[None]:
+    """Let a module give what another one does, as long as the context lasts: it may be part of any graph."""
+    hook = module.register_forward_hook(lambda module, inputs, output: other(*inputs))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _compensate(anatomy: Anatomy, model: nn.Module, reader: Reader, kept: Kept) -> Callable[[], None]:

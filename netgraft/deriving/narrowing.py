@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from netgraft.deriving.absence import leave_out
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.following import Axes, ChannelMap
-from netgraft.deriving.places import Place
+from netgraft.deriving.places import Block, Place
 from netgraft.deriving.sizes import HEADS, counts_of_heads, replace_tensor, tell_sizes
 from netgraft.modules import eval_mode
 
@@ -18,21 +19,29 @@ Kept = Mapping[Atom, Tensor]
 """Of each set of channels that is narrowed, the indices (n,) that are kept, ascending."""
 
 
-def narrow(model: nn.Module, found: ChannelMap, kept: Kept) -> nn.Module:
-    """Return a copy of ``model`` with fewer channels.
+def narrow(model: nn.Module, found: ChannelMap, kept: Kept, blocks: Sequence[Block] = ()) -> nn.Module:
+    """Return a copy of ``model`` with fewer channels and blocks.
 
     Args:
         model: Unchanged.
         found: Its channels.
         kept: Which of them stay.
+        blocks: To be left out, where none of their one index stays.
     """
     narrowed = copy.deepcopy(model)
+    leave_out(narrowed, absences(blocks, kept))
     for name, tensor in list(_tensors(narrowed)):
         axes = found.tensors[name]
         if _touched(axes, kept):
             replace_tensor(narrowed, name, _selected(tensor, axes, kept))
     tell_sizes(narrowed, {**_groups(found, kept), **_heads(model, found, kept)})
     return narrowed
+
+
+def absences(blocks: Sequence[Block], kept: Kept) -> dict[str, str]:
+    """Return what takes the place of those blocks that don't stay, by their names."""
+    gone = [block for block in blocks if block.atom in kept and not len(kept[block.atom])]
+    return {block.name: "nothing" if block.is_branch else "passed" for block in gone}
 
 
 def _groups(found: ChannelMap, kept: Kept) -> dict[str, dict[str, int]]:
@@ -63,6 +72,33 @@ def _heads(model: nn.Module, found: ChannelMap, kept: Kept) -> dict[str, dict[st
     return left
 
 
+def proven_blocks(model: nn.Module, blocks: Sequence[Block], probe: Tensor) -> list[Block]:
+    """Return the blocks without which the model computes, in float64, what it does where their weights are zero."""
+    return [block for block in blocks if _can_go(model, block, probe)]
+
+
+@torch.no_grad()
+def _can_go(model: nn.Module, block: Block, probe: Tensor) -> bool:
+    exact = copy.deepcopy(model).double().eval()
+    shorter = copy.deepcopy(exact)
+    leave_out(shorter, {block.name: "nothing" if block.is_branch else "passed"})
+    empty = exact.get_submodule(block.name)
+    for parameter in empty.parameters():
+        parameter.zero_()
+    for name, value in empty.named_buffers():
+        if name.endswith("running_mean"):
+            value.zero_()
+    try:
+        return _agree(shorter(probe.double()), exact(probe.double()))
+    except Exception:  # whatever a forward raises that counts on the block
+        return False
+
+
+def _agree(got: Tensor, expected: Tensor) -> bool:
+    scale = expected.abs().max().clamp_min(1e-30)
+    return bool(torch.isfinite(got).all()) and torch.allclose(got / scale, expected / scale, rtol=0, atol=1e-9)
+
+
 def without(model: nn.Module, found: ChannelMap, kept: Kept) -> nn.Module:
     """Return a copy of ``model`` as wide as before, in which the channels that don't stay are zero."""
     masked = copy.deepcopy(model)
@@ -83,11 +119,9 @@ def is_proven(model: nn.Module, found: ChannelMap, kept: Kept, probe: Tensor) ->
     narrowed, masked = narrow(exact, found, kept), without(exact, found, kept)
     try:
         with eval_mode(narrowed), eval_mode(masked):
-            got, expected = narrowed(probe.double()), masked(probe.double())
+            return _agree(narrowed(probe.double()), masked(probe.double()))
     except Exception:  # whatever a forward raises that counts on its widths
         return False
-    scale = expected.abs().max().clamp_min(1e-30)
-    return bool(torch.isfinite(got).all()) and torch.allclose(got / scale, expected / scale, rtol=0, atol=1e-9)
 
 
 def proven_places(model: nn.Module, found: ChannelMap, places: Sequence[Place], probe: Tensor) -> list[Place]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import nn
+
 from netgraft.deriving.axes import Atom
-from netgraft.deriving.following import ChannelMap, Product
+from netgraft.deriving.following import Axes, ChannelMap, Product
 
 MULTIPLE = 8
 """Widths are multiples of it, where the place is wide enough: what processors and accelerators compute fastest."""
@@ -54,6 +58,75 @@ class Place:
             return tuple(options)
         chosen = {options[round(place * (len(options) - 1) / (count - 1))] for place in range(count)}
         return tuple(sorted(chosen))
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A residual block, or a branch of one, that can be left out whole.
+
+    Attributes:
+        name: Of its module.
+        atom: Of one index: whether the block is there.
+        is_branch: Whether nothing is added instead of what the module gives; else its input goes on as it is.
+        layers: Inside.
+    """
+
+    name: str
+    atom: Atom
+    is_branch: bool
+    layers: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """One: it is there."""
+        return 1
+
+    def widths(self, count: int) -> tuple[int, ...]:
+        """Return the one smaller width, 0."""
+        return (0,)
+
+
+def find_blocks(model: nn.Module, found: ChannelMap) -> list[Block]:
+    """Return modules that give what they take in, or nothing, where all their weights are zero; the innermost ones.
+
+    Args:
+        model: As it was followed.
+        found: Its channels.
+    """
+    blocks = []
+    for name, module in model.named_modules():
+        inside = tuple(dict.fromkeys(each.layer for each in found.products if each.layer and name in each.inside))
+        if not name or len(inside) < 2 or name not in found.inputs or name not in found.outputs:
+            continue
+        taken, given = found.inputs[name], found.outputs[name]
+        if len(taken) == len(given) and all(a.segments == b.segments for a, b in zip(taken, given, strict=True)):
+            is_branch = _gives_nothing(module, taken)
+            if is_branch is not None:
+                blocks.append(Block(name, Atom(1), is_branch, inside))
+    names = [block.name for block in blocks]
+    return [block for block in blocks if not any(other.startswith(f"{block.name}.") for other in names)]
+
+
+@torch.no_grad()
+def _gives_nothing(module: nn.Module, taken: Axes) -> bool | None:
+    """Whether a module without weights gives zeros; False if it gives what it takes in, None if something else."""
+    empty = copy.deepcopy(module).double().eval()
+    for parameter in empty.parameters():
+        parameter.zero_()
+    for name, value in empty.named_buffers():
+        if name.endswith("running_mean"):
+            value.zero_()
+    # what a ReLU gave is not negative, and only what isn't passes through another one as it is
+    state = torch.rand([axis.size for axis in taken], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    try:
+        given = empty(state.clone().to(next(empty.parameters()).device)).cpu()
+    except Exception:  # whatever a forward raises that needs more than one tensor
+        return None
+    if given.shape != state.shape:
+        return None
+    if not given.any():
+        return True
+    return False if torch.allclose(given, state, rtol=0, atol=1e-12) else None
 
 
 def find_places(found: ChannelMap) -> list[Place]:

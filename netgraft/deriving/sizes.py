@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netgraft.deriving.absence import leave_out, left_out
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -18,13 +20,15 @@ class Sizes:
         shapes: Of parameters and buffers, by name.
         counts: Numbers that modules compute with and that no shape tells: groups of convolutions, heads of attention;
             by the name of the module and of its attribute.
+        absent: What was left out: names of modules, and of what stands in their place.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
     counts: Mapping[str, Mapping[str, int]]
+    absent: Mapping[str, str]
 
     def __bool__(self) -> bool:
-        return bool(self.shapes or self.counts)
+        return bool(self.shapes or self.counts or self.absent)
 
     @classmethod
     def of(cls, model: nn.Module, reference: nn.Module) -> Sizes:
@@ -32,11 +36,13 @@ class Sizes:
 
         Args:
             model: Narrowed.
-            reference: As it was before.
+            reference: As it was before; loses what the other has lost.
 
         Raises:
             ValueError: They have other parameters, buffers or modules.
         """
+        absent = left_out(model)
+        leave_out(reference, absent)
         tensors, originals = dict(_tensors(model)), dict(_tensors(reference))
         if tensors.keys() != originals.keys():
             raise ValueError(
@@ -46,14 +52,16 @@ class Sizes:
         return cls(
             {name: tuple(value.shape) for name, value in tensors.items() if value.shape != originals[name].shape},
             {name: count for name, count in counts.items() if count != old_counts[name]},
+            absent,
         )
 
     def put_on(self, model: nn.Module) -> None:
-        """Give a new model these sizes; what changes its size is zero.
+        """Give a new model these sizes, and leave out what is left out; what changes its size is zero.
 
         Raises:
             ValueError: It has no such parameters or layers.
         """
+        leave_out(model, self.absent)
         tensors = dict(_tensors(model))
         for name, shape in self.shapes.items():
             if name not in tensors:
@@ -70,6 +78,7 @@ class Sizes:
         return {
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "counts": {name: dict(counts) for name, counts in self.counts.items()},
+            "absent": dict(self.absent),
         }
 
     @classmethod
@@ -85,7 +94,7 @@ class Sizes:
         numbers = [*sizes, *(count for of_module in counts.values() for count in of_module.values())]
         if not all(isinstance(number, int) and number > 0 for number in numbers):
             raise ValueError("sizes must be positive numbers")
-        return cls(shapes, counts)
+        return cls(shapes, counts, {str(name): str(how) for name, how in value["absent"].items()})
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from netgraft.deriving.anatomy import Anatomy, block_of_layers
+from netgraft.deriving.anatomy import Anatomy, segment_of_layers
 from netgraft.deriving.compensation import add_to_output, compensated
 from netgraft.deriving.following import Product
-from netgraft.deriving.narrowing import Kept, narrow
+from netgraft.deriving.narrowing import Kept, absences, narrow
 from netgraft.deriving.selection import Reader
 from netgraft.deriving.statistics import LayerCall, capture, sampled_rows
 
@@ -30,9 +30,11 @@ def narrowed_start(anatomy: Anatomy, readers: Mapping[str, Reader], kept: Kept) 
         readers: With moments of the teacher's own inputs.
         kept: Channels that stay.
     """
-    student = narrow(anatomy.model, anatomy.found, kept).eval()
+    student = narrow(anatomy.model, anatomy.found, kept, anatomy.blocks).eval()
+    present = {name for name, _ in student.named_modules()}
     for product in anatomy.layers:
-        if product.layer not in readers or not set(product.inputs.atoms()) & set(kept):
+        untouched = product.layer not in readers or not set(product.inputs.atoms()) & set(kept)
+        if untouched or product.layer not in present:
             continue
         layer, norm = student.get_submodule(product.layer), anatomy.norm_behind(student, product.layer)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -74,19 +76,20 @@ def solve_front_to_back(
     Yields:
         The names of the layers, one after another, as soon as they are solved.
     """
-    chains = [anatomy.blocks_of(model.eval()) for model in (anatomy.model, student)]
-    places = [block_of_layers(blocks, model) for blocks, model in zip(chains, (anatomy.model, student), strict=True)]
-    assert places[0] == places[1], "student and teacher were cut at the same modules"
+    absent = absences(anatomy.blocks, kept)
+    chains = [anatomy.segments_of(model.eval(), absent) for model in (anatomy.model, student)]
+    segment_of = segment_of_layers(chains[1], student)
+    gone = {layer for block in anatomy.blocks if block.name in absent for layer in block.layers}
     states = [list(batches), list(batches)]
     reached = 0
     changed = False
     for product in anatomy.layers:
         name = product.layer
-        changed = changed or bool(set(product.inputs.atoms()) & set(kept))
-        if not changed or name not in places[0]:
+        changed = changed or name in gone or bool(set(product.inputs.atoms()) & set(kept))
+        if not changed or name not in segment_of:
             yield name
             continue
-        while reached < places[0][name]:
+        while reached < segment_of[name]:
             for blocks, of_batches in zip(chains, states, strict=True):
                 for index, state in enumerate(of_batches):
                     # a block may work in place, and the images are the caller's

@@ -192,7 +192,7 @@ class PreparedDerivation(PreparedDistillation):
                 f"{path} was made with another teacher or other views; leave --library out, or give the images, "
                 "--views, --seed and --subset-seed that it was made with"
             )
-        return Library.from_json(content, self._deriver.anatomy.places)
+        return Library.from_json(content, self._deriver.anatomy.all_places)
 
     def _derived(self, folder: Path) -> Derivation:
         kept = _read(folder / CHOICE)["kept"]

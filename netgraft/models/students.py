@@ -95,7 +95,7 @@ def _sizes(model: nn.Module, data_config: Mapping[str, Any]) -> Sizes:
     """What timm's constructor doesn't know of a model's sizes; nothing of a model that it makes as it is."""
     architecture = pretrained_cfg(model).get("architecture")
     if architecture is None or not timm.is_model(architecture):
-        return Sizes({}, {})
+        return Sizes({}, {}, {})
     with torch.device("meta"):
         reference = _created(architecture, _arguments(model, data_config), data_config)
     return Sizes.of(model, reference)
