@@ -108,15 +108,21 @@ class Estimate:
     def _loaded(self, job: DistillJob, source: DataSource) -> _Models:
         key = _models_key(job)
         if key not in self._models:
-            teacher, student = job.models(source)
+            # a derived student is reckoned as large as its teacher: how large it gets is not known yet
+            alone = job.derives(source)
+            teacher, student = (job.teacher_model(source), job.teacher_model(source)) if alone else job.models(source)
             size = resolve_model_data_config(teacher)["input_size"]
             with _threads(1):
-                self._models[key] = _Models(key, teacher, student, size, class_count(teacher), macs(teacher, size))
+                self._models[key] = _Models(
+                    key, alone, teacher, student, size, class_count(teacher), macs(teacher, size)
+                )
         return self._models[key]
 
     def _workload(self, job: DistillJob, models: _Models, method: Method) -> _Workload:
         # how the student starts decides rates alone; what is asked for may be impossible, though
-        options = replace(job.pairing, init="random") if job.pairing.init == "auto" else job.pairing
+        options = replace(job.pairing, init="random") if job.pairing.init in {"auto", "solve"} else job.pairing
+        if models.student_is_derived:
+            options = replace(options, inherit="none")  # the whole twin would be inherited
         paired_by = (*models.key, options)
         if (*paired_by, method) not in self._workloads:
             with _threads(1):
@@ -138,6 +144,7 @@ class Estimate:
 @dataclass(frozen=True)
 class _Models:
     key: tuple[Any, ...]
+    student_is_derived: bool
     teacher: nn.Module
     student: nn.Module
     size: tuple[int, int, int]
@@ -149,7 +156,7 @@ class _Models:
 def _models_key(job: DistillJob) -> tuple[Any, ...]:
     # models that are not named are the data set's own
     named = job.teacher is not None and job.student is not None
-    return (None if named else job.data, job.teacher, job.student, job.teacher_weights, job.image_size)
+    return (None if named else job.data, job.teacher, job.student, job.keep, job.teacher_weights, job.image_size)
 
 
 @dataclass(frozen=True)

@@ -211,7 +211,7 @@ def _cells(common: Mapping[str, Any], pair: Any, entry: Any, *, several: bool) -
     _check(pair, ("name", *PAIR), "[[pair]]")
     _check(entry, ("name", "settings", *PAIR, *RUN, *SEEDS), "[[run]]")
     asked = {**common, **pair, **entry}
-    pair_name = str(pair.get("name") or "-".join(str(pair[key]) for key in ("data", "student") if key in pair))
+    pair_name = str(pair.get("name") or "-".join(str(pair[key]) for key in ("data", "student", "keep") if key in pair))
     template = str(entry.get("name", "{method}"))
     settings = {name: _text(value) for name, value in dict(entry.get("settings", {})).items()}
     subsets = _listed(asked.get("subsets", 0))

@@ -41,7 +41,7 @@ class DistillJob(DistillOptions, Job):
         test = self._test(source)
         self._check_selection(test)
         subset = self._subset(source)
-        teacher = self._teacher(source)
+        teacher = self.teacher_model(source)
         for images in (source.train, test):
             check_classes(teacher, self.teacher_name(source), images)
         about = find(self.method).about
@@ -54,7 +54,7 @@ class DistillJob(DistillOptions, Job):
             policy = replace(policy, mixup=0.0, cutmix=0.0)
         few = source.train.load_many(subset.indices)
         labels = self._labels(source, subset)
-        if self._derives(source):
+        if self.derives(source):
             derivation = AskedDerivation(
                 teacher, few, labels, policy, chosen.method, self._runner(), self.budget(), self.pairing
             )
@@ -73,7 +73,7 @@ class DistillJob(DistillOptions, Job):
         )
         return PreparedDistillation(self, source, test, subset, about, distillation)
 
-    def _derives(self, source: DataSource) -> bool:
+    def derives(self, source: DataSource) -> bool:
         """Whether the student is made of the teacher. Raises RequestError where it is named as well."""
         if self.keep is not None and self.student is not None:
             raise RequestError(
@@ -107,10 +107,11 @@ class DistillJob(DistillOptions, Job):
 
     def models(self, source: DataSource) -> tuple[nn.Module, nn.Module]:
         """Load the teacher and build the student. Raises RequestError where there are no such models or weights."""
-        teacher = self._teacher(source)
+        teacher = self.teacher_model(source)
         return teacher, build_student(self.student_name(source), teacher=teacher, seed=self.seed)
 
-    def _teacher(self, source: DataSource) -> nn.Module:
+    def teacher_model(self, source: DataSource) -> nn.Module:
+        """Load the teacher. Raises RequestError where there is no such model or weights."""
         weights = self.teacher_weights
         if weights is not None and not weights.exists():
             named = (self.data_root or data_root()) / weights

@@ -1,0 +1,149 @@
+"""``netgraft distill`` without a student: what it derives, writes and says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from netgraft.cli.main import run
+from torch import nn
+
+import netgraft
+from netgraft.evaluation.metrics import macs
+from netgraft.models.creation import pretrained_cfg
+from netgraft.modules import parameters, state_digest
+from tests.support.cli import fails, run_json
+
+FEW = ["distill", "--shots", "2", "--views", "plain"]
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that stopped behind its closed form; the views are of ten images, which is little, and quick."""
+    folder = tmp_path_factory.mktemp("solved") / "run"
+    assert run([*FEW, "--keep", "macs=0.5", "--steps", "0", "--out", str(folder), "--quiet"]) == 0
+    return folder
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "result.json").read_text()))
+
+
+def model_widths(model: nn.Module) -> dict[str, int]:
+    layers = model.named_modules()
+    return {name: len(layer.weight) for name, layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)}
+
+
+def test_the_budget_is_met_and_the_result_says_how(solved: Path) -> None:
+    result = result_of(solved)
+    student = netgraft.load_student(solved / "student")
+    assert result["macs"] == macs(student, (1, 8, 8)) <= 0.5 * result["teacher_macs"]
+    assert result["macs"] > 0.4 * result["teacher_macs"]
+    assert result["parameters"] == parameters(student) < result["teacher_parameters"]
+    assert result["steps"] == 0
+    assert result["start_top1"] == result["student_top1"]
+    assert result["gap"] == pytest.approx(result["teacher_top1"] - result["student_top1"], abs=1e-3)
+    teacher = netgraft.load_teacher("digits_vgg7_bn")
+    widths = {
+        name: (model_widths(teacher)[name], width) for name, width in model_widths(student).items() if name != "head.fc"
+    }
+    narrowed = {name: tuple(sizes) for name, sizes in result["derived"]["narrowed"].items()}
+    assert narrowed == {name: sizes for name, sizes in widths.items() if sizes[0] != sizes[1]}
+    assert result["derived"]["whole"] == [name for name, sizes in widths.items() if sizes[0] == sizes[1]]
+
+
+def test_the_student_that_was_measured_is_the_one_that_was_saved(
+    solved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = result_of(solved)
+    assert state_digest(netgraft.load_student(solved / "student")) == result["student_digest"]
+    measured = run_json(capsys, "evaluate", str(solved / "student"), "--data", "digits")
+    assert measured["top1"] == result["student_top1"]
+    assert measured["macs"] == result["macs"]
+
+
+def test_a_library_serves_another_budget(solved: Path) -> None:
+    library = str(solved / "library.json")
+    request = [*FEW, "--keep", "parameters=0.2", "--steps", "0", "--library", library, "--out", "smaller", "--quiet"]
+    assert run(request) == 0
+    smaller = result_of(Path("smaller"))
+    assert smaller["parameters"] <= 0.2 * smaller["teacher_parameters"]
+    assert json.loads(Path("smaller/library.json").read_text()) == json.loads((solved / "library.json").read_text())
+
+
+def test_a_library_of_other_images_is_refused(solved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    library = str(solved / "library.json")
+    request = [*FEW, "--keep", "macs=0.5", "--library", library, "--seed", "1", "--out", "out"]
+    assert "was made with another teacher or other views" in fails(capsys, *request)
+
+
+def test_training_goes_on_from_the_start_after_a_stop(solved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    request = [*FEW, "--keep", "macs=0.5", "--library", str(solved / "library.json"), "--steps", "6"]
+    whole = run_json(capsys, *request, "--out", "whole")
+    assert run([*request, "--out", "taken-up", "--quiet"]) == 0
+    for name in ("result.json", "student"):
+        path = Path("taken-up") / name
+        path.rename(path.with_name(f"{name}.gone"))
+    # the start and what was chosen lie there: nothing is derived again
+    (Path("taken-up") / "library.json").unlink()
+    again = run_json(capsys, *request, "--out", "taken-up", "--resume")
+    assert again["student_digest"] == whole["student_digest"] != result_of(solved)["student_digest"]
+    assert whole["steps"] == 6
+    assert not (Path("taken-up") / "library.json").exists()
+
+
+def test_a_derived_student_is_derived_from_again(solved: Path) -> None:
+    student = netgraft.load_student(solved / "student")
+    images = netgraft.open_data("digits").train.load_many(range(20))
+    smaller = netgraft.derive(student, images, keep={"macs": 0.6}, data_config=pretrained_cfg(student))
+    assert macs(smaller.student, (1, 8, 8)) <= 0.6 * macs(student, (1, 8, 8))
+    smaller.save("again")
+    batch = torch.randn(3, 1, 8, 8)
+    assert torch.equal(netgraft.load_student("again")(batch), smaller.student(batch))
+
+
+def test_what_is_protected_stays_whole(solved: Path) -> None:
+    request = [*FEW, "--keep", "macs=0.6", "--protect", "features.3,features.7", "--steps", "0"]
+    assert run([*request, "--library", str(solved / "library.json"), "--out", "protected", "--quiet"]) == 0
+    derived = result_of(Path("protected"))["derived"]
+    assert {"features.3", "features.7"} <= set(derived["whole"])
+
+
+def test_a_named_twin_starts_in_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
+    twin = run_json(capsys, *FEW, "--init", "solve", "--steps", "0", "--out", "twin")
+    plain = run_json(capsys, *FEW, "--init", "slice", "--steps", "0", "--out", "sliced")
+    assert twin["init"] == twin["start"]["init"] == "solve"
+    assert twin["opens_with_timm"]
+    assert twin["parameters"] == plain["parameters"]
+    # without training weights that make up for what is gone are worth more than slices
+    assert twin["agreement"] > plain["agreement"] + 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--keep", "0.5", "--student", "digits_vgg7_bn_half"], "give --student digits_vgg7_bn_half, or --keep 0.5"),
+        (["--keep", "weight=0.5"], "a budget is of macs or parameters, not of 'weight'"),
+        (["--keep", "macs=half"], "amount must be a number, not 'half'"),
+        (["--keep", "macs=1.5"], "lies between 0 and 1, not at 1.5"),
+        (["--keep", "macs=0"], "lies between 0 and 1, not at 0"),
+        (["--keep", "macs=0.5,macs=0.4"], "each unit once"),
+        (["--keep", "macs=0.0001"], "can't be met; the least that can is"),
+        (["--keep", "parameters=900M"], "is within the budget of 9e+08 already"),
+        (["--keep", "0.5", "--protect", "tail"], "nothing to protect at 'tail'; the first places are features.0"),
+        (["--keep", "0.5", "--init", "slice"], "leave --init out, or give --student"),
+        (["--keep", "0.5", "--library", "none.json"], "none.json is no library"),
+        (["--init", "solve", "--student", "cifar_resnet8"], "init='solve' needs a student that is built like"),
+    ],
+)
+def test_a_wrong_request_gets_one_sentence(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in fails(capsys, *FEW, *arguments, "--out", "out")
