@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,9 +41,13 @@ class Entry:
     def is_whole(self) -> bool:
         """Whether order, widths and errors are of this place."""
         return (
-            self.order.sort().values.tolist() == list(range(self.place.width))
-            and self.widths[-1] == self.place.width
+            self.order.dtype == torch.long
+            and self.order.sort().values.tolist() == list(range(self.place.width))
+            and all(isinstance(width, int) for width in self.widths)
+            and self.widths[-1:] == (self.place.width,)
+            and all(narrow < wide for narrow, wide in zip((0, *self.widths), self.widths, strict=False))
             and len(self.widths) == len(self.errors)
+            and all(math.isfinite(error) and error >= 0 for error in self.errors)
         )
 
     def options(self) -> Options:
@@ -136,6 +141,10 @@ def readers_of(anatomy: Anatomy, batches: Sequence[Tensor]) -> dict[str, Reader]
     for name, layer in layers.items():
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         norm = anatomy.norm_behind(anatomy.model, name)
+        if not moments[name].products.isfinite().all():
+            raise RequestError(
+                f"{name} takes in values that are no finite numbers; the teacher must run on the images as it is"
+            )
         readers[name] = Reader(name, layer, products[name].inputs, moments[name], norm)
     return readers
 

@@ -54,7 +54,7 @@ class Reader:
 
     def rows(self) -> Tensor:
         """Return the weight as (F, Q), float64: what each channel adds to the outputs of its group, tap by tap."""
-        weight = self.layer.weight.detach().double().cpu()
+        weight = self.layer.weight.detach().cpu().double()
         grouped = weight.reshape(self.groups, -1, weight.shape[1], weight[0, 0].numel())
         return grouped.transpose(1, 2).flatten(2).flatten(0, 1)
 

@@ -57,6 +57,8 @@ class Sizes:
         for name, shape in self.shapes.items():
             if name not in tensors:
                 raise ValueError(f"the model has no {name!r}")
+            if len(shape) != tensors[name].dim():
+                raise ValueError(f"{name!r} has {tensors[name].dim()} dimensions, not {len(shape)}")
             replace_tensor(model, name, torch.zeros(shape, dtype=tensors[name].dtype))
         if not self.groups.keys() <= _groups(model).keys():
             raise ValueError(f"the model has no convolution {min(self.groups.keys() - _groups(model).keys())!r}")
@@ -73,6 +75,9 @@ class Sizes:
         Raises:
             ValueError: It is damaged.
         """
+        parts = (value["shapes"], value["groups"])
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError("sizes must be given by name")
         shapes = {str(name): tuple(shape) for name, shape in value["shapes"].items()}
         numbers = [*value["groups"].values(), *(size for shape in shapes.values() for size in shape)]
         if not all(isinstance(number, int) and number > 0 for number in numbers):

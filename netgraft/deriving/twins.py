@@ -26,10 +26,12 @@ def widths_like(anatomy: Anatomy, student: nn.Module) -> dict[Atom, int]:
     widths: dict[Atom, int] = {}
     free = {place.atom for place in anatomy.places}
     for name, axes in found.items():
+        if len(axes) != tensors[name].dim():
+            raise _no_twin(f"{name} has {tensors[name].dim()} dimensions, not {len(axes)}")
         for axis, size in zip(axes, tensors[name].shape, strict=True):
             atoms = axis.atoms()
             if len(atoms) == 1 and atoms[0] in free:
-                widths.setdefault(atoms[0], size)
+                widths.setdefault(atoms[0], min(size, atoms[0].size))
     for name, axes in found.items():
         expected = tuple(axis.kept_size(lambda atom: widths.get(atom, atom.size)) for axis in axes)
         if expected != tuple(tensors[name].shape):
