@@ -65,10 +65,10 @@ class Reader:
         return rows.reshape(self.groups, shape[1], -1, taps).transpose(1, 2).reshape(shape)
 
 
-def damped(covariance: Tensor) -> Tensor:
-    """Return a covariance with :data:`DAMPING` on its diagonal."""
+def damped(covariance: Tensor, by: float = DAMPING) -> Tensor:
+    """Return a covariance with ``by`` times the mean of its diagonal added to the diagonal."""
     scale = covariance.diagonal().mean().clamp_min(1e-12)
-    return covariance + DAMPING * scale * torch.eye(len(covariance), dtype=covariance.dtype)
+    return covariance + by * scale * torch.eye(len(covariance), dtype=covariance.dtype)
 
 
 def removal_order(place: Place, readers: Sequence[Reader]) -> Tensor:

@@ -13,6 +13,7 @@ from netgraft.deriving.following import Product
 from netgraft.deriving.narrowing import Kept, narrow
 from netgraft.deriving.selection import Reader
 from netgraft.deriving.statistics import MOST_FEATURES, LayerCall, capture, sampled_rows
+from netgraft.modules import eval_mode
 
 RIDGE = 1e-3
 """Towards the weights that a solve starts from, times the mean of the inputs' squares."""
@@ -75,26 +76,29 @@ def solve_front_to_back(
     Yields:
         The names of the layers, one after another, as soon as they are solved.
     """
-    chains = [anatomy.blocks_of(model.eval()) for model in (anatomy.model, student)]
-    places = [block_of_layers(blocks, model) for blocks, model in zip(chains, (anatomy.model, student), strict=True)]
-    assert places[0] == places[1], "student and teacher were cut at the same modules"
-    states = [list(batches), list(batches)]
-    reached = 0
-    changed = False
-    for product in anatomy.layers:
-        name = product.layer
-        changed = changed or bool(set(product.inputs.atoms()) & set(kept))
-        if not changed or name not in places[0] or name not in anatomy.called_once or _is_too_wide(student, name):
+    with eval_mode(anatomy.model), eval_mode(student):
+        chains = [anatomy.blocks_of(model) for model in (anatomy.model, student)]
+        places = [
+            block_of_layers(blocks, model) for blocks, model in zip(chains, (anatomy.model, student), strict=True)
+        ]
+        assert places[0] == places[1], "student and teacher were cut at the same modules"
+        states = [list(batches), list(batches)]
+        reached = 0
+        changed = False
+        for product in anatomy.layers:
+            name = product.layer
+            changed = changed or bool(set(product.inputs.atoms()) & set(kept))
+            if not changed or name not in places[0] or name not in anatomy.called_once or _is_too_wide(student, name):
+                yield name
+                continue
+            while reached < places[0][name]:
+                for blocks, of_batches in zip(chains, states, strict=True):
+                    for index, state in enumerate(of_batches):
+                        # a block may work in place, and the images are the caller's
+                        of_batches[index] = blocks[reached](state.clone())
+                reached += 1
+            _solve(anatomy, student, product, kept, [blocks[reached] for blocks in chains], states)
             yield name
-            continue
-        while reached < places[0][name]:
-            for blocks, of_batches in zip(chains, states, strict=True):
-                for index, state in enumerate(of_batches):
-                    # a block may work in place, and the images are the caller's
-                    of_batches[index] = blocks[reached](state.clone())
-            reached += 1
-        _solve(anatomy, student, product, kept, [blocks[reached] for blocks in chains], states)
-        yield name
 
 
 def _is_too_wide(student: nn.Module, name: str) -> bool:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.deriving.axes import Axis, merged
-from netgraft.deriving.compensation import add_to_output, compensated
-from netgraft.deriving.selection import DAMPING, Reader
+from netgraft.deriving.compensation import DAMPING, add_to_output, compensated
+from netgraft.deriving.selection import Reader
 from tests.deriving.test_selection import correlated, moments
 
 
