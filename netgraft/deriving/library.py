@@ -120,7 +120,7 @@ class Library:
             )
             views, held_back = value["views"]
             fits = [entry.place.name == row["place"] for entry, row in zip(entries, rows, strict=True)]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RequestError(f"this library is damaged ({error}); make it anew") from error
         if not all(fits) or not all(entry.is_whole() for entry in entries):
             raise RequestError("this library is of another teacher, or damaged; make it anew")
