@@ -65,10 +65,26 @@ class Reader:
         return rows.reshape(self.groups, shape[1], -1, taps).transpose(1, 2).reshape(shape)
 
 
-def damped(covariance: Tensor, by: float = DAMPING) -> Tensor:
+MOST_POWERS = 6
+"""Of ten, by which damping is raised at most."""
+
+
+def damped(covariance: Tensor, by: float) -> Tensor:
     """Return a covariance with ``by`` times the mean of its diagonal added to the diagonal."""
     scale = covariance.diagonal().mean().clamp_min(1e-12)
     return covariance + by * scale * torch.eye(len(covariance), dtype=covariance.dtype)
+
+
+def cholesky(covariance: Tensor, by: float) -> Tensor:
+    """Return the Cholesky factor of a covariance, damped by ``by``, or by the least power of ten more that it needs.
+
+    A covariance summed up in single precision may have directions of a little less than nothing.
+    """
+    for power in range(MOST_POWERS):
+        factor, failed = torch.linalg.cholesky_ex(damped(covariance, by * 10**power))
+        if not failed:
+            return factor
+    return torch.linalg.cholesky(damped(covariance, by * 10**MOST_POWERS))
 
 
 def removal_order(place: Place, readers: Sequence[Reader]) -> Tensor:
@@ -126,7 +142,7 @@ class _Surgery:
         if reader.groups > 1:
             group = torch.arange(len(weights)) // (len(weights) // reader.groups)
             weights = weights * (group[:, None] == group[None, :])
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(covariance)))
+        inverse = torch.cholesky_inverse(cholesky(covariance, DAMPING))
         return cls(reader.inputs.positions_of(atom), inverse, weights, (weights * covariance).sum().clamp_min(1e-30))
 
     def losses(self) -> Tensor:

@@ -80,7 +80,7 @@ class Sizes:
             raise ValueError("sizes must be given by name")
         shapes = {str(name): tuple(shape) for name, shape in value["shapes"].items()}
         numbers = [*value["groups"].values(), *(size for shape in shapes.values() for size in shape)]
-        if not all(isinstance(number, int) and number > 0 for number in numbers):
+        if not all(type(number) is int and number > 0 for number in numbers):
             raise ValueError("sizes must be positive numbers")
         return cls(shapes, {str(name): count for name, count in value["groups"].items()})
 

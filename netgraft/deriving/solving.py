@@ -13,6 +13,7 @@ from netgraft.deriving.following import Product
 from netgraft.deriving.narrowing import Kept, narrow
 from netgraft.deriving.selection import Reader
 from netgraft.deriving.statistics import MOST_FEATURES, LayerCall, capture, sampled_rows
+from netgraft.errors import RequestError
 from netgraft.modules import eval_mode
 
 RIDGE = 1e-3
@@ -133,6 +134,8 @@ def _solve(
         rows = sampled_rows(of_student, wanted, generator)
         missing = of_teacher.output_rows(rows)[:, outputs] - of_student.output_rows(rows)
         both.add(of_student.unfolded_rows(rows), missing)
+    if not both.is_finite():
+        raise RequestError(f"{name} takes in values that are no finite numbers once the model is narrower; keep more")
     step, shift = both.solve(centred=intercept)
     layer.weight += step.reshape(layer.weight.shape).to(layer.weight)
     if intercept:
@@ -177,6 +180,10 @@ class Normals:
         self._targets += y.sum(1).cpu().double()
         self._gram += (x.transpose(1, 2) @ x).cpu().double()
         self._cross += (x.transpose(1, 2) @ y).cpu().double()
+
+    def is_finite(self) -> bool:
+        """Whether all sums are."""
+        return bool(self._gram.isfinite().all() and self._cross.isfinite().all())
 
     def solve(self, *, centred: bool) -> tuple[Tensor, Tensor]:
         """Return what is to be added to weights, (groups * outputs, unknowns), and to outputs, (groups * outputs,)."""

@@ -91,7 +91,7 @@ def test_a_damaged_library_is_refused_in_a_sentence(damage: Any) -> None:
     value = json.loads(json.dumps(library.to_json()))
     damage(value)
 
-    with pytest.raises(RequestError, match="^this library is .*; make it anew$"):
+    with pytest.raises(RequestError, match=r"^this library is .*; make it anew$"):
         Library.from_json(value, anatomy.places)
 
 

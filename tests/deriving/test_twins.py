@@ -45,5 +45,5 @@ def test_weights_of_other_dimensions_are_refused_in_a_sentence() -> None:
     teacher = randomised(nn.Sequential(conv(3, 8), nn.Conv2d(8, 8, 1), Head(8)))
     student = nn.Sequential(conv(3, 8), nn.Linear(8, 8), Head(8))
 
-    with pytest.raises(RequestError, match="1.weight has 2 dimensions, not 4"):
+    with pytest.raises(RequestError, match=r"1\.weight has 2 dimensions, not 4"):
         widths_like(Anatomy.of(teacher, images()), student)
