@@ -105,16 +105,21 @@ def removal_order(place: Place, readers: Sequence[Reader]) -> Tensor:
     equations 5 and 6, with one channel's weights in the place of a single one.
     """
     states = [_Surgery.on(reader, place.atom) for reader in readers]
-    gone = torch.zeros(place.width, dtype=torch.bool)
-    order = []
-    for _ in range(place.width):
-        losses = torch.stack([state.losses() for state in states]).sum(0)
-        losses[gone] = torch.inf
-        least = int(losses.argmin())
+    left = torch.arange(place.width)
+    order: list[int] = []
+    packed = place.width
+    while len(left):
+        losses = torch.stack([state.losses(left) for state in states]).sum(0)
+        least = int(left[losses.argmin()])
         order.append(least)
-        gone[least] = True
+        left = left[left != least]
         for state in states:
             state.remove(least)
+        if len(left) <= 0.75 * packed:
+            gone = torch.tensor(order[place.width - packed :])
+            packed = len(left)
+            for state in states:
+                state.pack(gone)
     return torch.tensor(order)
 
 
@@ -124,7 +129,7 @@ class _Surgery:
 
     Attributes:
         positions: Where each channel stands among the inputs, (n, R).
-        inverse: Of the damped covariance of the inputs that are left, (F, F).
+        inverse: Of the damped covariance of the inputs, (F, F); one-to-one where an input is gone.
         weights: Products of the weights' rows, (F, F): all that the losses depend on.
         energy: Of the outputs, by which losses are divided.
     """
@@ -145,11 +150,11 @@ class _Surgery:
         inverse = torch.cholesky_inverse(cholesky(covariance, DAMPING))
         return cls(reader.inputs.positions_of(atom), inverse, weights, (weights * covariance).sum().clamp_min(1e-30))
 
-    def losses(self) -> Tensor:
-        if self.positions.shape[1] == 1:
-            flat = self.positions[:, 0]
+    def losses(self, channels: Tensor) -> Tensor:
+        at = self.positions[channels]
+        if at.shape[1] == 1:
+            flat = at[:, 0]
             return self.weights.diagonal()[flat] / self.inverse.diagonal()[flat].clamp_min(1e-30) / self.energy
-        at = self.positions
         blocks = (matrix[at[:, :, None], at[:, None, :]] for matrix in (self.inverse, self.weights))
         inverse, weights = blocks
         eye = 1e-12 * torch.eye(at.shape[1], dtype=inverse.dtype)
@@ -158,14 +163,22 @@ class _Surgery:
     def remove(self, channel: int) -> None:
         at = self.positions[channel]
         gain = torch.linalg.solve(self.inverse[at][:, at], self.inverse[at]).T  # (F, R)
-        self.inverse -= gain @ self.inverse[at]
-        # W <- (I - gain E^T) W, and so are the products of its rows
-        self.weights -= gain @ self.weights[at]
-        self.weights -= self.weights[:, at] @ gain.T
+        self.inverse.addmm_(gain, self.inverse[at], alpha=-1)
+        # W <- (I - gain E^T) W, and so are the products of its rows, in one pass over them
+        rest = self.weights[:, at] - gain @ self.weights[at][:, at] / 2
+        self.weights.addmm_(torch.cat([gain, rest], 1), torch.cat([rest, gain], 1).T, alpha=-1)
         # what is gone stays gone, exactly
-        for matrix, rest in ((self.weights, 0.0), (self.inverse, 0.0)):
-            matrix[at], matrix[:, at] = rest, rest
+        for matrix in (self.weights, self.inverse):
+            matrix[at], matrix[:, at] = 0.0, 0.0
         self.inverse[at, at] = 1.0
+
+    def pack(self, gone: Tensor) -> None:
+        """Leave out the inputs of channels that went since this was done last; their positions mean nothing then."""
+        stay = torch.ones(len(self.inverse), dtype=torch.bool)
+        stay[self.positions[gone].flatten()] = False
+        numbers = stay.nonzero().flatten()
+        self.inverse, self.weights = (matrix[numbers][:, numbers] for matrix in (self.inverse, self.weights))
+        self.positions = (stay.cumsum(0) - 1)[self.positions]
 
 
 def kept_channels(order: Tensor, width: int) -> Tensor:

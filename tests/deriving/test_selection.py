@@ -135,6 +135,18 @@ def test_groups(seed: int, *, whole_groups: bool) -> None:
     assert order.tolist() == brute_force(len(order), [(block, dense, owner, False)])
 
 
+def test_many_channels() -> None:
+    torch.manual_seed(0)
+    axis, other = Axis.of(20), Axis.of(7)
+    layer, rows = nn.Linear(27, 9), correlated(500, 27, 3)
+    place = Place("it", axis.atoms()[0], (), ())
+    x, weight = numbers(rows, layer.weight)
+
+    order = removal_order(place, [reader_of(layer, concatenated([axis, other]), rows)])
+
+    assert order.tolist() == brute_force(20, [(x, weight, np.array([*range(20), *([-1] * 7)]), True)])
+
+
 def test_rows_and_weights_are_one_anothers_inverse() -> None:
     layer = nn.Conv2d(12, 6, (2, 3), groups=3)
     reader = reader_of(layer, Axis.of(12), torch.randn(20, 12))
