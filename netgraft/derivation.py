@@ -253,7 +253,8 @@ class Deriver:
         solved = solve_front_to_back(self.anatomy, student, kept, self.batches)
         for _ in self._reporter.track(solved, total=len(self.anatomy.layers), name="solving layers"):
             pass
-        return student
+        # a teacher may be frozen, and a student is there to learn
+        return student.requires_grad_()
 
     def _choice(self, widths: Widths, errors: Mapping[Atom, Mapping[int, float]]) -> Choice:
         rows = []

@@ -173,7 +173,7 @@ def score_widths(
     block_of = block_of_layers(blocks, model)
     states = states_in_front(blocks, held_back)
     logits = states[-1]
-    variance = (logits - logits.mean(0)).square().mean().clamp_min(1e-30)
+    scale = _scale(logits)
     for place in anatomy.places:
         of_place = [readers[product.layer] for product in place.readers]
         order = removal_order(place, of_place)
@@ -186,10 +186,18 @@ def score_widths(
             got = states[first].clone()
             for block in blocks[first:]:
                 got = block(got)
-            errors.append(float((got - logits).square().mean() / variance))
+            errors.append(float((got - logits).square().mean() / scale))
             for restore in originals:
                 restore()
         yield Entry(place, order, (*widths, place.width), (*errors, 0.0))
+
+
+def _scale(logits: Tensor) -> Tensor:
+    """Return what errors are parts of: the logits' variance over views, or their squares where views are alike."""
+    if not logits.isfinite().all():
+        raise RequestError("the teacher's logits are no finite numbers; it must run on the images as it is")
+    variance, square = (logits - logits.mean(0)).square().mean(), logits.square().mean()
+    return (variance if variance > 1e-9 * square else square).clamp_min(1e-30)
 
 
 def _compensate(anatomy: Anatomy, model: nn.Module, reader: Reader, kept: Kept) -> Callable[[], None]:

@@ -104,6 +104,15 @@ def test_values_that_are_no_numbers_are_refused_in_a_sentence() -> None:
         readers_of(anatomy, [images(8) * 1e10])
 
 
+def test_logits_that_are_no_numbers_are_refused_in_a_sentence() -> None:
+    model = network("plain")
+    anatomy = Anatomy.of(model, images())
+    readers = readers_of(anatomy, [images(8)])
+
+    with pytest.raises(RequestError, match="the teacher's logits are no finite numbers"):
+        next(score_widths(anatomy, readers, images(4) * 1e38))
+
+
 def test_dead_and_constant_features_give_finite_errors() -> None:
     model = network("plain")
     for norm in ("0.1", "1.1"):
