@@ -55,11 +55,13 @@ def without(model: nn.Module, found: ChannelMap, kept: Kept) -> nn.Module:
     return masked
 
 
-@torch.no_grad()
 def is_proven(model: nn.Module, found: ChannelMap, kept: Kept, probe: Tensor) -> bool:
     """Return whether the narrowed model computes, in float64, what the model with zeros in its place does."""
-    # on the CPU: not every device has float64
-    exact = copy.deepcopy(model).cpu().double()
+    return _narrows(_exact(model), found, kept, probe)
+
+
+@torch.no_grad()
+def _narrows(exact: nn.Module, found: ChannelMap, kept: Kept, probe: Tensor) -> bool:
     narrowed, masked = narrow(exact, found, kept), without(exact, found, kept)
     try:
         with eval_mode(narrowed), eval_mode(masked):
@@ -87,21 +89,23 @@ def proven_places(model: nn.Module, found: ChannelMap, places: Sequence[Place], 
     channels = {place.atom: torch.arange(place.width) for place in places}
     kept = {atom: each[parts[number % 3](each)] for number, (atom, each) in enumerate(channels.items())}
 
-    def holds(some: list[Place]) -> bool:
-        return is_proven(model, found, {place.atom: kept[place.atom] for place in some}, probe)
+    exact = _exact(model)
 
-    def proven(some: list[Place]) -> list[Place]:
-        if not some or holds(some):
-            return some
-        if len(some) == 1:
-            return []
-        middle = len(some) // 2
-        first, second = proven(some[:middle]), proven(some[middle:])
-        both = first + second
-        # what can be narrowed for itself need not be together
-        return both if not first or not second or holds(both) else max(first, second, key=len)
+    def with_more(proven: list[Place], more: list[Place]) -> list[Place]:
+        both = proven + more
+        if not more or _narrows(exact, found, {place.atom: kept[place.atom] for place in both}, probe):
+            return both
+        if len(more) == 1:
+            return proven
+        middle = len(more) // 2
+        return with_more(with_more(proven, more[:middle]), more[middle:])
 
-    return proven(list(places))
+    return with_more([], list(places))
+
+
+def _exact(model: nn.Module) -> nn.Module:
+    """Return a copy in float64, on the CPU: not every device has it."""
+    return copy.deepcopy(model).cpu().double()
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
