@@ -28,6 +28,7 @@ from netgraft.deriving.twins import widths_like
 from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.models.students import save_student
+from netgraft.modules import eval_mode
 from netgraft.progress import ProgressReporter, SilentReporter
 
 VIEWS = 2048
@@ -188,7 +189,8 @@ class Deriver:
         """Views that statistics are taken of, (B, C, H, W) each."""
         numbers = torch.arange(self._statistics).split(BATCH)
         return [
-            self._views.batch(some) for some in self.reporter.track(numbers, total=len(numbers), name="making views")
+            self._views.batch(some).to(self.anatomy.probe.device)
+            for some in self.reporter.track(numbers, total=len(numbers), name="making views")
         ]
 
     @cached_property
@@ -202,6 +204,7 @@ class Deriver:
         if self._library is None:
             # the last views, of which the first don't learn; where there are too few views, they are the same
             held_back = self._views.batch(range(max(0, len(self._views) - HELD_BACK), len(self._views)))
+            held_back = held_back.to(self.anatomy.probe.device)
             tried = score_widths(self.anatomy, self.readers, held_back)
             entries = tuple(self.reporter.track(tried, total=len(self.anatomy.all_places), name="trying widths"))
             self._library = Library(entries, (self._statistics, len(held_back)))
@@ -290,7 +293,8 @@ class Deriver:
         solved = solve_front_to_back(self.anatomy, student, kept, self.batches)
         for _ in self.reporter.track(solved, total=len(self.anatomy.layers), name="solving layers"):
             pass
-        return student
+        # a teacher may be frozen, and a student is there to learn
+        return student.requires_grad_()
 
     def _choice(self, widths: Widths, errors: Mapping[Atom, Mapping[int, float]]) -> Choice:
         rows = []
@@ -358,5 +362,6 @@ def derive(
         raise RequestError("there are no images to derive a student from; give at least one")
     data_config = dict(data_config or resolve_model_data_config(teacher))
     made = Views.configured(images, views or VIEW_POLICIES["rich"], data_config, seed=seed)
-    deriver = Deriver(teacher, made, data_config, protect=protect, reporter=reporter)
-    return deriver.derive(budget_of(keep or {"macs": 0.5}))
+    with eval_mode(teacher):
+        deriver = Deriver(teacher, made, data_config, protect=protect, reporter=reporter)
+        return deriver.derive(budget_of(keep or {"macs": 0.5}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from netgraft.deriving.following import ChannelMap, Product, follow_channels
 from netgraft.deriving.narrowing import proven_blocks, proven_places
 from netgraft.deriving.places import Block, Place, find_blocks, find_places
+from netgraft.deriving.statistics import capture
 from netgraft.errors import RequestError
 from netgraft.splitting.split import legal_cuts, split
 
@@ -47,8 +49,9 @@ class Anatomy:
         Raises:
             RequestError: It doesn't run on the probe, or there is nothing that could become narrower.
         """
+        _refuse_broken(model)
         found = follow_channels(model, probe)
-        places = proven_places(model, found, find_places(found), probe)
+        places = proven_places(model, found, _seen_reading(model, find_places(found), probe), probe)
         blocks = proven_blocks(model, find_blocks(model, found), probe)
         if not places and not blocks:
             raise RequestError(
@@ -87,6 +90,12 @@ class Anatomy:
                 first.setdefault(product.layer, product)
         return list(first.values())
 
+    @cached_property
+    def called_once(self) -> frozenset[str]:
+        """Names of the layers that the forward calls no more than once."""
+        calls = Counter(product.layer for product in self.found.products)
+        return frozenset(layer for layer, count in calls.items() if count == 1)
+
     def norm_behind(self, model: nn.Module, layer: str) -> nn.modules.batchnorm._BatchNorm | None:
         """Return the batch norm of ``model`` that takes in nothing but a layer's output."""
         name = self.found.norms.get(layer)
@@ -97,13 +106,34 @@ class Anatomy:
 
 
 def segment_of_layers(segments: list[nn.Module], model: nn.Module) -> dict[str, int]:
-    """Return the number of the segment that each layer of ``model`` stands in."""
-    numbers = {id(parameter): number for number, segment in enumerate(segments) for parameter in segment.parameters()}
+    """Return the number of the segment that each layer of ``model`` stands in, the first one of several."""
+    numbers: dict[int, int] = {}
+    for number, segment in enumerate(segments):
+        for parameter in segment.parameters():
+            numbers.setdefault(id(parameter), number)
     return {
         name: numbers[id(layer.weight)]
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Conv2d | nn.Linear) and id(layer.weight) in numbers
     }
+
+
+def _refuse_broken(model: nn.Module) -> None:
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    broken = [name for name, tensor in tensors if tensor.isnan().any()]
+    if broken:
+        raise RequestError(
+            f"{type(model).__name__} can't become narrower: its weights hold values that are no numbers, "
+            f"first in {broken[0]}; load them from an undamaged file"
+        )
+
+
+def _seen_reading(model: nn.Module, places: Sequence[Place], probe: Tensor) -> list[Place]:
+    """Return the places whose readers are seen at work: a fused kernel, for instance, hides what its layers take in."""
+    layers = {reader.layer: model.get_submodule(reader.layer) for place in places for reader in place.readers}
+    seen: set[str] = set()
+    capture(model, probe, layers, lambda name, _: seen.add(name))
+    return [place for place in places if all(reader.layer in seen for reader in place.readers)]
 
 
 @torch.no_grad()

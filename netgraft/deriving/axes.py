@@ -128,8 +128,7 @@ class Axis:
                 flat = torch.maximum(flat[:, None], inside).flatten()
             owner.append(flat)
         whole = torch.cat(owner)
-        found = [(whole == index).nonzero().flatten() for index in range(atom.size)]
-        return torch.stack(found)
+        return whole.argsort(stable=True)[int((whole < 0).sum()) :].reshape(atom.size, -1)
 
 
 ONE = Axis(((),))

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.deriving.axes import Atom
-from netgraft.deriving.selection import Reader, damped
+from netgraft.deriving.selection import Reader, cholesky
+
+DAMPING = 1e-6
+"""Of the covariance of channels that stay, times the mean of its diagonal: less than for the order in which they go, so
+that copies and sums of others go without an error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +44,7 @@ def compensated(reader: Reader, kept: Mapping[Atom, Tensor]) -> Compensation:
     gone[stay] = False
     go = gone.nonzero().flatten()
     covariance, rows = reader.covariance(), reader.rows()
-    factor = torch.linalg.cholesky(damped(covariance[stay][:, stay]))
+    factor = cholesky(covariance[stay][:, stay], DAMPING)
     by_others = torch.cholesky_solve(covariance[stay][:, go], factor).T  # (P, S)
     new = torch.zeros_like(rows)
     shift = None

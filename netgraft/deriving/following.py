@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,7 +58,8 @@ class ChannelMap:
     Attributes:
         tensors: Axes of each parameter and buffer, by name.
         products: Convolutions and matrix products, in the order of the forward.
-        norms: Batch norm that takes in nothing but a layer's output, by the name of that layer.
+        norms: Batch norm that takes in nothing but a layer's output, by the name of that layer; of those that are
+            called once.
         inputs: Axes of the first tensor that each module takes in, by its name; of those that are called once.
         outputs: Axes of what each module gives, likewise; of those that give one tensor.
     """
@@ -71,8 +72,12 @@ class ChannelMap:
 
     def free_atoms(self) -> list[Atom]:
         """Return what can be narrowed, in the order of the parameters that carry it."""
-        carried = (atom for axes in self.tensors.values() for axis in axes for atom in axis.atoms())
-        return list(dict.fromkeys(atom for atom in carried if not atom.fixed))
+        for product in self.products:
+            for axis in (*product.axes, product.inputs, product.outputs):
+                axis.atoms()
+        # all are looked up before any is judged: looking up may fix some
+        carried = [atom for axes in self.tensors.values() for axis in axes for atom in axis.atoms()]
+        return [atom for atom in dict.fromkeys(carried) if not atom.fixed]
 
 
 def follow_channels(model: nn.Module, probe: Tensor) -> ChannelMap:
@@ -115,6 +120,33 @@ def follow_channels(model: nn.Module, probe: Tensor) -> ChannelMap:
     return follower.found()
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A layer's output.
+
+    Attributes:
+        layer: Its name.
+        channels: Of the output.
+        views: Identities of the output, of a view of it, of a view of that, and so on.
+    """
+
+    layer: str
+    channels: Axis
+    views: tuple[int, ...]
+
+
+def _sole_owners(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
+    """Return layers whose weight is theirs, or shared with layers that have the same bias, one for each weight."""
+    of_weight: dict[int, tuple[str, nn.Conv2d | nn.Linear]] = {}
+    apart = set()
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            _, first = of_weight.setdefault(id(layer.weight), (name, layer))
+            if layer.bias is not first.bias or type(layer) is not type(first):
+                apart.add(id(layer.weight))
+    return [owner for weight, owner in of_weight.items() if weight not in apart]
+
+
 class _Follower(TorchDispatchMode):
     """Keeps the axes of every tensor that the forward makes."""
 
@@ -123,25 +155,31 @@ class _Follower(TorchDispatchMode):
         self._known: dict[int, Axes] = {}
         self._alive: list[Tensor] = []  # an object's identity is its own only as long as it lives
         self._names: dict[int, str] = {}
-        self._layers: dict[int, str] = {}  # of a view of a whole weight, the layer that it belongs to
-        self._makers: dict[int, str] = {}  # of a tensor, the layer whose output it is
+        self._layers: dict[int, str] = {}  # of a weight as its layer multiplies with it, the layer
+        self._linear: dict[int, str] = {}  # of a weight that its layer transposes first
+        self._makers: dict[int, _Made] = {}
         self._uses: dict[int, int] = {}
-        self._normed: dict[str, tuple[str, int]] = {}
+        self._normed: dict[str, tuple[str, _Made]] = {}
+        self._norm_calls: Counter[str] = Counter()
         self._inside: list[str] = []
         self._map = ChannelMap()
+        saved = model.state_dict().keys()
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            axes = tuple(Axis.of(size) for size in tensor.shape)
+            fixed = "" if name in saved else "a buffer that is not saved"
+            axes = tuple(Axis.of(size, fixed) for size in tensor.shape)
             self._map.tensors[name] = axes
             self._known[id(tensor)] = axes
             self._names[id(tensor)] = name
-        for name, layer in model.named_modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                self._layers[id(layer.weight)] = name
+        for name, layer in _sole_owners(model):
+            (self._layers if isinstance(layer, nn.Conv2d) else self._linear)[id(layer.weight)] = name
 
     def found(self) -> ChannelMap:
         """Return what was found."""
+        calls = Counter(product.layer for product in self._map.products)
         self._map.norms = {
-            layer: norm for layer, (norm, output) in self._normed.items() if self._uses.get(output, 0) == 1
+            layer: norm
+            for layer, (norm, made) in self._normed.items()
+            if calls[layer] == self._norm_calls[norm] == 1 and all(self._uses.get(view) == 1 for view in made.views)
         }
         return self._map
 
@@ -206,7 +244,7 @@ class _Follower(TorchDispatchMode):
         outputs = [each for each in tree_flatten(result)[0] if isinstance(each, Tensor)]
         if rule is not None:
             made = rule(self, args, kwargs, outputs)
-        elif torch.Tag.pointwise in func.tags:
+        elif torch.Tag.pointwise in func.tags or name.removesuffix("_") in _POINTWISE:
             made = [self._broadcast(tensors, outputs[0])]
         else:
             made = [self._unfollowed(name, tensors, output) for output in outputs]
@@ -237,10 +275,12 @@ class _Follower(TorchDispatchMode):
     def convolution(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
         inputs, weight, bias = args[:3]
         groups = args[8]
-        images, channels, *_ = self.axes(inputs)
+        images, channels, *positions = self.axes(inputs)
         out, within, *taps_of = self.axes(weight)
         for axis in taps_of:
             axis.fix("taps of a kernel")
+        for axis in positions:
+            axis.fix("positions")
         if args[6]:  # transposed: the weight's dimensions mean something else
             return [self._unfollowed("a transposed convolution", [inputs, weight], outputs[0])]
         of_groups = None
@@ -264,7 +304,7 @@ class _Follower(TorchDispatchMode):
                 (images, out, within), math.prod(sizes) * taps, layer, channels, out, of_groups, tuple(self._inside)
             )
         )
-        self._makers[id(outputs[0])] = layer
+        self._makers[id(outputs[0])] = _Made(layer, out, (id(outputs[0]),))
         return [(images, out, *(Axis.of(size, "positions") for size in sizes))]
 
     def _multiply(self, left: Tensor, right: Tensor) -> Axes:
@@ -281,7 +321,7 @@ class _Follower(TorchDispatchMode):
 
     def matrix_product(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
         axes = self._multiply(args[0], args[1])
-        self._makers[id(outputs[0])] = self._map.products[-1].layer
+        self._makers[id(outputs[0])] = _Made(self._map.products[-1].layer, axes[-1], (id(outputs[0]),))
         return [axes]
 
     def added_product(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
@@ -289,7 +329,7 @@ class _Follower(TorchDispatchMode):
         for axis, bias in zip(reversed(axes), reversed(self.axes(args[0])), strict=False):
             if bias.size != 1:
                 unify(axis, bias)
-        self._makers[id(outputs[0])] = self._map.products[-1].layer
+        self._makers[id(outputs[0])] = _Made(self._map.products[-1].layer, axes[-1], (id(outputs[0]),))
         return [axes]
 
     def batch_norm(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
@@ -297,9 +337,12 @@ class _Follower(TorchDispatchMode):
         for value in args[1:5]:
             if isinstance(value, Tensor):
                 unify(axes[1], self.axes(value)[0])
-        layer, mean = self._makers.get(id(args[0]), ""), args[3]
-        if layer and isinstance(mean, Tensor) and id(mean) in self._names:
-            self._normed[layer] = (self._names[id(mean)].rpartition(".")[0], id(args[0]))
+        made, mean = self._makers.get(id(args[0])), args[3]
+        if isinstance(mean, Tensor) and id(mean) in self._names:
+            norm = self._names[id(mean)].rpartition(".")[0]
+            self._norm_calls[norm] += 1
+            if made is not None and made.layer and axes[1].segments == made.channels.segments:
+                self._normed[made.layer] = (norm, made)
         return [axes]
 
     def layer_norm(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
@@ -322,14 +365,19 @@ class _Follower(TorchDispatchMode):
         return [axes]
 
     def reduction(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
-        axes = self.axes(args[0])
-        dims = args[1] if len(args) > 1 else kwargs.get("dim")
+        return [self._reduced(args[0], args[1] if len(args) > 1 else kwargs.get("dim"), outputs[0])]
+
+    def vector_norm(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
+        return [self._reduced(args[0], args[2] if len(args) > 2 else kwargs.get("dim"), outputs[0])]
+
+    def _reduced(self, source: Tensor, dims: Any, output: Tensor) -> Axes:
+        axes = self.axes(source)
         chosen = range(len(axes)) if dims is None or dims == [] else ([dims] if isinstance(dims, int) else dims)
         reduced = {dim % len(axes) for dim in chosen}
         for dim in reduced:
             axes[dim].fix("one value is taken of all of them")
-        keep = len(axes) == outputs[0].dim()
-        return [tuple(ONE if dim in reduced else axis for dim, axis in enumerate(axes) if keep or dim not in reduced)]
+        keep = len(axes) == output.dim()
+        return tuple(ONE if dim in reduced else axis for dim, axis in enumerate(axes) if keep or dim not in reduced)
 
     def softmax(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
         self.axes(args[0])[args[1]].fix("a softmax goes over them")
@@ -338,6 +386,8 @@ class _Follower(TorchDispatchMode):
     def pooling(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
         axes = self.axes(args[0])
         front = axes[: len(axes) - 2]
+        for axis in axes[len(front) :]:
+            axis.fix("positions")
         return [(*front, *(Axis.of(size, "positions") for size in outputs[0].shape[len(front) :]))]
 
     def padding(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
@@ -356,6 +406,10 @@ class _Follower(TorchDispatchMode):
             return [self._unfollowed("another view", [args[0]], outputs[0])]
         return [self.axes(args[0])]
 
+    def copied(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
+        """Values of one tensor are written into another."""
+        return [self._broadcast([args[0], args[1]], outputs[0])]
+
     def moved(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
         """Indices change places along some dimensions: ``roll``, ``flip``."""
         axes = self.axes(args[0])
@@ -365,21 +419,22 @@ class _Follower(TorchDispatchMode):
 
     def reshape(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
         axes = self.axes(args[0])
-        self._keep_layer(args[0], outputs[0])
+        self._keep_maker(args[0], outputs[0])
         return [_reshaped(axes, list(outputs[0].shape))]
 
-    def _keep_layer(self, source: Tensor, view: Tensor) -> None:
-        if id(source) in self._layers:
-            self._layers[id(view)] = self._layers[id(source)]
-        if id(source) in self._makers:
-            self._makers[id(view)] = self._makers[id(source)]
+    def _keep_maker(self, source: Tensor, view: Tensor) -> None:
+        if id(source) in self._makers and view is not source:
+            made = self._makers[id(source)]
+            self._makers[id(view)] = replace(made, views=(*made.views, id(view)))
 
     def transpose(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
         axes = list(self.axes(args[0]))
         first, second = args[1:3] if len(args) == 3 else (0, 1)
         if len(axes) > 1:
             axes[first], axes[second] = axes[second], axes[first]
-        self._keep_layer(args[0], outputs[0])
+        if id(args[0]) in self._linear:
+            self._layers[id(outputs[0])] = self._linear[id(args[0])]
+        self._keep_maker(args[0], outputs[0])
         return [tuple(axes)]
 
     def permute(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
@@ -439,7 +494,11 @@ class _Follower(TorchDispatchMode):
             size = output.shape[dim]
             made.append((*axes[:dim], cut_out(axes[dim], start, start + size), *axes[dim + 1 :]))
             start += size
-        return [tuple(each) for each in made]
+        if len({output.shape[dim] for output in outputs}) == 1:
+            # cut again, a narrower whole falls into as many equal pieces: they stay of one width
+            for each in made[1:]:
+                unify(made[0][dim], each[dim])
+        return made
 
     def index(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
         """Rows of a table are looked up: the other dimensions go along."""
@@ -511,7 +570,8 @@ _RULES: dict[str, _Rule] = {
         ),
         ("native_layer_norm", _Follower.layer_norm),
         ("native_group_norm", _Follower.group_norm),
-        ("mean sum amax amin prod linalg_vector_norm var std max min var_mean", _Follower.reduction),
+        ("mean sum amax amin prod var std max min var_mean", _Follower.reduction),
+        ("linalg_vector_norm", _Follower.vector_norm),
         ("_softmax _safe_softmax _log_softmax", _Follower.softmax),
         (
             "avg_pool2d max_pool2d_with_indices max_pool2d _adaptive_avg_pool2d adaptive_max_pool2d mkldnn_max_pool2d "
@@ -519,7 +579,12 @@ _RULES: dict[str, _Rule] = {
             _Follower.pooling,
         ),
         ("constant_pad_nd reflection_pad2d replication_pad2d", _Follower.padding),
-        ("clone detach alias _to_copy as_strided lift_fresh dropout native_dropout copy", _Follower.same),
+        (
+            "clone detach alias _to_copy as_strided lift_fresh dropout native_dropout "
+            "zeros_like ones_like full_like empty_like fill zero",
+            _Follower.same,
+        ),
+        ("copy", _Follower.copied),
         ("roll flip", _Follower.moved),
         ("view _unsafe_view reshape _reshape_alias", _Follower.reshape),
         ("t transpose", _Follower.transpose),
@@ -537,3 +602,6 @@ _RULES: dict[str, _Rule] = {
     )
     for name in names.split()
 }
+
+_POINTWISE = frozenset({"hardswish", "log_sigmoid_forward", "masked_fill", "_prelu_kernel", "rsub"})
+"""Functions of single numbers that torch doesn't tag as such."""

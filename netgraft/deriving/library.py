@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,10 +43,19 @@ class Entry:
     def is_whole(self) -> bool:
         """Whether order, widths and errors are of this place."""
         return (
-            self.order.sort().values.tolist() == list(range(self.place.width))
-            and self.widths[-1] == self.place.width
+            self.order.dtype == torch.long
+            and self.order.sort().values.tolist() == list(range(self.place.width))
+            and all(isinstance(width, int) for width in self.widths)
+            and self.widths[-1:] == (self.place.width,)
+            and all(narrow < wide for narrow, wide in zip((self._least - 1, *self.widths), self.widths, strict=False))
             and len(self.widths) == len(self.errors)
+            and all(math.isfinite(error) and error >= 0 for error in self.errors)
         )
+
+    @property
+    def _least(self) -> int:
+        """A block can go as a whole."""
+        return 0 if isinstance(self.place, Block) else 1
 
     def options(self) -> Options:
         """Return all widths that may be chosen: between those that were tried errors are interpolated.
@@ -117,7 +127,7 @@ class Library:
             )
             views, held_back = value["views"]
             fits = [entry.place.name == row["place"] for entry, row in zip(entries, rows, strict=True)]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise RequestError(f"this library is damaged ({error}); make it anew") from error
         if not all(fits) or not all(entry.is_whole() for entry in entries):
             raise RequestError("this library is of another teacher, or damaged; make it anew")
@@ -138,6 +148,10 @@ def readers_of(anatomy: Anatomy, batches: Sequence[Tensor]) -> dict[str, Reader]
     for name, layer in layers.items():
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         norm = anatomy.norm_behind(anatomy.model, name)
+        if not moments[name].products.isfinite().all():
+            raise RequestError(
+                f"{name} takes in values that are no finite numbers; the teacher must run on the images as it is"
+            )
         readers[name] = Reader(name, layer, products[name].inputs, moments[name], norm)
     return readers
 
@@ -166,13 +180,13 @@ def score_widths(
     segment_of = segment_of_layers(segments, model)
     states = states_in_front(segments, held_back)
     logits = states[-1]
-    variance = (logits - logits.mean(0)).square().mean().clamp_min(1e-30)
+    scale = _scale(logits)
 
     def error(first: int) -> float:
         got = states[first].clone()
         for segment in segments[first:]:
             got = segment(got)
-        return float((got - logits).square().mean() / variance)
+        return float((got - logits).square().mean() / scale)
 
     for block in anatomy.blocks:
         gone = Nothing() if block.is_branch else Passed()
@@ -203,6 +217,14 @@ def _instead(module: nn.Module, other: nn.Module) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def _scale(logits: Tensor) -> Tensor:
+    """Return what errors are parts of: the logits' variance over views, or their squares where views are alike."""
+    if not logits.isfinite().all():
+        raise RequestError("the teacher's logits are no finite numbers; it must run on the images as it is")
+    variance, square = (logits - logits.mean(0)).square().mean(), logits.square().mean()
+    return (variance if variance > 1e-9 * square else square).clamp_min(1e-30)
 
 
 def _compensate(anatomy: Anatomy, model: nn.Module, reader: Reader, kept: Kept) -> Callable[[], None]:

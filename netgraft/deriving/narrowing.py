@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from netgraft.deriving.absence import leave_out
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.following import Axes, ChannelMap
-from netgraft.deriving.places import Block, Place
+from netgraft.deriving.places import Block, Place, without_weights
 from netgraft.deriving.sizes import HEADS, counts_of_heads, replace_tensor, tell_sizes
 from netgraft.modules import eval_mode
 
@@ -75,9 +75,8 @@ def _heads(model: nn.Module, found: ChannelMap, kept: Kept) -> dict[str, dict[st
     return left
 
 
-@torch.no_grad()
 def proven_places(model: nn.Module, found: ChannelMap, places: Sequence[Place], probe: Tensor) -> list[Place]:
-    """Return the places that can be narrowed without a mistake: half of the channels of every place go at once.
+    """Return the places that can be narrowed without a mistake: some of the channels of all of them go together.
 
     Args:
         model: The teacher.
@@ -85,42 +84,49 @@ def proven_places(model: nn.Module, found: ChannelMap, places: Sequence[Place], 
         places: To be proven.
         probe: Images (B, C, H, W).
     """
-
-    def holds(some: Sequence[Place]) -> bool:
-        return is_proven(model, found, {place.atom: torch.arange(0, place.width, 2) for place in some}, probe)
-
-    return _those_that_hold(places, holds)
+    # a model may count on widths that are one another's halves: neighbouring places keep other parts
+    parts = (lambda channel: channel % 2 == 0, lambda channel: channel % 4 != 1, lambda channel: channel % 4 == 0)
+    channels = {place.atom: torch.arange(place.width) for place in places}
+    kept = {atom: each[parts[number % 3](each)] for number, (atom, each) in enumerate(channels.items())}
+    exact = _exact(model)
+    return _those_that_hold(
+        places, lambda some: _narrows(exact, found, {place.atom: kept[place.atom] for place in some}, probe)
+    )
 
 
 def proven_blocks(model: nn.Module, blocks: Sequence[Block], probe: Tensor) -> list[Block]:
     """Return the blocks without which the model computes, in float64, what it does where their weights are zero."""
-    return _those_that_hold(blocks, lambda some: _can_go(model, some, probe))
+    exact = _exact(model)
+    return _those_that_hold(blocks, lambda some: _can_go(exact, some, probe))
 
 
-def _those_that_hold(candidates: Sequence[T], holds: Callable[[Sequence[T]], bool]) -> list[T]:
-    """Try all together; where that fails find the culprits by halving."""
-    if not candidates or holds(candidates):
-        return list(candidates)
-    if len(candidates) == 1:
-        return []
-    middle = len(candidates) // 2
-    return [each for part in (candidates[:middle], candidates[middle:]) for each in _those_that_hold(part, holds)]
+def _those_that_hold(candidates: Sequence[T], holds: Callable[[list[T]], bool]) -> list[T]:
+    """Return those that hold together.
+
+    What is tried comes on top of what held before, so that one bad pair costs no more than one of the two; where it
+    fails the culprits are found by halving.
+    """
+
+    def with_more(held: list[T], more: list[T]) -> list[T]:
+        if not more or holds(held + more):
+            return held + more
+        if len(more) == 1:
+            return held
+        middle = len(more) // 2
+        return with_more(with_more(held, more[:middle]), more[middle:])
+
+    return with_more([], list(candidates))
 
 
 @torch.no_grad()
-def _can_go(model: nn.Module, blocks: Sequence[Block], probe: Tensor) -> bool:
-    exact = copy.deepcopy(model).double().eval()
-    shorter = copy.deepcopy(exact)
+def _can_go(exact: nn.Module, blocks: Sequence[Block], probe: Tensor) -> bool:
+    shorter, empty = copy.deepcopy(exact).eval(), copy.deepcopy(exact).eval()
     leave_out(shorter, {block.name: "nothing" if block.is_branch else "passed" for block in blocks})
     for block in blocks:
-        empty = exact.get_submodule(block.name)
-        for parameter in empty.parameters():
-            parameter.zero_()
-        for name, value in empty.named_buffers():
-            if name.endswith("running_mean"):
-                value.zero_()
+        without_weights(empty.get_submodule(block.name))
+    images = probe.cpu().double()
     try:
-        return _agree(shorter(probe.double()), exact(probe.double()))
+        return _agree(shorter(images), empty(images))
     except Exception:  # whatever a forward raises that counts on the block
         return False
 
@@ -143,16 +149,24 @@ def without(model: nn.Module, found: ChannelMap, kept: Kept) -> nn.Module:
     return masked
 
 
-@torch.no_grad()
 def is_proven(model: nn.Module, found: ChannelMap, kept: Kept, probe: Tensor) -> bool:
     """Return whether the narrowed model computes, in float64, what the model with zeros in its place does."""
-    exact = copy.deepcopy(model).double()
+    return _narrows(_exact(model), found, kept, probe)
+
+
+@torch.no_grad()
+def _narrows(exact: nn.Module, found: ChannelMap, kept: Kept, probe: Tensor) -> bool:
     narrowed, masked = narrow(exact, found, kept), without(exact, found, kept)
     try:
         with eval_mode(narrowed), eval_mode(masked):
-            return _agree(narrowed(probe.double()), masked(probe.double()))
+            return _agree(*(each(probe.cpu().double()) for each in (narrowed, masked)))
     except Exception:  # whatever a forward raises that counts on its widths
         return False
+
+
+def _exact(model: nn.Module) -> nn.Module:
+    """Return a copy in float64, on the CPU: not every device has it."""
+    return copy.deepcopy(model).cpu().double()
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.following import Axes, ChannelMap, Product
+from netgraft.deriving.statistics import MOST_FEATURES
 
 MULTIPLE = 8
 """Widths are multiples of it, where the place is wide enough: what processors and accelerators compute fastest."""
@@ -41,22 +42,22 @@ class Place:
     @property
     def columns(self) -> int:
         """How often each channel stands among what a reader sums over: a head of attention as often as it is wide."""
+        inputs = [[each for each in reader.inputs.segments if self.atom in each] for reader in self.readers]
         return min(
-            sum(math.prod(each.size for each in segment) for segment in reader.inputs.segments if self.atom in segment)
-            // self.width
-            for reader in self.readers
+            (sum(math.prod(atom.size for atom in each) for each in segments) // self.width for segments in inputs),
+            default=1,
         )
 
     def widths(self, count: int) -> tuple[int, ...]:
         """Return up to ``count`` smaller widths, evenly spaced, ascending.
 
-        What readers sum over is a multiple of 8 then, where it is more than 8.
+        What readers sum over is a multiple of 8 then, where the place has 16 channels or more.
         """
-        step = MULTIPLE // math.gcd(MULTIPLE, self.columns) if self.width > MULTIPLE else 1
+        step = MULTIPLE // math.gcd(MULTIPLE, self.columns) if self.width >= 2 * MULTIPLE else 1
         options = list(range(step, self.width, step))
         if len(options) <= count:
             return tuple(options)
-        chosen = {options[round(place * (len(options) - 1) / (count - 1))] for place in range(count)}
+        chosen = {options[round(place * (len(options) - 1) / max(count - 1, 1))] for place in range(count)}
         return tuple(sorted(chosen))
 
 
@@ -108,18 +109,24 @@ def find_blocks(model: nn.Module, found: ChannelMap) -> list[Block]:
 
 
 @torch.no_grad()
-def _gives_nothing(module: nn.Module, taken: Axes) -> bool | None:
-    """Whether a module without weights gives zeros; False if it gives what it takes in, None if something else."""
-    empty = copy.deepcopy(module).double().eval()
-    for parameter in empty.parameters():
+def without_weights(module: nn.Module) -> nn.Module:
+    """Make all weights of a module zero, in place, and the means that its batch norms take off."""
+    for parameter in module.parameters():
         parameter.zero_()
-    for name, value in empty.named_buffers():
+    for name, value in module.named_buffers():
         if name.endswith("running_mean"):
             value.zero_()
+    return module
+
+
+@torch.no_grad()
+def _gives_nothing(module: nn.Module, taken: Axes) -> bool | None:
+    """Whether a module without weights gives zeros; False if it gives what it takes in, None if something else."""
+    empty = without_weights(copy.deepcopy(module).cpu().double().eval())
     # what a ReLU gave is not negative, and only what isn't passes through another one as it is
     state = torch.rand([axis.size for axis in taken], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     try:
-        given = empty(state.clone().to(next(empty.parameters()).device)).cpu()
+        given = empty(state.clone())
     except Exception:  # whatever a forward raises that needs more than one tensor
         return None
     if given.shape != state.shape:
@@ -133,7 +140,8 @@ def find_places(found: ChannelMap) -> list[Place]:
     """Return where a model can become narrower, in the order of its forward.
 
     A set of channels is a place if layers write it and layers sum over it. Channels that two computed tensors sum over,
-    as queries and keys do, are none.
+    as queries and keys do, are none; nor are those that a layer takes in among more than :data:`MOST_FEATURES`, or as
+    products with themselves.
     """
     summed_without_weights = {
         atom for product in found.products if not product.layer for atom in product.inputs.atoms()
@@ -144,7 +152,7 @@ def find_places(found: ChannelMap) -> list[Place]:
             continue
         readers = [each for each in found.products if _reads(each, atom)]
         writers = [each for each in found.products if each.layer and atom in each.outputs.atoms()]
-        if readers and writers:
+        if readers and writers and not any(_is_unsuited(each, atom) for each in readers):
             layers = dict.fromkeys(each.layer for each in (*writers, *readers))
             places.append(Place(writers[0].layer, atom, tuple(readers), tuple(layers)))
     order = {product.layer: number for number, product in reversed(list(enumerate(found.products)))}
@@ -152,8 +160,14 @@ def find_places(found: ChannelMap) -> list[Place]:
 
 
 def _reads(product: Product, atom: Atom) -> bool:
-    """Whether a layer sums over it; a depthwise convolution hands it on."""
-    return bool(product.layer) and atom in product.inputs.atoms() and atom not in product.outputs.atoms()
+    """Whether a layer sums over it; a grouped convolution hands its groups on."""
+    handed_on = () if product.groups is None else product.groups.atoms()
+    return bool(product.layer) and atom in product.inputs.atoms() and atom not in handed_on
+
+
+def _is_unsuited(product: Product, atom: Atom) -> bool:
+    with_itself = any(segment.count(atom) > 1 for segment in product.inputs.segments)
+    return with_itself or product.inputs.size > MOST_FEATURES
 
 
 def _named_apart(places: Sequence[Place]) -> list[Place]:

@@ -54,7 +54,7 @@ class Reader:
 
     def rows(self) -> Tensor:
         """Return the weight as (F, Q), float64: what each channel adds to the outputs of its group, tap by tap."""
-        weight = self.layer.weight.detach().double().cpu()
+        weight = self.layer.weight.detach().cpu().double()
         grouped = weight.reshape(self.groups, -1, weight.shape[1], weight[0, 0].numel())
         return grouped.transpose(1, 2).flatten(2).flatten(0, 1)
 
@@ -65,10 +65,26 @@ class Reader:
         return rows.reshape(self.groups, shape[1], -1, taps).transpose(1, 2).reshape(shape)
 
 
-def damped(covariance: Tensor) -> Tensor:
-    """Return a covariance with :data:`DAMPING` on its diagonal."""
+MOST_POWERS = 6
+"""Of ten, by which damping is raised at most."""
+
+
+def damped(covariance: Tensor, by: float) -> Tensor:
+    """Return a covariance with ``by`` times the mean of its diagonal added to the diagonal."""
     scale = covariance.diagonal().mean().clamp_min(1e-12)
-    return covariance + DAMPING * scale * torch.eye(len(covariance), dtype=covariance.dtype)
+    return covariance + by * scale * torch.eye(len(covariance), dtype=covariance.dtype)
+
+
+def cholesky(covariance: Tensor, by: float) -> Tensor:
+    """Return the Cholesky factor of a covariance, damped by ``by``, or by the least power of ten more that it needs.
+
+    A covariance summed up in single precision may have directions of a little less than nothing.
+    """
+    for power in range(MOST_POWERS):
+        factor, failed = torch.linalg.cholesky_ex(damped(covariance, by * 10**power))
+        if not failed:
+            return factor
+    return torch.linalg.cholesky(damped(covariance, by * 10**MOST_POWERS))
 
 
 def removal_order(place: Place, readers: Sequence[Reader]) -> Tensor:
@@ -89,16 +105,21 @@ def removal_order(place: Place, readers: Sequence[Reader]) -> Tensor:
     equations 5 and 6, with one channel's weights in the place of a single one.
     """
     states = [_Surgery.on(reader, place.atom) for reader in readers]
-    gone = torch.zeros(place.width, dtype=torch.bool)
-    order = []
-    for _ in range(place.width):
-        losses = torch.stack([state.losses() for state in states]).sum(0)
-        losses[gone] = torch.inf
-        least = int(losses.argmin())
+    left = torch.arange(place.width)
+    order: list[int] = []
+    packed = place.width
+    while len(left):
+        losses = torch.stack([state.losses(left) for state in states]).sum(0)
+        least = int(left[losses.argmin()])
         order.append(least)
-        gone[least] = True
+        left = left[left != least]
         for state in states:
             state.remove(least)
+        if len(left) <= 0.75 * packed:
+            gone = torch.tensor(order[place.width - packed :])
+            packed = len(left)
+            for state in states:
+                state.pack(gone)
     return torch.tensor(order)
 
 
@@ -108,7 +129,7 @@ class _Surgery:
 
     Attributes:
         positions: Where each channel stands among the inputs, (n, R).
-        inverse: Of the damped covariance of the inputs that are left, (F, F).
+        inverse: Of the damped covariance of the inputs, (F, F); one-to-one where an input is gone.
         weights: Products of the weights' rows, (F, F): all that the losses depend on.
         energy: Of the outputs, by which losses are divided.
     """
@@ -126,14 +147,14 @@ class _Surgery:
         if reader.groups > 1:
             group = torch.arange(len(weights)) // (len(weights) // reader.groups)
             weights = weights * (group[:, None] == group[None, :])
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(covariance)))
+        inverse = torch.cholesky_inverse(cholesky(covariance, DAMPING))
         return cls(reader.inputs.positions_of(atom), inverse, weights, (weights * covariance).sum().clamp_min(1e-30))
 
-    def losses(self) -> Tensor:
-        if self.positions.shape[1] == 1:
-            flat = self.positions[:, 0]
+    def losses(self, channels: Tensor) -> Tensor:
+        at = self.positions[channels]
+        if at.shape[1] == 1:
+            flat = at[:, 0]
             return self.weights.diagonal()[flat] / self.inverse.diagonal()[flat].clamp_min(1e-30) / self.energy
-        at = self.positions
         blocks = (matrix[at[:, :, None], at[:, None, :]] for matrix in (self.inverse, self.weights))
         inverse, weights = blocks
         eye = 1e-12 * torch.eye(at.shape[1], dtype=inverse.dtype)
@@ -144,14 +165,22 @@ class _Surgery:
         block = self.inverse[at][:, at]
         # one column is divided by, which takes a hundredth of the time
         gain = (self.inverse[at] / block if len(at) == 1 else torch.linalg.solve(block, self.inverse[at])).T  # (F, R)
-        self.inverse -= gain @ self.inverse[at]
-        # W <- (I - gain E^T) W, and so are the products of its rows
-        self.weights -= gain @ self.weights[at]
-        self.weights -= self.weights[:, at] @ gain.T
+        self.inverse.addmm_(gain, self.inverse[at], alpha=-1)
+        # W <- (I - gain E^T) W, and so are the products of its rows, in one pass over them
+        rest = self.weights[:, at] - gain @ self.weights[at][:, at] / 2
+        self.weights.addmm_(torch.cat([gain, rest], 1), torch.cat([rest, gain], 1).T, alpha=-1)
         # what is gone stays gone, exactly
-        for matrix, rest in ((self.weights, 0.0), (self.inverse, 0.0)):
-            matrix[at], matrix[:, at] = rest, rest
+        for matrix in (self.weights, self.inverse):
+            matrix[at], matrix[:, at] = 0.0, 0.0
         self.inverse[at, at] = 1.0
+
+    def pack(self, gone: Tensor) -> None:
+        """Leave out the inputs of channels that went since this was done last; their positions mean nothing then."""
+        stay = torch.ones(len(self.inverse), dtype=torch.bool)
+        stay[self.positions[gone].flatten()] = False
+        numbers = stay.nonzero().flatten()
+        self.inverse, self.weights = (matrix[numbers][:, numbers] for matrix in (self.inverse, self.weights))
+        self.positions = (stay.cumsum(0) - 1)[self.positions]
 
 
 def kept_channels(order: Tensor, width: int) -> Tensor:

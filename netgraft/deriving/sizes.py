@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from netgraft.deriving.absence import leave_out, left_out
+
+Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Sizes:
         absent: What was left out: names of modules, and of what stands in their place.
     """
 
-    shapes: Mapping[str, tuple[int, ...]]
-    counts: Mapping[str, Mapping[str, int]]
+    shapes: Mapping[str, tuple[Positive, ...]]
+    counts: Mapping[str, Mapping[str, Positive]]
     absent: Mapping[str, str]
 
     def __bool__(self) -> bool:
@@ -66,6 +69,8 @@ class Sizes:
         for name, shape in self.shapes.items():
             if name not in tensors:
                 raise ValueError(f"the model has no {name!r}")
+            if len(shape) != tensors[name].dim():
+                raise ValueError(f"{name!r} has {tensors[name].dim()} dimensions, not {len(shape)}")
             replace_tensor(model, name, torch.zeros(shape, dtype=tensors[name].dtype))
         known = _counts(model)
         for name, counts in self.counts.items():
@@ -88,13 +93,10 @@ class Sizes:
         Raises:
             ValueError: It is damaged.
         """
-        shapes = {str(name): tuple(shape) for name, shape in value["shapes"].items()}
-        counts = {str(name): dict(of_module) for name, of_module in value["counts"].items()}
-        sizes = (size for shape in shapes.values() for size in shape)
-        numbers = [*sizes, *(count for of_module in counts.values() for count in of_module.values())]
-        if not all(isinstance(number, int) and number > 0 for number in numbers):
-            raise ValueError("sizes must be positive numbers")
-        return cls(shapes, counts, {str(name): str(how) for name, how in value["absent"].items()})
+        try:
+            return msgspec.convert(value, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"the sizes are damaged: {error}") from error
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:

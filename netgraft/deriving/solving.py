@@ -12,7 +12,9 @@ from netgraft.deriving.compensation import add_to_output, compensated
 from netgraft.deriving.following import Product
 from netgraft.deriving.narrowing import Kept, absences, narrow
 from netgraft.deriving.selection import Reader
-from netgraft.deriving.statistics import LayerCall, capture, sampled_rows
+from netgraft.deriving.statistics import MOST_FEATURES, LayerCall, capture, sampled_rows
+from netgraft.errors import RequestError
+from netgraft.modules import eval_mode
 
 RIDGE = 1e-3
 """Towards the weights that a solve starts from, times the mean of the inputs' squares."""
@@ -49,10 +51,10 @@ def narrowed_start(anatomy: Anatomy, readers: Mapping[str, Reader], kept: Kept) 
 def _columns(weight: Tensor, product: Product, kept: Kept) -> Tensor:
     if product.groups is None:
         return weight[:, product.inputs.indices(kept)]
-    width = weight.shape[1]
     # the first group's columns stand for all: what is kept within a group is kept in each
     inside = product.inputs.indices(kept)
-    return weight[:, inside[inside < width]]
+    groups = len(product.groups.indices(kept))
+    return weight[:, inside[: len(inside) // groups] % weight.shape[1]]
 
 
 @torch.no_grad()
@@ -65,7 +67,8 @@ def solve_front_to_back(
     """Solve each layer from the student's own inputs towards the teacher's outputs, in the order of the forward.
 
     ``W = W_0 + argmin |D X + (W_0 X - Y)|^2 + ridge |D|^2`` over rows about their means where the layer can add a
-    constant. So each layer makes up for the errors of all in front of it, and they don't add up.
+    constant. So each layer makes up for the errors of all in front of it, and they don't add up. Layers that are called
+    more than once stay as they are, as do those whose equations would take more than half a gigabyte.
 
     Args:
         anatomy: Of the teacher.
@@ -77,26 +80,35 @@ def solve_front_to_back(
         The names of the layers, one after another, as soon as they are solved.
     """
     absent = absences(anatomy.blocks, kept)
-    chains = [anatomy.segments_of(model.eval(), absent) for model in (anatomy.model, student)]
-    segment_of = segment_of_layers(chains[1], student)
-    gone = {layer for block in anatomy.blocks if block.name in absent for layer in block.layers}
-    states = [list(batches), list(batches)]
-    reached = 0
-    changed = False
-    for product in anatomy.layers:
-        name = product.layer
-        changed = changed or name in gone or bool(set(product.inputs.atoms()) & set(kept))
-        if not changed or name not in segment_of:
+    with eval_mode(anatomy.model), eval_mode(student):
+        chains = [anatomy.segments_of(model, absent) for model in (anatomy.model, student)]
+        segment_of = segment_of_layers(chains[1], student)
+        gone = {layer for block in anatomy.blocks if block.name in absent for layer in block.layers}
+        states = [list(batches), list(batches)]
+        reached = 0
+        changed = False
+        for product in anatomy.layers:
+            name = product.layer
+            changed = changed or name in gone or bool(set(product.inputs.atoms()) & set(kept))
+            solvable = name in segment_of and name in anatomy.called_once and not _is_too_wide(student, name)
+            if not changed or not solvable:
+                yield name
+                continue
+            while reached < segment_of[name]:
+                for segments, of_batches in zip(chains, states, strict=True):
+                    for index, state in enumerate(of_batches):
+                        # a segment may work in place, and the images are the caller's
+                        of_batches[index] = segments[reached](state.clone())
+                reached += 1
+            _solve(anatomy, student, product, kept, [segments[reached] for segments in chains], states)
             yield name
-            continue
-        while reached < segment_of[name]:
-            for blocks, of_batches in zip(chains, states, strict=True):
-                for index, state in enumerate(of_batches):
-                    # a block may work in place, and the images are the caller's
-                    of_batches[index] = blocks[reached](state.clone())
-            reached += 1
-        _solve(anatomy, student, product, kept, [blocks[reached] for blocks in chains], states)
-        yield name
+
+
+def _is_too_wide(student: nn.Module, name: str) -> bool:
+    layer = student.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return groups * layer.weight[0].numel() ** 2 > MOST_FEATURES**2
 
 
 def _solve(
@@ -124,6 +136,8 @@ def _solve(
         rows = sampled_rows(of_student, wanted, generator)
         missing = of_teacher.output_rows(rows)[:, outputs] - of_student.output_rows(rows)
         both.add(of_student.unfolded_rows(rows), missing)
+    if not both.is_finite():
+        raise RequestError(f"{name} takes in values that are no finite numbers once the model is narrower; keep more")
     step, shift = both.solve(centred=intercept)
     layer.weight += step.reshape(layer.weight.shape).to(layer.weight)
     if intercept:
@@ -148,6 +162,7 @@ class Normals:
     def __init__(self, groups: int, unknowns: int, outputs: int) -> None:
         self._groups, self._unknowns, self._outputs = groups, unknowns, outputs
         self._count = 0
+        self._origin = torch.zeros(groups, unknowns, dtype=torch.float64)
         self._inputs = torch.zeros(groups, unknowns, dtype=torch.float64)
         self._targets = torch.zeros(groups, outputs, dtype=torch.float64)
         self._gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64)
@@ -157,20 +172,31 @@ class Normals:
         """Add rows: inputs (R, groups * unknowns) and what the outputs lack, (R, groups * outputs)."""
         x = inputs.reshape(len(inputs), self._groups, self._unknowns).transpose(0, 1)
         y = missing.reshape(len(missing), self._groups, self._outputs).transpose(0, 1)
+        x, y = x.float(), y.float()
+        if self._count == 0:
+            # what hardly changes keeps its digits in single precision
+            self._origin = x.mean(1).cpu().double()
+        x = x - self._origin.to(x)[:, None, :]
         self._count += len(inputs)
-        self._inputs += x.double().sum(1)
-        self._targets += y.double().sum(1)
-        self._gram += (x.transpose(1, 2) @ x).double()
-        self._cross += (x.transpose(1, 2) @ y).double()
+        self._inputs += x.sum(1).cpu().double()
+        self._targets += y.sum(1).cpu().double()
+        self._gram += (x.transpose(1, 2) @ x).cpu().double()
+        self._cross += (x.transpose(1, 2) @ y).cpu().double()
+
+    def is_finite(self) -> bool:
+        """Whether all sums are."""
+        return bool(self._gram.isfinite().all() and self._cross.isfinite().all())
 
     def solve(self, *, centred: bool) -> tuple[Tensor, Tensor]:
         """Return what is to be added to weights, (groups * outputs, unknowns), and to outputs, (groups * outputs,)."""
         count = max(self._count, 1)
-        mean_x, mean_y = self._inputs / count, self._targets / count
-        gram, cross = self._gram / count, self._cross / count
-        if centred:
-            gram = gram - mean_x[:, :, None] * mean_x[:, None, :]
-            cross = cross - mean_x[:, :, None] * mean_y[:, None, :]
+        beyond, mean_y = self._inputs / count, self._targets / count
+        mean_x = self._origin + beyond
+        gram = self._gram / count - beyond[:, :, None] * beyond[:, None, :]
+        cross = self._cross / count - beyond[:, :, None] * mean_y[:, None, :]
+        if not centred:
+            gram = gram + mean_x[:, :, None] * mean_x[:, None, :]
+            cross = cross + mean_x[:, :, None] * mean_y[:, None, :]
         scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
         ridge = RIDGE * scale[:, None, None] * torch.eye(self._unknowns, dtype=gram.dtype)
         step = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + ridge)).transpose(1, 2)  # (G, O, U)

@@ -95,9 +95,12 @@ class _Capture(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func in {torch.conv2d, F.linear} and id(args[1]) in self._weights:
-            name = self._weights[id(args[1])]
-            self._seen(name, _call(func, args, kwargs, result))
+        if func in {torch.conv2d, F.linear}:
+            given = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+            name = self._weights.get(id(given["weight"]))
+            if name is None:
+                return result
+            self._seen(name, _call(func, given, result))
             if self._missing is not None:
                 self._missing.discard(name)
                 if not self._missing:
@@ -105,11 +108,14 @@ class _Capture(TorchFunctionMode):
         return result
 
 
-def _call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> LayerCall:
+_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+"""Of a convolution; a linear layer has the first three."""
+
+
+def _call(func: Any, given: Mapping[str, Any], result: Tensor) -> LayerCall:
     if func is F.linear:
-        return LayerCall(args[0], result)
-    given = dict(zip(("stride", "padding", "dilation", "groups"), args[3:], strict=False)) | dict(kwargs)
-    kernel = tuple(args[1].shape[2:])
+        return LayerCall(given["input"], result)
+    kernel = tuple(given["weight"].shape[2:])
     stride, dilation = _pair(given.get("stride", 1)), _pair(given.get("dilation", 1))
     padding = given.get("padding", 0)
     if padding == "same":
@@ -118,7 +124,7 @@ def _call(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: T
     else:
         height, width = (0, 0) if padding == "valid" else _pair(padding)
         sides = [width, width, height, height]
-    inputs = F.pad(args[0], sides) if any(sides) else args[0]
+    inputs = F.pad(given["input"], sides) if any(sides) else given["input"]
     return LayerCall(inputs, result, cast(tuple[int, int], kernel), stride, dilation, given.get("groups", 1))
 
 
@@ -155,35 +161,47 @@ class Moments:
 
     Attributes:
         count: Of rows.
-        total: (F,), float64.
-        products: Sum of outer products, (F, F), float64.
+        origin: (F,), float64, from which rows are counted, the mean of the first ones: what hardly changes keeps its
+            digits in products in single precision.
+        total: Of what rows are beyond the origin, (F,), float64.
+        products: Sum of its outer products, (F, F), float64.
     """
 
     count: int
+    origin: Tensor
     total: Tensor
     products: Tensor
 
     @classmethod
     def empty(cls, features: int) -> Moments:
         """Return those of no rows."""
-        return cls(0, torch.zeros(features, dtype=torch.float64), torch.zeros(features, features, dtype=torch.float64))
+        zeros = torch.zeros(features, dtype=torch.float64)
+        return cls(0, zeros, zeros.clone(), torch.zeros(features, features, dtype=torch.float64))
 
     def add(self, rows: Tensor) -> None:
         """Add rows (R, F)."""
+        rows = rows.float()
+        if self.count == 0:
+            self.origin = rows.mean(0).cpu().double()
+        beyond = rows - self.origin.to(rows)
         self.count += len(rows)
-        self.total += rows.double().sum(0)
-        self.products += (rows.T @ rows).double()
+        self.total += beyond.sum(0).cpu().double()
+        self.products += (beyond.T @ beyond).cpu().double()
 
     @property
     def mean(self) -> Tensor:
         """(F,), float64."""
-        return self.total / max(self.count, 1)
+        return self.origin + self.total / max(self.count, 1)
 
     def covariance(self, *, centred: bool) -> Tensor:
         """Return (F, F), float64: about the mean, or about zero."""
-        second = self.products / max(self.count, 1)
-        return second - torch.outer(self.mean, self.mean) if centred else second
+        beyond = self.total / max(self.count, 1)
+        about_mean = self.products / max(self.count, 1) - torch.outer(beyond, beyond)
+        return about_mean if centred else about_mean + torch.outer(self.mean, self.mean)
 
+
+MOST_FEATURES = 8192
+"""That a layer's input may have: the covariance of more would take more than half a gigabyte."""
 
 ROWS_A_FEATURE = 16
 """Rows wanted for each feature of a layer's input: more change a covariance by less than what it is used for."""

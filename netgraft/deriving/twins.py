@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from netgraft.deriving.anatomy import Anatomy
-from netgraft.deriving.axes import Atom
+from netgraft.deriving.axes import Atom, Axis
 from netgraft.errors import RequestError
 
 
@@ -23,18 +25,46 @@ def widths_like(anatomy: Anatomy, student: nn.Module) -> dict[Atom, int]:
     found = anatomy.found.tensors
     if tensors.keys() != found.keys():
         raise _no_twin(f"{min(tensors.keys() ^ found.keys())} is in one of them alone")
-    widths: dict[Atom, int] = {}
-    free = {place.atom for place in anatomy.places}
     for name, axes in found.items():
-        for axis, size in zip(axes, tensors[name].shape, strict=True):
-            atoms = axis.atoms()
-            if len(atoms) == 1 and atoms[0] in free:
-                widths.setdefault(atoms[0], size)
+        if len(axes) != tensors[name].dim():
+            raise _no_twin(f"{name} has {tensors[name].dim()} dimensions, not {len(axes)}")
+    widths = _solved(anatomy, student, tensors)
     for name, axes in found.items():
         expected = tuple(axis.kept_size(lambda atom: widths.get(atom, atom.size)) for axis in axes)
         if expected != tuple(tensors[name].shape):
             raise _no_twin(f"{name} is {tuple(tensors[name].shape)} where {_sizes(expected)} would fit")
-    return {atom: widths.get(atom, atom.size) for atom in free}
+    return {place.atom: widths.get(place.atom, place.width) for place in anatomy.places}
+
+
+def _solved(anatomy: Anatomy, student: nn.Module, tensors: Mapping[str, Tensor]) -> dict[Atom, int]:
+    """Return the widths that the sizes of axes lead to: each from an axis of which all else is known."""
+    free = {place.atom for place in anatomy.places}
+    groups = {name: layer.groups for name, layer in student.named_modules() if isinstance(layer, nn.Conv2d)}
+    sizes = [
+        (each.groups, groups[each.layer]) for each in anatomy.found.products if each.groups and each.layer in groups
+    ]
+    for name, axes in anatomy.found.tensors.items():
+        sizes += zip(axes, tensors[name].shape, strict=True)
+    widths: dict[Atom, int] = {}
+    before = -1
+    while len(widths) > before:
+        before = len(widths)
+        for axis, size in sizes:
+            unknown = {atom for atom in axis.atoms() if atom in free and atom not in widths}
+            if len(unknown) == 1:
+                (atom,) = unknown
+                widths[atom] = _width(axis, size, atom, widths)
+    return widths
+
+
+def _width(axis: Axis, size: int, atom: Atom, widths: Mapping[Atom, int]) -> int:
+    """Return the width of ``atom`` at which ``axis`` has ``size`` indices; the teacher's where there is none."""
+
+    def size_at(width: int) -> int:
+        return axis.kept_size(lambda each: width if each is atom else widths.get(each, each.size))
+
+    width, rest = divmod(size - size_at(0), size_at(1) - size_at(0))
+    return width if rest == 0 and 0 < width <= atom.size else atom.size
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

@@ -1,0 +1,103 @@
+"""Widths for a budget, against all combinations."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from netgraft.deriving.axes import Atom
+from netgraft.deriving.choice import Limit, Options, choose_widths, error_of
+from netgraft.deriving.costs import Widths
+from netgraft.errors import RequestError
+
+
+class Chain:
+    """Layers one behind the other: each costs its input times its output width."""
+
+    def __init__(self, atoms: list[Atom], factors: list[float], *, powers: float = 1) -> None:
+        self.atoms, self.factors, self.powers = atoms, factors, powers
+
+    def __call__(self, widths: Widths) -> float:
+        sizes = [3, *(widths.get(atom, atom.size) for atom in self.atoms), 10]
+        pairs = itertools.pairwise(sizes)
+        return sum(factor * (a * b) ** self.powers for factor, (a, b) in zip(self.factors, pairs, strict=True))
+
+
+def random_options(count: int, widths: int, generator: np.random.Generator) -> list[Options]:
+    options = []
+    for _ in range(count):
+        errors = np.sort(10.0 ** generator.uniform(-4, 0, widths - 1))[::-1]
+        options.append(Options(Atom(8 * widths), tuple(range(8, 8 * widths + 1, 8)), (*map(float, errors), 0.0)))
+    return options
+
+
+def brute_force(options: list[Options], limits: list[Limit]) -> float:
+    best = np.inf
+    for widths in itertools.product(*(each.widths for each in options)):
+        chosen = {each.atom: width for each, width in zip(options, widths, strict=True)}
+        if all(limit.cost(chosen) <= limit.most for limit in limits):
+            best = min(best, error_of(chosen, options))
+    return float(best)
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.4, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("two_limits", [False, True])
+def test_the_choice_is_the_best_of_all_or_all_but_as_good(fraction: float, *, two_limits: bool) -> None:
+    generator = np.random.default_rng(int(100 * fraction))
+    ratios = []
+    for _ in range(8):
+        options = random_options(4, 5, generator)
+        atoms = [each.atom for each in options]
+        costs = [Chain(atoms, list(generator.uniform(1, 30, 5))), Chain(atoms, [1.0] * 5)]
+        limits = [Limit("it", cost, fraction * cost({})) for cost in (costs if two_limits else costs[:1])]
+        chosen = choose_widths(options, limits)
+
+        assert all(limit.cost(chosen) <= limit.most for limit in limits)
+        ratios.append(error_of(chosen, options) / brute_force(options, limits))
+
+    assert min(ratios) >= 1 - 1e-9
+    assert np.median(ratios) == pytest.approx(1)
+    assert max(ratios) < 1.3
+
+
+def test_a_price_that_is_linear_gives_the_very_best() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        options = random_options(4, 5, generator)
+        weights = generator.uniform(1, 9, 4)
+
+        def cost(widths: Widths, options: list[Options] = options, weights: np.ndarray = weights) -> float:
+            sizes = [widths.get(each.atom, each.atom.size) for each in options]
+            return float(weights @ sizes)
+
+        limits = [Limit("it", cost, 0.5 * cost({}))]
+        assert error_of(choose_widths(options, limits), options) == pytest.approx(brute_force(options, limits))
+
+
+def test_what_cannot_be_met_is_refused_with_the_least_that_can() -> None:
+    options = random_options(2, 4, np.random.default_rng(0))
+    cost = Chain([each.atom for each in options], [1.0] * 3)
+    least = cost({each.atom: 8 for each in options})
+
+    assert cost(choose_widths(options, [Limit("macs", cost, least)])) == least
+    with pytest.raises(RequestError, match=r"^a budget of 167 macs can't be met; the least that can is 168$"):
+        choose_widths(options, [Limit("macs", cost, least - 1)])
+
+
+def test_nothing_to_choose_from_meets_nothing() -> None:
+    with pytest.raises(RequestError, match="a budget of 5 macs can't be met; the least that can is 30"):
+        choose_widths([], [Limit("macs", Chain([], [1.0]), 5)])
+
+
+def test_many_places_of_many_widths_are_chosen_in_time() -> None:
+    generator = np.random.default_rng(0)
+    options = random_options(40, 24, generator)
+    cost = Chain([each.atom for each in options], list(generator.uniform(1, 30, 41)))
+    started = time.perf_counter()
+    chosen = choose_widths(options, [Limit("macs", cost, 0.5 * cost({}))])
+
+    assert cost(chosen) <= 0.5 * cost({})
+    assert time.perf_counter() - started < 60

@@ -1,0 +1,180 @@
+"""A student derived from a teacher, a few images and a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+import netgraft
+from netgraft.data.view_policy import VIEW_POLICIES
+from netgraft.data.views import Views
+from netgraft.derivation import Derivation, Deriver, derive
+from netgraft.deriving.budget import budget_of
+from netgraft.deriving.library import Library
+from netgraft.errors import RequestError
+from netgraft.evaluation.metrics import macs
+from netgraft.modules import parameters
+from tests.support.random_models import build, snapshot
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Image.Image]:
+    return list(netgraft.open_data("digits").train.load_many(range(IMAGES)))
+
+
+@pytest.fixture(scope="module")
+def teacher() -> nn.Module:
+    return netgraft.load_teacher("digits_vgg7_bn")
+
+
+@pytest.fixture(scope="module")
+def few_views(pictures: list[Image.Image], teacher: nn.Module) -> Views:
+    data_config = resolve_model_data_config(teacher)
+    return Views.configured(pictures, VIEW_POLICIES["plain"], data_config, seed=0)
+
+
+def deriver(teacher: nn.Module, views: Views, **options: object) -> Deriver:
+    return Deriver(teacher, views, resolve_model_data_config(teacher), **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def made(teacher: nn.Module, few_views: Views) -> tuple[Deriver, Derivation]:
+    tool = deriver(teacher, few_views)
+    return tool, tool.derive(budget_of({"macs": 0.5}))
+
+
+def probe(count: int = 5) -> Tensor:
+    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def test_the_student_is_as_small_as_the_choice_says(made: tuple[Deriver, Derivation], teacher: nn.Module) -> None:
+    _, derived = made
+    models = (teacher, derived.student)
+    assert derived.choice.costs["macs"] == tuple(macs(model, (1, 8, 8)) for model in models)
+    assert derived.choice.costs["parameters"] == tuple(parameters(model) for model in models)
+    before, after = derived.choice.costs["macs"]
+    assert 0.45 < after / before <= 0.5
+    narrowed = derived.choice.to_json()["narrowed"]
+    assert {name: len(channels) for name, channels in derived.kept_names().items()} == {
+        name: kept for name, (_, kept) in narrowed.items()
+    }
+
+
+@torch.no_grad()
+def test_the_student_is_saved_and_opens_with_the_same_bits(made: tuple[Deriver, Derivation], tmp_path: Path) -> None:
+    _, derived = made
+    derived.save(tmp_path / "student")
+
+    assert torch.equal(netgraft.load_student(tmp_path / "student")(probe()), derived.student(probe()))
+
+
+def test_a_library_that_was_read_serves_for_another_budget(made: tuple[Deriver, Derivation], few_views: Views) -> None:
+    tool, derived = made
+    assert derived.library is not None
+    again = deriver(netgraft.load_teacher("digits_vgg7_bn"), few_views)
+    again.library = Library.from_json(derived.library.to_json(), again.anatomy.places)
+
+    first, second = (each.derive(budget_of({"macs": 0.3, "parameters": 0.3})) for each in (tool, again))
+    assert str(first.choice) == str(second.choice)
+    assert all(student / whole <= 0.3 for whole, student in second.choice.costs.values())
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(first.student.state_dict().values(), second.student.state_dict().values(), strict=True)
+    )
+
+
+def test_what_is_protected_stays_whole(teacher: nn.Module, few_views: Views, made: tuple[Deriver, Derivation]) -> None:
+    # protected are what a layer writes and what it reads
+    tool = deriver(teacher, few_views, protect=["features.14", "features.0"])
+    assert made[1].library is not None
+    tool.library = Library.from_json(made[1].library.to_json(), tool.anatomy.places)
+    derived = tool.derive(budget_of({"macs": 0.8}))
+
+    assert {"features.0", "features.10", "features.14"} <= set(derived.choice.to_json()["whole"])
+    with pytest.raises(RequestError, match=r"^there is nothing to protect at 'nowhere'; the first"):
+        deriver(teacher, few_views, protect=["nowhere"])
+
+
+@torch.no_grad()
+def test_a_named_twin_gets_the_same_start(made: tuple[Deriver, Derivation]) -> None:
+    tool, _ = made
+    twin = build("digits_vgg7_bn_half", num_classes=10, in_chans=1)
+    shapes = [value.shape for value in twin.state_dict().values()]
+    derived = tool.like(twin)
+
+    assert derived.student is twin
+    assert [value.shape for value in twin.state_dict().values()] == shapes
+    assert derived.library is None
+    with pytest.raises(RequestError, match="init='solve' needs a student that is built like the teacher"):
+        tool.like(build("cifar_resnet8", num_classes=10))
+
+
+def test_the_teacher_is_left_as_it_was(pictures: list[Image.Image]) -> None:
+    teacher = netgraft.load_teacher("digits_vgg7_bn").train().requires_grad_(False)
+    before = snapshot(teacher)
+    derived = derive(teacher, pictures[:2], {"macs": 0.9}, views=VIEW_POLICIES["plain"])
+
+    assert snapshot(teacher) == before
+    assert not any(module.training for module in derived.student.modules())
+    assert all(parameter.requires_grad for parameter in derived.student.parameters())
+    pointers = [{value.data_ptr() for value in model.state_dict().values()} for model in (teacher, derived.student)]
+    assert not pointers[0] & pointers[1]
+
+
+@torch.no_grad()
+def assert_sound(derived: Derivation) -> None:
+    assert all(value.isfinite().all() for value in derived.student.state_dict().values())
+    assert derived.student(probe()).isfinite().all()
+    assert derived.library is not None
+    # in parts of the logits' squares, where there is no variance
+    assert max(error for entry in derived.library.entries for error in entry.errors) < 100
+
+
+@torch.no_grad()
+def test_one_image_is_enough_for_a_student_of_numbers(pictures: list[Image.Image], teacher: nn.Module) -> None:
+    derived = derive(teacher, pictures[:1], {"parameters": 0.5}, views=VIEW_POLICIES["plain"])
+
+    assert_sound(derived)
+
+
+@torch.no_grad()
+def test_blank_images_are_enough_for_a_student_of_numbers(teacher: nn.Module) -> None:
+    blank = [Image.new("L", (8, 8), 0)] * 3
+    derived = derive(teacher, blank, {"macs": 0.5}, views=VIEW_POLICIES["plain"])
+
+    assert_sound(derived)
+
+
+def test_what_cannot_be_is_refused_in_a_sentence(pictures: list[Image.Image], made: tuple[Deriver, Derivation]) -> None:
+    tool, _ = made
+    teacher = netgraft.load_teacher("digits_vgg7_bn")
+    with pytest.raises(RequestError, match=r"^there are no images to derive a student from; give at least one$"):
+        derive(teacher, [])
+    for keep, sentence in {
+        "1.5": "a fraction of the teacher's macs lies between 0 and 1",
+        "0.00001": "a budget of .* macs can't be met; the least that can is",
+        "100G": "the teacher has .* macs, which is within the budget",
+    }.items():
+        with pytest.raises(RequestError, match=sentence):
+            tool.derive(budget_of({"macs": keep}))
+    next(iter(teacher.parameters())).data[0] = torch.nan
+    with pytest.raises(RequestError, match="its weights hold values that are no numbers"):
+        derive(teacher, pictures)
+    with pytest.raises(RequestError, match="has nothing that could become narrower"):
+        derive(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), pictures, data_config=resolve_model_data_config(teacher))
+
+
+def test_it_prints_what_was_chosen(made: tuple[Deriver, Derivation]) -> None:
+    text = str(made[1].choice)
+
+    assert text.splitlines()[0].split() == ["place", "width", "kept", "error", "alone"]
+    assert "macs: " in text
+    assert str(made[1].library).splitlines()[0].startswith("place")
