@@ -282,6 +282,9 @@ def prepare(
             as_it_is = replace(options, init="random")
             paired = derivation.start(cut_and_pair(teacher, student, as_it_is, input_size=data_config["input_size"]))
         plan = method.plan(paired)
+    if paired.init == "solve":
+        # they are the teacher's, to which the weights were solved; those of mixed views are others
+        plan = replace(plan, keeps_statistics=paired.student)
     identity = fingerprint(
         method=name_of(method),
         hyperparameters=method,

@@ -119,6 +119,13 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def keep_statistics(model: nn.Module) -> None:
+    """Put a model's batch norms in eval mode: they go by the statistics that they hold; their weights still learn."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
 class _NoTracker:
     """Stands in for the counter's own, which fails where a module is given a parameter without gradients."""
 

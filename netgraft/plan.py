@@ -193,6 +193,8 @@ class Plan:
         ensemble: Networks trained on the way whose common logits, (B, C, H, W) -> (B, K), are worth reporting; larger
             than the student, and not deployed.
         notes: What a reader must know besides, such as what is not compared.
+        keeps_statistics: Of which module's batch norms go by the statistics that they start with, in training too;
+            None where all take those of each batch.
     """
 
     method: str
@@ -200,6 +202,7 @@ class Plan:
     student: nn.Sequential
     ensemble: nn.Module | None = None
     notes: tuple[str, ...] = ()
+    keeps_statistics: nn.Module | None = None
 
     @property
     def steps(self) -> int:

@@ -258,3 +258,16 @@ def test_models_that_share_no_resolution_are_refused() -> None:
     student.feature_info = [{"module": "0"}]  # type: ignore[assignment]
     with pytest.raises(RequestError, match="the blocks can't be paired"):
         short(teacher, student)
+
+
+@pytest.mark.parametrize("init", ["solve", "slice"])
+def test_a_solved_start_keeps_its_batch_norms_statistics_and_learns_weights(init: str) -> None:
+    teacher, student = load_teacher("digits_vgg7_bn"), timm.create_model("digits_vgg7_bn_half")
+    images = open_data("digits").train.load_many(range(20))
+    prepared = prepare(teacher, student, images, method=NetGraft(block_steps=(0,), join_steps=3), init=init)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    prepared.run()
+    after = student.state_dict()
+    trained = [name for name in before if name.startswith("features.14.") or name.startswith("features.15.")]
+    assert all(torch.equal(before[name], after[name]) for name in trained if "running" in name) == (init == "solve")
+    assert not any(torch.equal(before[name], after[name]) for name in trained if name.endswith("weight"))

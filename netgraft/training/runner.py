@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from netgraft.data.views import Views
 from netgraft.errors import RequestError, RunError
-from netgraft.modules import without_gradients
+from netgraft.modules import keep_statistics, without_gradients
 from netgraft.plan import Phase, Plan
 from netgraft.progress import ProgressReporter, SilentReporter, training_steps
 from netgraft.seeding import derived_seed, seed_generators
@@ -228,6 +228,8 @@ class _Loop:
             self.cache.keep(list(frozen_reads(self.plan.phases[number:])), self.reporter)
             phase.trainable.requires_grad_(True)
             phase.trainable.train()
+            if self.plan.keeps_statistics is not None:
+                keep_statistics(self.plan.keeps_statistics)
             optimizer = make_optimizer(phase)
             if start.optimizer:
                 optimizer.load_state_dict(start.optimizer)
