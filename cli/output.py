@@ -85,6 +85,8 @@ def _story(result: Mapping[str, Any]) -> list[str]:
         f"initialisation of the others: {result['init']}"
         + (f", without {', '.join(result['left_out'])}" if result["left_out"] else "")
     )
+    if "derived" in result:
+        lines.append(_derived(result))
     lines.append(f"method: {result['method']}, labels: {result['labels']}")
     if "selected_on" in result:
         lines.append(f"CHOSEN ON THE TEST SET, against the protocol: {result['selection']}")
@@ -113,6 +115,20 @@ def _story(result: Mapping[str, Any]) -> list[str]:
         *_loading(f"{result['run_folder']}/student", plain=result["opens_with_timm"]),
     ]
     return lines
+
+
+def _derived(result: Mapping[str, Any]) -> str:
+    """Say how a derived student compares with its teacher, and what became of it."""
+    kept = {
+        name: result[key] / result[f"teacher_{key}"] for name, key in (("MACs", "macs"), ("parameters", "parameters"))
+    }
+    parts = [" and ".join(f"{part:.1%} of the {name}" for name, part in kept.items())]
+    derived = result["derived"]
+    counts = {"narrowed": derived["narrowed"], "left out": derived["left_out"], "whole": derived["whole"]}
+    parts.append(", ".join(f"{len(names)} places {how}" for how, names in counts.items()))
+    if result["start_top1"] is not None:
+        parts.append(f"top-1 before training {result['start_top1']:.2f} %")
+    return f"derived: {'; '.join(parts)}"
 
 
 def show_trained(result: Mapping[str, Any]) -> None:

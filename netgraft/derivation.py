@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from netgraft.data.views import Views
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.budget import Amount, budget_of
-from netgraft.deriving.choice import Limit, choose_widths
+from netgraft.deriving.choice import Limit, Options, choose_widths
 from netgraft.deriving.costs import Cost, Macs, Parameters, Widths
+from netgraft.deriving.latency import Milliseconds
 from netgraft.deriving.library import Library, readers_of, score_widths
-from netgraft.deriving.narrowing import Kept
+from netgraft.deriving.narrowing import Kept, narrow
 from netgraft.deriving.selection import Reader, kept_channels, removal_order
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
 from netgraft.deriving.twins import widths_like
 from netgraft.errors import RequestError
+from netgraft.evaluation.metrics import shortest_milliseconds
 from netgraft.grafting.pairing import Pairing
 from netgraft.models.students import save_student
 from netgraft.modules import eval_mode
@@ -39,6 +42,15 @@ HELD_BACK = 256
 
 BATCH = 64
 """Views a forward."""
+
+REPEATS, LAYER_REPEATS = 20, 5
+"""Timed forwards, of which the median is taken, of whole models and of single layers."""
+
+LARGEST_STEP = 0.8
+"""Factor on the milliseconds allowed, from one choice to the next, that is not gone below."""
+
+ATTEMPTS = 5
+"""How often widths are chosen again because the student turned out slower than reckoned."""
 
 
 @dataclass(frozen=True)
@@ -214,14 +226,26 @@ class Deriver:
     def library(self, library: Library) -> None:
         self._library = library
 
-    def costs(self) -> dict[str, Cost]:
-        """Return what can be bounded, by unit."""
-        found = self.anatomy.found
-        blocks = self.anatomy.blocks
+    @cached_property
+    def _counted(self) -> dict[str, Cost]:
+        """What is known exactly, by unit."""
+        found, blocks = self.anatomy.found, self.anatomy.blocks
         return {
             "macs": Macs(found, len(self.anatomy.probe), blocks),
             "parameters": Parameters(found, self._teacher, blocks),
         }
+
+    @cached_property
+    def _teacher_milliseconds(self) -> float:
+        return shortest_milliseconds(self._teacher, self.anatomy.probe[:1], repeats=REPEATS)
+
+    @cached_property
+    def _milliseconds(self) -> Cost:
+        stopwatch = partial(shortest_milliseconds, repeats=LAYER_REPEATS)
+        return Milliseconds(self.anatomy, stopwatch, self._teacher_milliseconds)
+
+    def _cost(self, unit: str) -> Cost:
+        return self._milliseconds if unit == "ms" else self._counted[unit]
 
     def check(self, budget: Sequence[Amount]) -> None:
         """Make sure that a budget can be met.
@@ -271,9 +295,8 @@ class Deriver:
         Raises:
             RequestError: The budget can't be met, or is none.
         """
-        limits = self._limits(budget)
         options = [entry.options() for entry in self.library.entries if entry.place in self._open]
-        widths = choose_widths(options, limits)
+        widths = self._chosen(options, self._limits(budget))
         kept = {
             entry.place.atom: kept_channels(entry.order, widths[entry.place.atom])
             for entry in self.library.entries
@@ -285,8 +308,31 @@ class Deriver:
         return Derivation(student, self.library, choice, kept, self.anatomy, self._data_config)
 
     def _limits(self, budget: Sequence[Amount]) -> list[Limit]:
-        costs = self.costs()
-        return [Limit(each.unit, costs[each.unit], each.limit(costs[each.unit]({}))) for each in budget]
+        return [Limit(each.unit, self._cost(each.unit), each.limit(self._cost(each.unit)({}))) for each in budget]
+
+    def _chosen(self, options: Sequence[Options], limits: Sequence[Limit]) -> dict[Atom, int]:
+        """Choose; where milliseconds are asked for measure the whole model, and choose again while it is slower."""
+        asked = {limit.name: limit.most for limit in limits}
+        measured = math.inf
+        for _ in range(ATTEMPTS):
+            widths = choose_widths(options, limits)
+            if "ms" not in asked:
+                return widths
+            measured = self._measured_milliseconds(widths)
+            if measured <= asked["ms"]:
+                return widths
+            # what disturbed one measurement must not decide alone
+            over = max(asked["ms"] / measured, LARGEST_STEP)
+            limits = [replace(each, most=each.most * over) if each.name == "ms" else each for each in limits]
+        raise RequestError(
+            f"no student of {asked['ms']:.3g} ms was found: the last one takes {measured:.3g} ms on this device, and "
+            f"the teacher {self._teacher_milliseconds:.3g}; give a larger budget"
+        )
+
+    def _measured_milliseconds(self, widths: Widths) -> float:
+        narrower = {atom: torch.arange(width) for atom, width in widths.items() if width < atom.size}
+        student = narrow(self._teacher, self.anatomy.found, narrower, self.anatomy.blocks)
+        return shortest_milliseconds(student, self.anatomy.probe[:1], repeats=REPEATS)
 
     def _started(self, kept: Kept) -> nn.Module:
         student = narrowed_start(self.anatomy, self.readers, kept)
@@ -301,7 +347,7 @@ class Deriver:
         for place in self.anatomy.all_places:
             width = widths.get(place.atom, place.width)
             rows.append(Narrowed(place.name, place.width, width, errors.get(place.atom, {}).get(width)))
-        return Choice(tuple(rows), {unit: (cost({}), cost(widths)) for unit, cost in self.costs().items()})
+        return Choice(tuple(rows), {unit: (cost({}), cost(widths)) for unit, cost in self._counted.items()})
 
 
 def _protected(anatomy: Anatomy, names: Sequence[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""What a derived student may cost: ``macs=0.5``, ``parameters=2.5M``, several at once."""
+"""What a derived student may cost: ``macs=0.5``, ``parameters=2.5M``, ``ms=3``, several at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from netgraft.errors import RequestError
 
-UNITS = ("macs", "parameters")
+UNITS = ("macs", "parameters", "ms")
 
 _FACTORS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
 
@@ -20,7 +20,8 @@ class Amount:
     """What may be spent of one unit.
 
     Attributes:
-        unit: ``macs``, multiply-accumulates for one image, or ``parameters``.
+        unit: ``macs``, multiply-accumulates for one image; ``parameters``; or ``ms``, milliseconds of one image on the
+            device at hand.
         value: As many, or a fraction of the teacher's.
         of_teacher: Whether ``value`` is a fraction.
     """
@@ -86,12 +87,13 @@ def _pair(part: str) -> tuple[str, str]:
 
 def _amount(unit: str, text: str) -> Amount:
     if unit not in UNITS:
-        raise RequestError(f"a budget is of {' or '.join(UNITS)}, not of {unit!r}; {_EXAMPLES}")
+        raise RequestError(f"a budget is of {', '.join(UNITS[:-1])} or {UNITS[-1]}, not of {unit!r}; {_EXAMPLES}")
     found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)([KMG]?)", text.strip())
     if found is None:
         raise RequestError(f"a budget's amount must be a number, not {text!r}; {_EXAMPLES}")
     number, suffix = float(found[1]), found[2]
-    if suffix or number >= 1000:
+    # nobody asks for less than a thousand operations or parameters, and a millisecond is a long time
+    if suffix or number >= (1 if unit == "ms" else 1000):
         return Amount(unit, number * _FACTORS[suffix], of_teacher=False)
     if not 0 < number < 1:
         raise RequestError(f"a fraction of the teacher's {unit} lies between 0 and 1, not at {text}; {_EXAMPLES}")

@@ -54,8 +54,8 @@ class DistillOptions(JobOptions):
     )
     keep: str | None = option(
         None,
-        "What a derived student may cost: macs=0.5, parameters=2.5M, or both; fractions are of the teacher's, and "
-        "macs=0.5 is the default where there is no student.",
+        "What a derived student may cost: macs=0.5, parameters=2.5M, ms=3 (milliseconds of an image here), or several; "
+        "fractions are of the teacher's, and macs=0.5 is the default where there is no student.",
         scope="pair",
     )
     protect: str | None = option(

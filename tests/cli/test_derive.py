@@ -132,7 +132,7 @@ def test_a_named_twin_starts_in_closed_form(capsys: pytest.CaptureFixture[str]) 
     ("arguments", "said"),
     [
         (["--keep", "0.5", "--student", "digits_vgg7_bn_half"], "give --student digits_vgg7_bn_half, or --keep 0.5"),
-        (["--keep", "weight=0.5"], "a budget is of macs or parameters, not of 'weight'"),
+        (["--keep", "weight=0.5"], "a budget is of macs, parameters or ms, not of 'weight'"),
         (["--keep", "macs=half"], "amount must be a number, not 'half'"),
         (["--keep", "macs=1.5"], "lies between 0 and 1, not at 1.5"),
         (["--keep", "macs=0"], "lies between 0 and 1, not at 0"),

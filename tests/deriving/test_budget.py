@@ -29,8 +29,8 @@ def test_what_is_read(text: str, amounts: list[tuple[str, float, bool]]) -> None
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("flops=0.5", "a budget is of macs or parameters, not of 'flops'"),
-        ("=0.5", "a budget is of macs or parameters, not of ''"),
+        ("flops=0.5", "a budget is of macs, parameters or ms, not of 'flops'"),
+        ("=0.5", "a budget is of macs, parameters or ms, not of ''"),
         ("macs=half", "a budget's amount must be a number, not 'half'"),
         ("", "a budget's amount must be a number, not ''"),
         ("macs=", "a budget's amount must be a number, not ''"),
