@@ -125,7 +125,7 @@ def _derived(result: Mapping[str, Any]) -> str:
     parts = [" and ".join(f"{part:.1%} of the {name}" for name, part in kept.items())]
     derived = result["derived"]
     counts = {"narrowed": derived["narrowed"], "left out": derived["left_out"], "whole": derived["whole"]}
-    parts.append(", ".join(f"{len(names)} places {how}" for how, names in counts.items()))
+    parts.append("places: " + ", ".join(f"{len(names)} {how}" for how, names in counts.items()))
     if result["start_top1"] is not None:
         parts.append(f"top-1 before training {result['start_top1']:.2f} %")
     return f"derived: {'; '.join(parts)}"

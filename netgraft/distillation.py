@@ -268,7 +268,8 @@ def prepare(
     runner = runner or Runner()
     data_config = dict(data_config or resolve_model_data_config(teacher))
     digest = state_digest(teacher)
-    default = choose("netgraft", "default", Budget(len(images), class_count(teacher)))
+    solved = derivation is not None or options.init == "solve"
+    default = choose("netgraft", "default", Budget(len(images), class_count(teacher), solved))
     method = method or default.method
     made = Views.configured(images, views or default.views, data_config, seed=runner.seed, labels=labels)
     if derivation is None and options.init == "solve":

@@ -88,7 +88,8 @@ class Estimate:
         source = self._source(job)
         models = self._loaded(job, source)
         images = job.images or (job.shots or DEFAULT_SHOTS) * models.classes
-        preset = choose(job.method, job.preset, Budget(images, models.classes), job.settings)
+        solved = models.student_is_derived or job.pairing.init == "solve"
+        preset = choose(job.method, job.preset, Budget(images, models.classes, solved), job.settings)
         workload = self._workload(job, models, preset.method)
         policy = preset.views if job.views is None else find_policy(job.views)
         views = min(workload.shown, max(images, policy.pool))

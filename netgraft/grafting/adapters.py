@@ -89,6 +89,26 @@ class Adapter(Projector):
         return adapter
 
 
+class ChannelSelection(nn.Module):
+    """Some of the channels of what crosses a cut; no weights.
+
+    Args:
+        channels: Their indices (N,).
+        layout: Of what crosses: ``NCHW``, or one with channels last.
+    """
+
+    channels: Tensor
+
+    def __init__(self, channels: Tensor, layout: str) -> None:
+        super().__init__()
+        self.register_buffer("channels", channels.clone(), persistent=False)
+        self.dim = 1 if layout == "NCHW" else -1
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Return the channels: (B, C, H, W) becomes (B, N, H, W), (B, ..., C) becomes (B, ..., N)."""
+        return state.index_select(self.dim, self.channels)
+
+
 class LinearAdapter(nn.Linear):
     """A linear layer (..., in) -> (..., out) on the channels, the identity at first if widths are equal.
 

@@ -125,14 +125,19 @@ def _needs_exit(pairing: Pairing, cut: int, trained: bool, form: AdapterForm) ->
 
 def _enter(pairing: Pairing, cut: int, form: AdapterForm) -> AnyAdapter:
     wide, narrow = pairing.teacher.cuts[cut], pairing.student.cuts[cut]
-    if pairing.selections:
+    if _selects(pairing, cut):
         return Adapter.selecting(pairing.selections[cut], wide.channels, bias=form.bias)
     return between(wide, narrow, projection(narrow.layout, wide.channels, narrow.channels, form), own=narrow)
 
 
+def _selects(pairing: Pairing, cut: int) -> bool:
+    """Whether an adapter starts as a choice of the teacher's channels; only adapters of maps, channels first, can."""
+    return bool(pairing.selections) and pairing.student.cuts[cut].layout == "NCHW"
+
+
 def _exit(pairing: Pairing, cut: int, form: AdapterForm) -> AnyAdapter:
     wide, narrow = pairing.teacher.cuts[cut], pairing.student.cuts[cut]
-    if pairing.selections:
+    if _selects(pairing, cut):
         return Adapter.placing(pairing.selections[cut], wide.channels, bias=form.bias)
     return between(narrow, wide, projection(narrow.layout, narrow.channels, wide.channels, form), own=narrow)
 

@@ -45,7 +45,8 @@ class DistillJob(DistillOptions, Job):
         for images in (source.train, test):
             check_classes(teacher, self.teacher_name(source), images)
         about = find(self.method).about
-        budget = Budget(len(subset.indices), class_count(teacher))
+        solved = self.derives(source) or self.pairing.init == "solve"
+        budget = Budget(len(subset.indices), class_count(teacher), solved)
         chosen = choose(self.method, self.preset, budget, self.settings)
         policy = chosen.views if self.views is None else find_policy(self.views)
         if not source.hflip:

@@ -12,6 +12,7 @@ from netgraft.losses.logit_mse import LogitMSE
 from netgraft.losses.neuron_selectivity import NeuronSelectivity
 from netgraft.losses.normalized_logits import NormalizedLogits
 from netgraft.losses.relations import RelationalAngle, RelationalDistance
+from netgraft.losses.relative_error import RelativeError
 from netgraft.losses.soft_targets import SoftTargets, softened
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "NormalizedLogits",
     "RelationalAngle",
     "RelationalDistance",
+    "RelativeError",
     "SoftTargets",
     "attention_map",
     "flow_matrix",

@@ -44,10 +44,12 @@ class Budget:
     Attributes:
         images: How many there are to train on, of all classes.
         classes: How many the teacher knows.
+        solved: Whether the student starts in closed form.
     """
 
     images: int
     classes: int
+    solved: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,19 @@ from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.errors import RequestError
-from netgraft.grafting.adapters import AdapterForm
+from netgraft.grafting.adapters import AdapterForm, AnyAdapter, ChannelSelection
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.scions import Scion, assemble, graft, join, make_scions
-from netgraft.losses import LogitMSE, NormalizedLogits, SoftTargets
+from netgraft.losses import LogitMSE, NormalizedLogits, RelativeError, SoftTargets
 from netgraft.methods.baseline import logits_of_both
 from netgraft.methods.hyperparameters import checked, hyperparameter
 from netgraft.methods.method import About, Budget, Preset
-from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule, steps_per_epoch
+from netgraft.plan import Feature, Phase, Plan, StepOutputs, TrainingSchedule, steps_per_epoch
 
 
 def _reference(budget: Budget) -> Mapping[str, Any]:
@@ -50,6 +51,17 @@ def _reference(budget: Budget) -> Mapping[str, Any]:
         "adapter_bias": True,
         "adapter_init": "fan-out",
     }
+
+
+def _default(budget: Budget) -> Mapping[str, Any]:
+    """Return the settings where they differ from the hyper-parameters' defaults: for a start in closed form.
+
+    Blocks that are solved one behind the other fit together already, so all of them are trained at once; maps at the
+    cuts say more than logits of so few images.
+    """
+    if not budget.solved:
+        return {}
+    return {"block_steps": (0,), "joins": "at-once", "adapters": "frozen", "maps_weight": 0.3}
 
 
 _REFERENCE = (
@@ -116,9 +128,10 @@ class NetGraft:
 
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
-            "This project's honest best: rates, batch and steps don't depend on the number of images.",
+            "This project's honest best: rates, batch and steps don't depend on the number of images; a student that "
+            "starts in closed form is trained at once, on maps too.",
             VIEW_POLICIES["rich"],
-            lambda budget: {},
+            _default,
         ),
         "reference": Preset(_REFERENCE, VIEW_POLICIES["crop"], _reference, init="random"),
     }
@@ -153,6 +166,11 @@ class NetGraft:
         "the published code's); a sliced student's choose channels",
         choices=("fan-in", "fan-out"),
     )
+    maps_weight: float = hyperparameter(
+        0.0,
+        "of the maps at the cuts beside the logits: squared differences in parts of the teacher's variance, times that "
+        "of the logits; for students that start with channels of the teacher",
+    )
     temperature: float = hyperparameter(4.0, "what logits are divided by in front of the softmax of soft targets (kl)")
 
     def __post_init__(self) -> None:
@@ -168,6 +186,8 @@ class NetGraft:
             raise RequestError(f"block_steps and block_lr need at least one value, not {self}")
         if not min(self.join_lr, self.adapter_lr, self.sliced_rate, *self.block_lr) > 0:
             raise RequestError(f"rates must be positive, not {self}")
+        if self.maps_weight < 0:
+            raise RequestError(f"maps_weight can't be negative, not {self}")
         with checked():
             SoftTargets(self.temperature)
 
@@ -226,9 +246,16 @@ class NetGraft:
         scion = join(scions[run.start : run.stop])
         at = range(pairing.inherited + run.start, pairing.inherited + run.stop)
         numbers = f"block {at[0] + 1}" if len(at) == 1 else f"blocks {at[0] + 1}-{at[-1] + 1}"
+        model = graft(pairing.teacher, scion, at)
+        maps = self._maps(pairing, scion, at)
+        if maps:
+            # their blocks must be layers of the model, one by one
+            model = nn.Sequential(*(layer for part in model for layer in (scion if part is scion else [part])))
         return Phase(
             name=f"{verb} {numbers}",
-            model=graft(pairing.teacher, scion, at),
+            model=model,
+            features=tuple(student for student, _ in maps),
+            teacher_features=tuple(teacher for _, teacher in maps),
             # the runner trains all of this, and nothing else
             trainable=scion if self._trains_adapters else nn.ModuleList(scion.blocks()),
             objective=self._objective,
@@ -237,7 +264,33 @@ class NetGraft:
             adapters=tuple(scion.adapters()) if self._trains_adapters else (),
         )
 
+    def _maps(self, pairing: Pairing, scion: Scion, at: range) -> list[tuple[Feature, Feature]]:
+        """Say which maps are compared: what the student's blocks give, with the teacher's channels that they have."""
+        if not self.maps_weight or not pairing.selections:
+            return []
+        positions = [at.start + place for place, layer in enumerate(scion) if not isinstance(layer, AnyAdapter)]
+        return [
+            (
+                Feature(position),
+                Feature(number, ChannelSelection(pairing.selections[number], pairing.teacher.cuts[number].layout)),
+            )
+            for position, number in zip(positions, at, strict=True)
+            if number < len(pairing.selections)
+        ]
+
     def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+        return {**self._compared_logits(batch), **self._compared_maps(batch)}
+
+    def _compared_maps(self, batch: StepOutputs) -> Mapping[str, Tensor]:
+        if not batch.features:
+            return {}
+        assert batch.target is not None
+        logits = batch.target.float()
+        scale = (logits - logits.mean(0)).square().mean()
+        pairs = zip(batch.features, batch.teacher_features, strict=True)
+        return {"maps": self.maps_weight * scale * torch.stack([RelativeError()(*pair) for pair in pairs]).sum()}
+
+    def _compared_logits(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         student, teacher = logits_of_both(batch)
         if self.objective == "mse":
             return {"logits": LogitMSE()(student, teacher)}
