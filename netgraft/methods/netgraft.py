@@ -282,7 +282,7 @@ class NetGraft:
         return {**self._compared_logits(batch), **self._compared_maps(batch)}
 
     def _compared_maps(self, batch: StepOutputs) -> Mapping[str, Tensor]:
-        if not batch.features:
+        if not self.maps_weight or not batch.features:
             return {}
         assert batch.target is not None
         logits = batch.target.float()

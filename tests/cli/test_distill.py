@@ -9,6 +9,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_help_lists_the_methods_own_fields(capsys: pytest.CaptureFixture[str]) -
         option = f"--{name.replace('_', '-')} "
         assert option in own
         assert option not in options
-        assert f"[{default}]" in own or isinstance(default, tuple | bool)
+        assert f"[{default}]" in own or isinstance(default, tuple | bool | NoneType)
     assert "constant|cosine|one-cycle" in own
     assert "--shots" in options
 

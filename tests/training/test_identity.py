@@ -34,6 +34,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "netgraft": {
         "block_steps": (300,),
         "join_steps": 1000,
+        "steps": None,
         "batch_size": 64,
         "block_lr": (0.001,),
         "adapter_lr": 0.001,
@@ -44,6 +45,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "sliced_rate": 0.1,
         "joins": "front-to-back",
         "adapters": "trained",
+        "maps_weight": 0.0,
         "adapter_bias": False,
         "adapter_init": "fan-in",
         "temperature": 4.0,
