@@ -16,6 +16,7 @@ import json
 import multiprocessing
 import resource
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def index(zoo: str) -> dict[str, dict[str, Any]]:
         model = _without_weights(name)
         found[name] = {"class": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
         if number % 50 == 0 or number == len(missing):
-            _write(path, found)
+            write(path, found)
     return found
 
 
@@ -74,12 +75,16 @@ def representatives(sizes: dict[str, dict[str, Any]]) -> list[str]:
     return list(smallest.values())
 
 
-def measure(name: str) -> dict[str, Any]:
+Check = Callable[[str], dict[str, Any]]
+"""From the name of a model to what came out."""
+
+
+def measure(name: str, check: Check) -> dict[str, Any]:
     """Check one model in a process of its own, which starts with everything imported."""
     start = time.perf_counter()
     processes = multiprocessing.get_context("fork")
     receiver, sender = processes.Pipe(duplex=False)
-    process = processes.Process(target=_send, args=(name, sender))
+    process = processes.Process(target=_send, args=(name, check, sender))
     process.start()
     sender.close()
     try:
@@ -93,7 +98,7 @@ def measure(name: str) -> dict[str, Any]:
     return {**result, "all_seconds": round(time.perf_counter() - start, 1)}
 
 
-def _send(name: str, sender: Connection) -> None:
+def _send(name: str, check: Check, sender: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (LIMIT_BYTES, LIMIT_BYTES))
     torch.set_num_threads(1)
     try:
@@ -103,7 +108,8 @@ def _send(name: str, sender: Connection) -> None:
         sender.send({"skipped" if "memory" in said else "failed": said})
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON; an unfinished file never stands under the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -130,8 +136,8 @@ def main() -> None:
         if not asked or (name in results and not options.again):
             continue
         size = sizes[name]["parameters"]
-        results[name] = measure(name) if size <= LARGEST else {**sizes[name], "skipped": "needs more than 3 GiB"}
-        _write(path, results)
+        results[name] = measure(name, check) if size <= LARGEST else {**sizes[name], "skipped": "needs more than 3 GiB"}
+        write(path, results)
         print(name, json.dumps({k: v for k, v in results[name].items() if k != "cuts"}), flush=True)
 
 

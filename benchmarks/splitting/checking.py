@@ -99,7 +99,7 @@ def compare(model: nn.Module, chain: nn.Module, images: Tensor, *, train: bool) 
 
 
 @torch.no_grad()
-def _images(model: nn.Module) -> Tensor:
+def small_images(model: nn.Module) -> Tensor:
     """Three images, small if the model takes small ones in both modes."""
     size = resolve_model_data_config(model)["input_size"]
     images = torch.randn(3, *size, generator=torch.Generator().manual_seed(1))
@@ -117,7 +117,7 @@ def _images(model: nn.Module) -> Tensor:
 def check(name: str) -> dict[str, Any]:
     """Build, split and compare one model."""
     model = build_model(name, seed=0).eval()
-    images = _images(model)  # before the weights are changed: it moves the statistics
+    images = small_images(model)  # before the weights are changed: it moves the statistics
     randomise(model)
     result: dict[str, Any] = {
         "class": type(model).__name__,

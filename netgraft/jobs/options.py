@@ -91,4 +91,6 @@ class DistillOptions(JobOptions):
     subset: Path | None = option(None, "A subset file to use instead of drawing one.")
     subset_seed: int | None = option(None, "Of the drawn subset; --seed by default.")
     eval_data: str | None = option(None, "Labelled test images, if not those of --data.")
-    keep_answers: Path | None = option(None, "Folder that keeps the teacher's test answers for other runs.")
+    keep_answers: Path | None = option(
+        None, "Folder that keeps the teacher's test answers, and libraries, for other runs."
+    )

@@ -171,10 +171,15 @@ class PreparedDerivation(PreparedDistillation):
         """Write the library as soon as it is known, then the start, and at last what was chosen."""
         deriver = self._deriver
         deriver.reporter = reporter
-        if (folder / LIBRARY).exists():
-            deriver.library = self._read_library(folder / LIBRARY)
+        # other runs of a grid may have made it, for another budget
+        shared = [self.job.keep_answers / f"library-{self._identity[:32]}.json"] if self.job.keep_answers else []
+        known = [path for path in (folder / LIBRARY, *shared) if path.exists()]
+        if known:
+            deriver.library = self._read_library(known[0])
         content = {"of": self._identity, **deriver.library.to_json()}
-        write_text(folder / LIBRARY, json.dumps(content) + "\n")
+        for path in (folder / LIBRARY, *shared):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(content) + "\n")
         derived = deriver.derive(self.asked.budget)
         derived.save(folder / START)
         reporter.note(str(derived.choice))

@@ -147,3 +147,15 @@ def test_a_named_twin_starts_in_closed_form(capsys: pytest.CaptureFixture[str]) 
 )
 def test_a_wrong_request_gets_one_sentence(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in fails(capsys, *FEW, *arguments, "--out", "out")
+
+
+def test_runs_that_share_answers_share_a_library(solved: Path) -> None:
+    request = [*FEW, "--steps", "0", "--keep-answers", "answers", "--quiet"]
+    library = json.loads((solved / "library.json").read_text())
+    library["places"][0]["errors"][0] *= 1.5
+    for out, keep in (("first", "macs=0.5"), ("second", "macs=0.6")):
+        assert run([*request, "--keep", keep, "--out", out]) == 0
+        [shared] = Path("answers").glob("library-*.json")
+        # what lies there is taken up, not made again
+        shared.write_text(json.dumps(library))
+    assert json.loads(Path("second/library.json").read_text()) == library

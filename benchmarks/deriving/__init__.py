@@ -1,0 +1,1 @@
+"""How many of timm's architectures a student can be derived of."""
