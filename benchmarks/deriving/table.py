@@ -41,8 +41,8 @@ def table(path: Path = RESULTS) -> str:
     derived = {name: r for name, r in tried.items() if "macs" in r}
     right = sum(map(is_right, derived.values()))
     lines = [
-        f"{len(tried)} of {len(results)} models were tried; the others are no classifiers, or took more time or memory "
-        f"than there was. {right} students are right, {len(derived) - right} wrong, {len(tried) - len(derived)} refused.",
+        f"{len(tried)} of {len(results)} models were tried; the others are no classifiers, or took too much time or "
+        f"memory. {right} students are right, {len(derived) - right} wrong, {len(tried) - len(derived)} refused.",
         "",
         "| class | model | right | MACs | places | blocks left out | why not |",
         "|---|---|---|---|---|---|---|",
