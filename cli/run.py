@@ -32,8 +32,10 @@ def run_job(job: Job, *, quiet: bool | None, as_json: bool | None, show: Callabl
         open_reporter(sys.stderr, quiet=silent, json_lines=bool(as_json)) as reporter,
         interruptible(in_training_steps) as interruption,
     ):
-        result = job.run(reporter, interruption.requested)
-        _leave_processes()
+        try:
+            result = job.run(reporter, interruption.requested)
+        finally:
+            _leave_processes()  # where a run is refused, too
     if as_json and is_first_process():
         emit_json(result)
     elif not silent:
