@@ -23,7 +23,7 @@ from netgraft.deriving.choice import Limit, Options, choose_widths
 from netgraft.deriving.costs import Cost, Macs, Parameters, Widths
 from netgraft.deriving.latency import Milliseconds
 from netgraft.deriving.library import Library, readers_of, score_widths
-from netgraft.deriving.narrowing import Kept, narrow
+from netgraft.deriving.narrowing import Kept, absences, narrow
 from netgraft.deriving.selection import Reader, kept_channels, removal_order
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
 from netgraft.deriving.twins import widths_like
@@ -152,7 +152,8 @@ class Derivation:
         for cut in pairing.teacher.cuts:
             axis = outputs[cut.name][1 if cut.layout == "NCHW" else -1]
             selections.append(axis.indices(self.kept))
-        return replace(pairing, init="solve", selections=tuple(selections))
+        left_out = tuple(absences(self.anatomy.blocks, self.kept))
+        return replace(pairing, init="solve", selections=tuple(selections), left_out=left_out)
 
     def kept_names(self) -> dict[str, list[int]]:
         """Return the channels that stay of each place that was narrowed, by its name, as JSON can hold them."""
@@ -273,10 +274,10 @@ class Deriver:
         """Start a student of given widths in closed form: the library says which channels it takes.
 
         Args:
-            student: Built like the teacher, but narrower; gets the weights.
+            student: Built like the teacher, but narrower or with fewer blocks; gets the weights.
 
         Raises:
-            RequestError: It is no narrower twin of the teacher.
+            RequestError: It is no smaller twin of the teacher.
         """
         widths = widths_like(self.anatomy, student)
         orders = {
@@ -285,8 +286,10 @@ class Deriver:
             if widths[place.atom] < place.width
         }
         kept = {atom: kept_channels(order, widths[atom]) for atom, order in orders.items()}
-        derived = self._started(kept)
-        student.load_state_dict(derived.state_dict())
+        kept |= {block.atom: torch.arange(0) for block in self.anatomy.blocks if not widths[block.atom]}
+        state = self._started(kept).state_dict()
+        # of a block whose branches are left out norms may stay that nothing reads
+        student.load_state_dict({name: state[name] for name in student.state_dict()})
         return Derivation(student.eval(), None, self._choice(widths, {}), kept, self.anatomy, self._data_config)
 
     def derive(self, budget: Sequence[Amount]) -> Derivation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,45 @@ def test_it_prints_what_was_chosen(made: tuple[Deriver, Derivation]) -> None:
     assert text.splitlines()[0].split() == ["place", "width", "kept", "error", "alone"]
     assert "macs: " in text
     assert str(made[1].library).splitlines()[0].startswith("place")
+
+
+def test_a_shallower_twin_of_a_teacher_whose_other_blocks_do_nothing_is_the_teacher() -> None:
+    torch.manual_seed(0)
+    teacher, student = build("cifar_resnet20"), build("cifar_resnet8", 1)
+    missing = [f"layer{stage}.{number}" for stage in (1, 2, 3) for number in (1, 2)]
+    without_effect(teacher, missing)
+    pictures = [Image.effect_noise((32, 32), 80).convert("RGB") for _ in range(8)]
+    data_config = {**resolve_model_data_config(teacher), "input_size": (3, 32, 32)}
+    views = Views.configured(pictures, VIEW_POLICIES["plain"], data_config, seed=0)
+    derived = Deriver(teacher, views, data_config).like(student)
+
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(student(images), teacher(images), rtol=1e-4, atol=1e-5)
+    assert derived.choice.to_json()["left_out"] == missing
+    paired = netgraft.prepare(teacher, student, pictures, derivation=derived, data_config=data_config).pairing
+    assert paired.left_out == tuple(derived.choice.to_json()["left_out"])
+    assert paired.starts_close
+
+
+def without_effect(model: nn.Module, names: Sequence[str]) -> None:
+    """Let residual blocks add nothing."""
+    with torch.no_grad():
+        for name in names:
+            norm = model.get_submodule(f"{name}.bn2")
+            for value in (norm.weight, norm.bias, norm.running_mean):
+                assert isinstance(value, Tensor)
+                value.zero_()
+
+
+def test_a_block_that_does_nothing_is_left_out_and_the_student_opens_again(tmp_path: Path) -> None:
+    teacher = build("cifar_resnet20")
+    without_effect(teacher, ["layer2.1"])
+    pictures = [Image.effect_noise((32, 32), 80).convert("RGB") for _ in range(8)]
+    data_config = {**resolve_model_data_config(teacher), "input_size": (3, 32, 32)}
+    derived = derive(teacher, pictures, keep={"macs": 0.85}, views=VIEW_POLICIES["plain"], data_config=data_config)
+    assert derived.choice.to_json()["left_out"] == ["layer2.1"]
+    derived.save(tmp_path / "student")
+    images = torch.randn(4, 3, 32, 32)
+    again = netgraft.load_student(tmp_path / "student")
+    assert torch.equal(again(images), derived.student(images))
+    assert macs(again, (3, 32, 32)) <= 0.85 * macs(teacher, (3, 32, 32))

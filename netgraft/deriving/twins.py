@@ -1,13 +1,15 @@
-"""The widths of a narrower twin: a model that is built like the teacher, layer by layer, with fewer channels."""
+"""The widths of a smaller twin: a model that is built like the teacher, with fewer channels and fewer blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.axes import Atom, Axis
+from netgraft.deriving.following import Axes
+from netgraft.deriving.places import Block
 from netgraft.errors import RequestError
 
 
@@ -18,32 +20,58 @@ def widths_like(anatomy: Anatomy, student: nn.Module) -> dict[Atom, int]:
         anatomy: Of the teacher.
         student: Of the same constructor, with other arguments.
 
+    Returns:
+        Of each place; of each block 1, or 0 where the student has none.
+
     Raises:
         RequestError: It has other layers, or sizes that narrowing the teacher doesn't lead to.
     """
     tensors = dict([*student.named_parameters(), *student.named_buffers()])
-    found = anatomy.found.tensors
+    absent = {block for block in anatomy.blocks if not any(name.startswith(f"{block.name}.") for name in tensors)}
+    missing = _missing_with(absent, anatomy, student)
+    found = {name: axes for name, axes in anatomy.found.tensors.items() if name not in missing}
     if tensors.keys() != found.keys():
         raise _no_twin(f"{min(tensors.keys() ^ found.keys())} is in one of them alone")
     for name, axes in found.items():
         if len(axes) != tensors[name].dim():
             raise _no_twin(f"{name} has {tensors[name].dim()} dimensions, not {len(axes)}")
-    widths = _solved(anatomy, student, tensors)
+    widths = _solved(anatomy, student, found, tensors)
     for name, axes in found.items():
         expected = tuple(axis.kept_size(lambda atom: widths.get(atom, atom.size)) for axis in axes)
         if expected != tuple(tensors[name].shape):
             raise _no_twin(f"{name} is {tuple(tensors[name].shape)} where {_sizes(expected)} would fit")
-    return {place.atom: widths.get(place.atom, place.width) for place in anatomy.places}
+    present = {block.atom: int(block not in absent) for block in anatomy.blocks}
+    return {place.atom: widths.get(place.atom, place.width) for place in anatomy.places} | present
 
 
-def _solved(anatomy: Anatomy, student: nn.Module, tensors: Mapping[str, Tensor]) -> dict[Atom, int]:
+def _missing_with(absent: Collection[Block], anatomy: Anatomy, student: nn.Module) -> set[str]:
+    """Return the teacher's tensors that go along with blocks: those of modules of which nothing else is left.
+
+    A transformer's block whose branches are both left out has norms that nothing reads.
+    """
+    known = {name for name, _ in student.named_modules()}
+    gone = {block.name for block in absent}
+    missing = set()
+    for name in anatomy.found.tensors:
+        parts = name.split(".")
+        ancestors = (".".join(parts[:end]) for end in range(1, len(parts)))
+        outermost = next((ancestor for ancestor in ancestors if ancestor not in known), None)
+        inside = [product for product in anatomy.found.products if outermost in product.inside]
+        if outermost is not None and inside and all(gone & set(product.inside) for product in inside):
+            missing.add(name)
+    return missing
+
+
+def _solved(
+    anatomy: Anatomy, student: nn.Module, found: Mapping[str, Axes], tensors: Mapping[str, Tensor]
+) -> dict[Atom, int]:
     """Return the widths that the sizes of axes lead to: each from an axis of which all else is known."""
     free = {place.atom for place in anatomy.places}
     groups = {name: layer.groups for name, layer in student.named_modules() if isinstance(layer, nn.Conv2d)}
     sizes = [
         (each.groups, groups[each.layer]) for each in anatomy.found.products if each.groups and each.layer in groups
     ]
-    for name, axes in anatomy.found.tensors.items():
+    for name, axes in found.items():
         sizes += zip(axes, tensors[name].shape, strict=True)
     widths: dict[Atom, int] = {}
     before = -1
@@ -73,6 +101,7 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 def _no_twin(reason: str) -> RequestError:
     return RequestError(
-        "init='solve' needs a student that is built like the teacher layer by layer, only narrower; "
+        "init='solve' needs a student that is built like the teacher layer by layer, only narrower or with fewer "
+        "residual blocks; "
         f"{reason}; use init='random', or leave the student out and have one derived"
     )

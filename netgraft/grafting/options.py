@@ -19,7 +19,7 @@ class PairingOptions:
     init: str = option(
         "auto",
         "How the student starts: random (as it was built); slice (the teacher's channels of largest weight norm, "
-        "without the residual blocks that the student has not); solve (a narrower twin: the teacher's most useful "
+        "without the residual blocks that the student has not); solve (a smaller twin: the teacher's most useful "
         "channels, and weights that make up for the others); auto (the preset's own start, else slice where it is a "
         "smaller twin).",
         scope="run",

@@ -32,7 +32,7 @@ class Pairing:
         init: How the other blocks start: ``random`` (as they were built), ``slice`` or ``solve``.
         selections: For each cut, which of the teacher's channels the student starts with, as indices
             (student width,); empty if ``init`` is ``random``.
-        left_out: The teacher's residual blocks that a student of slices does without.
+        left_out: The teacher's residual blocks that the student does without, where it starts as the teacher's.
     """
 
     teacher: BlockChain
@@ -48,7 +48,7 @@ class Pairing:
     @property
     def starts_close(self) -> bool:
         """Whether the student starts with all layers made of the teacher's, so that it has little to learn."""
-        return self.init in {"slice", "solve"} and not self.left_out
+        return self.init == "solve" or (self.init == "slice" and not self.left_out)
 
     @property
     def widths(self) -> list[tuple[int, int]]:
