@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -33,10 +34,21 @@ def _method_of(args: Sequence[str]) -> tuple[str, type]:
 @output_options
 def distill(quiet: bool | None, as_json: bool | None, settings: Mapping[str, str], **options: Any) -> None:
     """Turn a teacher into a smaller student, from a few images."""
+    from netgraft.deriving.budget import series_of
     from netgraft.jobs.distill import DistillJob
+    from netgraft.jobs.prepared_derivation import LIBRARY
     from netgraft.options import build
 
     from .output import show_distilled
 
-    job = build(DistillJob, {**given(options), "settings": settings})
-    run_job(job, quiet=quiet, as_json=as_json, show=show_distilled)
+    asked = {**given(options), "settings": settings}
+    series = series_of(asked["keep"]) if "keep" in asked else (None,)
+    for budget in series:
+        if len(series) > 1:
+            asked["keep"] = budget
+            if options["out"] is not None:
+                asked["out"] = options["out"] / str(budget)
+        result = run_job(build(DistillJob, asked), quiet=quiet, as_json=as_json, show=show_distilled)
+        if len(series) > 1:
+            # tried once, the places serve all budgets
+            asked["library"] = Path(result["run_folder"]) / LIBRARY

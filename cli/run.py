@@ -20,8 +20,10 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
 
 
-def run_job(job: Job, *, quiet: bool | None, as_json: bool | None, show: Callable[[dict[str, Any]], None]) -> None:
-    """Carry out a job in front of a person or a program: progress, signals, and the result at the end."""
+def run_job(
+    job: Job, *, quiet: bool | None, as_json: bool | None, show: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Carry out a job in front of a person or a program: progress, signals, and the result at the end; return it."""
     from .output import emit_json
     from .progress_display import open_reporter
     from .signals import interruptible
@@ -40,6 +42,7 @@ def run_job(job: Job, *, quiet: bool | None, as_json: bool | None, show: Callabl
         emit_json(result)
     elif not silent:
         show(result)
+    return result
 
 
 def _leave_processes() -> None:

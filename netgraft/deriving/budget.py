@@ -67,6 +67,21 @@ def parse_budget(text: str) -> tuple[Amount, ...]:
     return budget_of(dict(_pair(part) for part in _apart(text)))
 
 
+def series_of(text: str) -> tuple[str, ...]:
+    """Return the budgets of a series of students: of several bare fractions each; else the text is one budget.
+
+    Examples:
+        >>> series_of("0.7,0.5"), series_of("macs=0.5,parameters=0.3")
+        (('macs=0.7', 'macs=0.5'), ('macs=0.5,parameters=0.3',))
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 1 and not any("=" in part for part in parts):
+        if len(set(parts)) < len(parts):
+            raise RequestError(f"a series has each budget once, not {text!r}; {_EXAMPLES}")
+        return tuple(f"macs={part}" for part in parts)
+    return (text,)
+
+
 def budget_of(amounts: Mapping[str, float | str]) -> tuple[Amount, ...]:
     """Read what may be kept, by unit. Raises like :func:`parse_budget`."""
     return tuple(_amount(unit, str(value)) for unit, value in amounts.items())

@@ -55,7 +55,7 @@ class DistillOptions(JobOptions):
     keep: str | None = option(
         None,
         "What a derived student may cost: macs=0.5, parameters=2.5M, ms=3 (milliseconds of an image here), or several; "
-        "fractions are of the teacher's, and macs=0.5 is the default where there is no student.",
+        "fractions are of the teacher's, 0.7,0.5 makes a student each, and macs=0.5 is the default without a student.",
         scope="pair",
     )
     protect: str | None = option(

@@ -159,3 +159,13 @@ def test_runs_that_share_answers_share_a_library(solved: Path) -> None:
         # what lies there is taken up, not made again
         shared.write_text(json.dumps(library))
     assert json.loads(Path("second/library.json").read_text()) == library
+
+
+def test_a_series_makes_a_student_for_each_budget_from_one_library(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*FEW, "--keep", "0.7,0.4", "--steps", "0", "--out", "series", "--quiet"]) == 0
+    results = [result_of(Path("series") / name) for name in ("macs=0.7", "macs=0.4")]
+    assert [result["macs"] / result["teacher_macs"] <= most for result, most in zip(results, (0.7, 0.4), strict=True)]
+    assert results[0]["macs"] > results[1]["macs"]
+    texts = [(Path("series") / name / "library.json").read_text() for name in ("macs=0.7", "macs=0.4")]
+    assert texts[0] == texts[1]
+    assert "each budget once" in fails(capsys, *FEW, "--keep", "0.5,0.5", "--out", "out")
