@@ -10,6 +10,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.costs import Cost
+from netgraft.deriving.native_output import native_output_to_stderr
 from netgraft.errors import RequestError
 
 ROUNDS = 12
@@ -125,12 +126,13 @@ class _Search:
                 ]
                 column += 1
         most = [part - base / limit.most for part, base, limit in zip(slack, bases, self.limits, strict=True)]
-        found = milp(
-            np.concatenate([place.errors for place in self.places]),
-            constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(prices, -np.inf, most)],
-            bounds=Bounds(0, 1),
-            integrality=1,
-        )
+        with native_output_to_stderr():
+            found = milp(
+                np.concatenate([place.errors for place in self.places]),
+                constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(prices, -np.inf, most)],
+                bounds=Bounds(0, 1),
+                integrality=1,
+            )
         if found.x is None:
             return None
         starts = np.cumsum([0, *sizes[:-1]])
