@@ -44,6 +44,11 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: ideas": ("benchmarks.studies.grafting_variants", "table"),
         "results: families": (*TABLE, f"{RESULTS}/families-cifar10"),
     },
+    "docs/deriving.md": {
+        "results: derived cifar10": (*TABLE, f"{RESULTS}/derived-cifar10"),
+        "results: derived digits": (*TABLE, f"{RESULTS}/derived-digits"),
+        "results: architectures": ("benchmarks.deriving.table",),
+    },
     "docs/options.md": {"options": ("benchmarks.option_table",)},
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
     "docs/speed.md": {"results": ("benchmarks.speed.table", f"{RESULTS}/speed")},

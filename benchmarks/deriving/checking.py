@@ -78,7 +78,8 @@ def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
         expected, teacher = student(images), model(images)
         whole = narrow(model, anatomy.found, everything).eval()(images)
         with tempfile.TemporaryDirectory() as folder:
-            config = {**resolve_model_data_config(model), "input_size": size}
+            # the size that the model was made for, whatever it was tried on
+            config = resolve_model_data_config(model)
             save_student(Path(folder, "student"), student, student, cuts=(), data_config=config)
             again = load_student(Path(folder, "student"))(images)
     return {

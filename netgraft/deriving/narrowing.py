@@ -120,13 +120,14 @@ def _those_that_hold(candidates: Sequence[T], holds: Callable[[list[T]], bool]) 
 
 @torch.no_grad()
 def _can_go(exact: nn.Module, blocks: Sequence[Block], probe: Tensor) -> bool:
-    shorter, empty = copy.deepcopy(exact).eval(), copy.deepcopy(exact).eval()
+    shorter, empty = copy.deepcopy(exact), copy.deepcopy(exact)
     leave_out(shorter, {block.name: "nothing" if block.is_branch else "passed" for block in blocks})
     for block in blocks:
         without_weights(empty.get_submodule(block.name))
     images = probe.cpu().double()
     try:
-        return _agree(shorter(images), empty(images))
+        with eval_mode(shorter), eval_mode(empty):
+            return _agree(shorter(images), empty(images))
     except Exception:  # whatever a forward raises that counts on the block
         return False
 

@@ -122,7 +122,8 @@ def without_weights(module: nn.Module) -> nn.Module:
 @torch.no_grad()
 def _gives_nothing(module: nn.Module, taken: Axes) -> bool | None:
     """Whether a module without weights gives zeros; False if it gives what it takes in, None if something else."""
-    empty = without_weights(copy.deepcopy(module).cpu().double().eval())
+    empty = without_weights(copy.deepcopy(module).cpu().double())
+    empty.eval()  # what it returns is up to the module
     # what a ReLU gave is not negative, and only what isn't passes through another one as it is
     state = torch.rand([axis.size for axis in taken], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     try:

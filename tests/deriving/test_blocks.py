@@ -97,3 +97,26 @@ def test_what_stands_in_the_place_of_a_block_takes_its_arguments() -> None:
 def test_what_is_not_there_cant_be_left_out(absent: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="to leave out as"):
         leave_out(nn.Sequential(nn.Conv2d(3, 3, 1)), absent)
+
+
+class ReturnsNothing(nn.Sequential):
+    """Its ``train`` gives nothing back, as that of some of timm's attentions."""
+
+    def train(self, mode: bool = True) -> None:  # type: ignore[override]
+        super().train(mode)
+
+
+def test_a_module_whose_train_returns_nothing_is_a_block_too() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = conv(3, 8), Head(8)
+            self.branch = ReturnsNothing(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = self.stem(x)
+            return self.head(state + self.branch(state))
+
+    model = randomised(Model())
+    blocks = find_blocks(model, follow_channels(model, PROBE))
+    assert [block.name for block in proven_blocks(model, blocks, PROBE)] == ["branch"]
