@@ -232,7 +232,7 @@ class Deriver:
         """What is known exactly, by unit."""
         found, blocks = self.anatomy.found, self.anatomy.blocks
         return {
-            "macs": Macs(found, len(self.anatomy.probe), blocks),
+            "macs": Macs(found, blocks),
             "parameters": Parameters(found, self._teacher, blocks),
         }
 

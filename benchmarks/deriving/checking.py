@@ -63,7 +63,7 @@ def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
     views = torch.randn(3 * VIEWS, *size, generator=torch.Generator().manual_seed(2)).split(VIEWS)
     readers = readers_of(anatomy, views[:2])
     entries = list(score_widths(anatomy, readers, views[2], sizes=WIDTHS))
-    cost = Macs(anatomy.found, len(anatomy.probe), anatomy.blocks)
+    cost = Macs(anatomy.found, anatomy.blocks)
     widths = choose_widths([entry.options() for entry in entries], [Limit("macs", cost, KEEP * cost({}))])
     kept = {
         entry.place.atom: kept_channels(entry.order, widths[entry.place.atom])

@@ -24,7 +24,7 @@ class Anatomy:
 
     Attributes:
         model: Unchanged; its weights are shared with ``blocks``.
-        found: Its channels.
+        found: Its channels, on one image.
         places: Where it can become narrower; proven.
         blocks: What can be left out; proven.
         probe: Images that it was followed on.
@@ -50,7 +50,8 @@ class Anatomy:
             RequestError: It doesn't run on the probe, or there is nothing that could become narrower.
         """
         _refuse_broken(model)
-        found = follow_channels(model, probe)
+        # of one image: what is computed once a batch, such as position embeddings, counts once then
+        found = follow_channels(model, probe[:1])
         places = proven_places(model, found, _seen_reading(model, find_places(found), probe), probe)
         blocks = proven_blocks(model, find_blocks(model, found), probe)
         if not places and not blocks:

@@ -19,17 +19,16 @@ Cost = Callable[[Widths], float]
 
 
 class Macs:
-    """Multiply-accumulates for one image.
+    """Multiply-accumulates of all images that a model was followed on.
 
     Args:
-        found: The model's channels.
-        images: That the model was followed on.
+        found: The model's channels; on one image, for the cost of one.
         blocks: That may be left out.
     """
 
-    def __init__(self, found: ChannelMap, images: int, blocks: Sequence[Block] = ()) -> None:
+    def __init__(self, found: ChannelMap, blocks: Sequence[Block] = ()) -> None:
         self._products = _Sum(
-            (product.axes, product.factor / images, [block.atom for block in blocks if block.name in product.inside])
+            (product.axes, product.factor, [block.atom for block in blocks if block.name in product.inside])
             for product in found.products
         )
 

@@ -59,7 +59,7 @@ def test_what_is_left_out_costs_nothing_and_what_is_left_is_counted(name: str) -
     block = anatomy.blocks[-1]
     shorter = narrow(model, anatomy.found, {block.atom: torch.arange(0)}, anatomy.blocks)
     widths = {block.atom: 0}
-    assert Macs(anatomy.found, len(PROBE), anatomy.blocks)(widths) == macs(shorter, (3, 32, 32))
+    assert Macs(anatomy.found, anatomy.blocks)(widths) == macs(shorter, (3, 32, 32))
     assert Parameters(anatomy.found, model, anatomy.blocks)(widths) == parameters(shorter) < parameters(model)
     assert left_out(shorter) == {block.name: "nothing" if block.is_branch else "passed"}
 

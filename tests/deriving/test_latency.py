@@ -51,7 +51,7 @@ def test_the_whole_is_reckoned_from_its_layers(share: float) -> None:
 def test_what_is_no_layer_costs_what_it_costs_in_the_teacher() -> None:
     teacher, probe = model(), torch.randn(1, 3, 16, 16)
     anatomy = Anatomy.of(teacher, probe)
-    layers = Macs(anatomy.found, 1)({}) / 1e6
+    layers = Macs(anatomy.found)({}) / 1e6
     assert Milliseconds(anatomy, products, layers + 5)({}) == pytest.approx(layers + 5)
     smallest = {place.atom: 1 for place in anatomy.places}
     assert Milliseconds(anatomy, products, layers + 5)(smallest) > 5
