@@ -44,7 +44,7 @@ BATCH = 64
 """Views a forward."""
 
 REPEATS, LAYER_REPEATS = 20, 5
-"""Timed forwards, of which the median is taken, of whole models and of single layers."""
+"""Timed forwards, of which the shortest counts, of whole models and of single layers."""
 
 LARGEST_STEP = 0.8
 """Factor on the milliseconds allowed, from one choice to the next, that is not gone below."""

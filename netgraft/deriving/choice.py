@@ -169,8 +169,3 @@ class _Search:
             if self.meets(moved):
                 return [moved]
         return []
-
-
-def error_of(widths: Mapping[Atom, int], places: Sequence[Options]) -> float:
-    """Return the sum of the errors at some widths."""
-    return sum(place.errors[place.widths.index(widths[place.atom])] for place in places)

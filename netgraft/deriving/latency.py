@@ -69,13 +69,10 @@ class _TimedLayer:
     def milliseconds(self, widths: Widths) -> float:
         if any(not widths.get(atom, 1) for atom in self.blocks):
             return 0.0
-        kept = [axis.kept_size(lambda atom: widths.get(atom, atom.size)) / axis.size for axis in self._axes]
+        axes = (self.inputs, self.outputs)
+        kept = [axis.kept_size(lambda atom: widths.get(atom, atom.size)) / axis.size for axis in axes]
         by_outputs = [np.interp(kept[1], FRACTIONS, row) for row in self.times]
         return float(np.interp(kept[0], FRACTIONS, by_outputs))
-
-    @property
-    def _axes(self) -> tuple[Axis, Axis]:
-        return self.inputs, self.outputs
 
 
 def _times(layer: nn.Module, call: LayerCall, stopwatch: Stopwatch) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from netgraft.deriving.absence import Nothing, Passed
+from netgraft.deriving.absence import ABSENCES
 from netgraft.deriving.anatomy import Anatomy, segment_of_layers, states_in_front
 from netgraft.deriving.choice import Options
 from netgraft.deriving.compensation import add_to_output, compensated
@@ -143,7 +143,7 @@ def readers_of(anatomy: Anatomy, batches: Sequence[Tensor]) -> dict[str, Reader]
     """
     products = {product.layer: product for place in anatomy.places for product in place.readers}
     layers = {name: anatomy.model.get_submodule(name) for name in products}
-    moments = input_moments(anatomy.model, batches, layers, batches_count=len(batches))
+    moments = input_moments(anatomy.model, batches, layers)
     readers = {}
     for name, layer in layers.items():
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -189,9 +189,8 @@ def score_widths(
         return float((got - logits).square().mean() / scale)
 
     for block in anatomy.blocks:
-        gone = Nothing() if block.is_branch else Passed()
         # from the segment in which it stands
-        with _instead(model.get_submodule(block.name), gone):
+        with _instead(model.get_submodule(block.name), ABSENCES[block.absence]()):
             lost = error(min(segment_of[layer] for layer in block.layers))
         yield Entry(block, torch.tensor([0]), (0, 1), (lost, 0.0))
     for place in anatomy.places:

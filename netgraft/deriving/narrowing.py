@@ -43,8 +43,7 @@ def narrow(model: nn.Module, found: ChannelMap, kept: Kept, blocks: Sequence[Blo
 
 def absences(blocks: Sequence[Block], kept: Kept) -> dict[str, str]:
     """Return what takes the place of those blocks that don't stay, by their names."""
-    gone = [block for block in blocks if block.atom in kept and not len(kept[block.atom])]
-    return {block.name: "nothing" if block.is_branch else "passed" for block in gone}
+    return {block.name: block.absence for block in blocks if block.atom in kept and not len(kept[block.atom])}
 
 
 def _groups(found: ChannelMap, kept: Kept) -> dict[str, dict[str, int]]:
@@ -121,7 +120,7 @@ def _those_that_hold(candidates: Sequence[T], holds: Callable[[list[T]], bool]) 
 @torch.no_grad()
 def _can_go(exact: nn.Module, blocks: Sequence[Block], probe: Tensor) -> bool:
     shorter, empty = copy.deepcopy(exact), copy.deepcopy(exact)
-    leave_out(shorter, {block.name: "nothing" if block.is_branch else "passed" for block in blocks})
+    leave_out(shorter, {block.name: block.absence for block in blocks})
     for block in blocks:
         without_weights(empty.get_submodule(block.name))
     images = probe.cpu().double()

@@ -78,6 +78,11 @@ class Block:
     layers: tuple[str, ...]
 
     @property
+    def absence(self) -> str:
+        """What takes its place, as :data:`netgraft.deriving.absence.ABSENCES` calls it."""
+        return "nothing" if self.is_branch else "passed"
+
+    @property
     def width(self) -> int:
         """One: it is there."""
         return 1

@@ -16,6 +16,16 @@ DAMPING = 1e-3
 """Of a covariance, times the mean of its diagonal: what few images leave undecided is decided for small weights."""
 
 
+def groups_of(layer: nn.Conv2d | nn.Linear) -> int:
+    """Return the groups of a convolution; 1 of a linear layer."""
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+def has_intercept(layer: nn.Conv2d | nn.Linear, norm: nn.modules.batchnorm._BatchNorm | None) -> bool:
+    """Whether a constant can be added to what a layer gives: to its bias, or through the norm behind it."""
+    return layer.bias is not None or (norm is not None and norm.running_mean is not None)
+
+
 @dataclass(frozen=True, eq=False)
 class Reader:
     """A layer that sums over channels, with the moments of what it takes in.
@@ -37,12 +47,12 @@ class Reader:
     @property
     def groups(self) -> int:
         """Of a convolution; 1 of a linear layer."""
-        return self.layer.groups if isinstance(self.layer, nn.Conv2d) else 1
+        return groups_of(self.layer)
 
     @property
     def has_intercept(self) -> bool:
         """Whether a constant can be added to what the layer gives."""
-        return self.layer.bias is not None or (self.norm is not None and self.norm.running_mean is not None)
+        return has_intercept(self.layer, self.norm)
 
     def covariance(self) -> Tensor:
         """Return (F, F), float64: about the mean if the layer can add a constant; zero between groups."""

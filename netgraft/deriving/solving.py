@@ -11,16 +11,13 @@ from netgraft.deriving.anatomy import Anatomy, segment_of_layers
 from netgraft.deriving.compensation import add_to_output, compensated
 from netgraft.deriving.following import Product
 from netgraft.deriving.narrowing import Kept, absences, narrow
-from netgraft.deriving.selection import Reader
-from netgraft.deriving.statistics import MOST_FEATURES, LayerCall, capture, sampled_rows
+from netgraft.deriving.selection import Reader, groups_of, has_intercept
+from netgraft.deriving.statistics import MOST_FEATURES, LayerCall, capture, rows_a_batch, sampled_rows
 from netgraft.errors import RequestError
 from netgraft.modules import eval_mode
 
 RIDGE = 1e-3
 """Towards the weights that a solve starts from, times the mean of the inputs' squares."""
-
-ROWS_AN_UNKNOWN = 16
-"""Rows for each weight of an output."""
 
 
 @torch.no_grad()
@@ -107,8 +104,7 @@ def solve_front_to_back(
 def _is_too_wide(student: nn.Module, name: str) -> bool:
     layer = student.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    return groups * layer.weight[0].numel() ** 2 > MOST_FEATURES**2
+    return groups_of(layer) * layer.weight[0].numel() ** 2 > MOST_FEATURES**2
 
 
 def _solve(
@@ -124,11 +120,11 @@ def _solve(
     norm = anatomy.norm_behind(student, name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     outputs = product.outputs.indices(kept)
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    groups = groups_of(layer)
     unknowns = layer.weight[0].numel()
     generator = torch.Generator().manual_seed(0)
-    wanted = -(-max(ROWS_AN_UNKNOWN * unknowns, 16384) // len(states[0]))
-    intercept = layer.bias is not None or (norm is not None and norm.running_mean is not None)
+    wanted = rows_a_batch(unknowns, len(states[0]))
+    intercept = has_intercept(layer, norm)
     both = Normals(groups, unknowns, len(outputs) // groups)
     for teacher_state, student_state in zip(*states, strict=True):
         of_teacher = _call_of(blocks[0], teacher_state, teachers)

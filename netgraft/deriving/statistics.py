@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -203,8 +203,13 @@ class Moments:
 MOST_FEATURES = 8192
 """That a layer's input may have: the covariance of more would take more than half a gigabyte."""
 
-ROWS_A_FEATURE = 16
-"""Rows wanted for each feature of a layer's input: more change a covariance by less than what it is used for."""
+ROWS_A_FEATURE, LEAST_ROWS = 16, 16384
+"""Rows wanted for each feature, and at least: more change a covariance by less than what it is used for."""
+
+
+def rows_a_batch(features: int, batches: int) -> int:
+    """Return how many rows each of several batches is to give for a covariance of so many features."""
+    return -(-max(ROWS_A_FEATURE * features, LEAST_ROWS) // batches)
 
 
 def sampled_rows(call: LayerCall, wanted: int, generator: torch.Generator) -> Tensor:
@@ -216,25 +221,22 @@ def sampled_rows(call: LayerCall, wanted: int, generator: torch.Generator) -> Te
 
 def input_moments(
     model: nn.Module,
-    batches: Collection[Tensor] | Iterable[Tensor],
+    batches: Sequence[Tensor],
     layers: Mapping[str, nn.Module],
-    *,
-    batches_count: int,
 ) -> dict[str, Moments]:
     """Return moments of what layers take in, channel by channel.
 
     Args:
         model: In which the layers are.
-        batches: Of images.
+        batches: Of images; each gives its part of the rows.
         layers: By name.
-        batches_count: How many batches there are; each gives its part of the rows.
     """
     generator = torch.Generator().manual_seed(0)
     moments: dict[str, Moments] = {}
 
     def seen(name: str, call: LayerCall) -> None:
         features = call.inputs.shape[1 if call.kernel else -1]
-        wanted = -(-max(ROWS_A_FEATURE * features, 16384) // batches_count)
+        wanted = rows_a_batch(features, len(batches))
         moments.setdefault(name, Moments.empty(features)).add(call.channel_rows(sampled_rows(call, wanted, generator)))
 
     for images in batches:

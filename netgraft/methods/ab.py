@@ -8,13 +8,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.losses import ActivationBoundary
 from netgraft.methods.baseline import Objective, TermBesideClasses, preset_on_rich_views
 from netgraft.methods.connectors import BoundaryConnector
 from netgraft.methods.features import before_activations, ends, student_feature, teacher_feature
-from netgraft.methods.hyperparameters import checked, hyperparameter
+from netgraft.methods.hyperparameters import check_choices, checked, hyperparameter
 from netgraft.methods.method import About, Preset
 from netgraft.plan import Feature, Phase, StepOutputs
 
@@ -78,10 +77,7 @@ class AB(TermBesideClasses):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for known in ("ab_responses", "ab_reduction"):
-            choices = self.__dataclass_fields__[known].metadata["choices"]
-            if getattr(self, known) not in choices:
-                raise RequestError(f"{known} must be one of {', '.join(choices)}, not {self}")
+        check_choices(self, "ab_responses", "ab_reduction")
         with checked():
             ActivationBoundary(self.ab_margin)
 

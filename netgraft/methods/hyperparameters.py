@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from netgraft.errors import RequestError
 from netgraft.options import declared, option
@@ -38,6 +38,23 @@ def parse(method: type, name: str, text: str) -> object:
     if name not in known:
         raise RequestError(f"{method.__name__} has no hyper-parameter {name!r}; choose from {', '.join(known)}")
     return known[name].read(text)
+
+
+def check_choices(method: Any, *names: str) -> None:
+    """Make sure that hyper-parameters hold one of their choices.
+
+    Args:
+        method: A method with its hyper-parameters.
+        names: Of its fields; those without choices may hold anything.
+
+    Raises:
+        RequestError: One holds something else.
+    """
+    known = declared(type(method))
+    for name in names:
+        choices = known[name].choices
+        if choices and getattr(method, name) not in choices:
+            raise RequestError(f"{name} must be one of {', '.join(choices)}, not {method}")
 
 
 @contextmanager

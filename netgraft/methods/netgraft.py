@@ -17,7 +17,7 @@ from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.scions import Scion, assemble, graft, join, make_scions
 from netgraft.losses import LogitMSE, NormalizedLogits, RelativeError, SoftTargets
 from netgraft.methods.baseline import logits_of_both
-from netgraft.methods.hyperparameters import checked, hyperparameter
+from netgraft.methods.hyperparameters import check_choices, checked, hyperparameter
 from netgraft.methods.method import About, Budget, Preset
 from netgraft.plan import Feature, Phase, Plan, StepOutputs, TrainingSchedule, steps_per_epoch
 
@@ -174,10 +174,7 @@ class NetGraft:
     temperature: float = hyperparameter(4.0, "what logits are divided by in front of the softmax of soft targets (kl)")
 
     def __post_init__(self) -> None:
-        for known in fields(self):
-            choices = known.metadata["choices"]
-            if choices and getattr(self, known.name) not in choices:
-                raise RequestError(f"{known.name} must be one of {', '.join(choices)}, not {self}")
+        check_choices(self, *(known.name for known in fields(self)))
         if self.batch_size < 1 or min(self.join_steps, *self.block_steps, 0) < 0:
             raise RequestError(f"batch_size must be at least 1 and steps at least 0, not {self}")
         if self.steps is not None and self.steps < 0:

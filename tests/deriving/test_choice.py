@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from netgraft.deriving.axes import Atom
-from netgraft.deriving.choice import Limit, Options, choose_widths, error_of
+from netgraft.deriving.choice import Limit, Options, choose_widths
 from netgraft.deriving.costs import Widths
 from netgraft.errors import RequestError
 
@@ -32,6 +32,10 @@ def random_options(count: int, widths: int, generator: np.random.Generator) -> l
         errors = np.sort(10.0 ** generator.uniform(-4, 0, widths - 1))[::-1]
         options.append(Options(Atom(8 * widths), tuple(range(8, 8 * widths + 1, 8)), (*map(float, errors), 0.0)))
     return options
+
+
+def error_of(widths: Widths, places: list[Options]) -> float:
+    return sum(place.errors[place.widths.index(widths[place.atom])] for place in places)
 
 
 def brute_force(options: list[Options], limits: list[Limit]) -> float:

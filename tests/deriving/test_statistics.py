@@ -154,7 +154,7 @@ def test_a_constant_has_no_variance_at_all() -> None:
 def test_moments_of_a_layer_are_of_what_it_takes_in() -> None:
     model = network("plain")
     batches = [images(4, seed=2), images(3, seed=3)]
-    found = input_moments(model, batches, {"1.0": model.get_submodule("1.0")}, batches_count=2)["1.0"]
+    found = input_moments(model, batches, {"1.0": model.get_submodule("1.0")})["1.0"]
     taken = model.get_submodule("0")(torch.cat(batches)).movedim(1, -1).reshape(-1, 8).numpy()
 
     assert found.count == 7 * 64

@@ -14,6 +14,7 @@ from netgraft.grafting.foldability import mixes_channels, why_not_foldable
 from netgraft.grafting.folding import fold_with_report
 from netgraft.splitting.split import split
 from tests.support.random_models import build, images
+from tests.support.through import Through
 
 
 @pytest.mark.parametrize(
@@ -40,18 +41,6 @@ def test_where_adapters_fold_in_real_models(name: str, foldable: list[bool]) -> 
             student = nn.Sequential(Adapter(3, cut.channels), block).double().eval()
             state = images(1, 3, *cut.size).double()
             torch.testing.assert_close(fold_with_report(student).student(state), student(state), rtol=1e-10, atol=1e-10)
-
-
-class Way(nn.Module):
-    """Something done to maps (B, 4, 4, 4) in front of a layer that takes the adapter in."""
-
-    def __init__(self, way: Callable[[Tensor], Tensor], layer: nn.Module) -> None:
-        super().__init__()
-        self.way = way
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.way(x))
 
 
 def conv() -> nn.Module:
@@ -100,7 +89,7 @@ def test_what_a_mix_of_channels_passes_through(kind: str, bias: bool) -> None:
     adapter = Adapter(3, 4, bias=bias)
     if adapter.bias is not None:
         nn.init.normal_(adapter.bias)
-    student = nn.Sequential(adapter, Way(way, layer())).double().eval()
+    student = nn.Sequential(adapter, Through(way, layer())).double().eval()
     folding = fold_with_report(student)
     x = images(2, 3, 4, 4).double()
     torch.testing.assert_close(folding.student(x), student(x), rtol=1e-10, atol=1e-10)
@@ -163,7 +152,7 @@ STOPPING: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[], nn.Module], s
 @pytest.mark.parametrize("kind", STOPPING)
 def test_what_stops_an_adapter_is_named(kind: str) -> None:
     way, layer, reason = STOPPING[kind]
-    assert why_not_foldable(Way(way, layer())) == reason
+    assert why_not_foldable(Through(way, layer())) == reason
 
 
 def test_what_takes_nothing_in_or_can_not_be_read_is_said() -> None:

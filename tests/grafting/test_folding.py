@@ -26,6 +26,7 @@ from netgraft.splitting.chain import state_of
 from netgraft.splitting.layouts import Layout
 from netgraft.splitting.split import split
 from tests.support.random_models import build, images, randomise, snapshot
+from tests.support.through import Through
 
 Array = NDArray[np.float64]
 
@@ -488,18 +489,6 @@ def test_folded_half_vgg_is_the_plain_architecture() -> None:
     plain = build("cifar_vgg16_half").state_dict()
     state = state_of(folded)
     assert {name: value.shape for name, value in state.items()} == {name: value.shape for name, value in plain.items()}
-
-
-class Through(nn.Module):
-    """A function in front of a layer."""
-
-    def __init__(self, way: Callable[[Tensor], Tensor], layer: nn.Module) -> None:
-        super().__init__()
-        self.way = way
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.way(x))
 
 
 class Residual(nn.Module):
