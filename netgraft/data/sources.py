@@ -45,7 +45,8 @@ def open_data(spec: str, *, root: Path | None = None, download: bool = False) ->
     Classes are numbered in alphabetical order.
 
     Args:
-        spec: ``digits``, ``cifar10``, ``cifar100``, ``cifar10-jpeg``, ``tinyimagenet100``, ``imagenet``;
+        spec: ``digits``, ``cifar10``, ``cifar100``, ``cifar10-jpeg``, ``cifar100-q95``, ``tinyimagenet100``,
+            ``imagenet1000``, ``imagenet``;
             ``timm:NAME`` for one that ``timm.data.create_dataset`` opens by the name ``torch/...`` or ``hfds/...``;
             or the path of a folder or a tar archive that holds ``train/`` beside ``test/``, ``val/`` or
             ``validation/``, or class folders, or images without classes.
@@ -125,10 +126,10 @@ def _open_cifar(name: str, root: Path, download: bool) -> DataSource:
 
 
 def _open_archives(name: str, root: Path, download: bool) -> DataSource:
-    evaluation, note = _ARCHIVES[name]
+    archives, note = _ARCHIVES[name]
     sets: list[ImageSet] = []
-    for part in ("train", evaluation):
-        path = root / f"{name}-{part}.tar.gz"
+    for part, archive in archives.items():
+        path = root / archive
         if not path.is_file():
             raise RequestError(f"expected {path.name} in {root}, got no such file; set {DATA_FOLDER} to its folder")
         files = TarFiles(path)
@@ -219,16 +220,30 @@ def _from_files(name: str, files: ImageFiles, part: Partition, class_names: tupl
     return ImageSet(name, len(names), store, labels, len(class_names), names, class_names)
 
 
+# partition to archive, the training one first
 _ARCHIVES = {
-    "cifar10-jpeg": ("test", "CIFAR-10 encoded as JPEG, quality 75; not comparable with the lossless original"),
-    "tinyimagenet100": ("val", "100 classes of Tiny ImageNet"),
+    "cifar10-jpeg": (
+        {"train": "cifar10-jpeg-train.tar.gz", "test": "cifar10-jpeg-test.tar.gz"},
+        "CIFAR-10 encoded as JPEG, quality 75; not comparable with the lossless original",
+    ),
+    "cifar100-q95": (
+        {"train": "cifar100-train.tar.gz", "test": "cifar100-test.tar.gz"},
+        "CIFAR-100; training images encoded as JPEG, quality 95, test images lossless",
+    ),
+    "imagenet1000": (
+        {"pool": "imagenet1000-pool.tar", "val": "imagenet1000-val1000.tar"},
+        "one photograph of each class of ImageNet, and 1,000 of its validation images, which show 636 of the classes",
+    ),
+    "tinyimagenet100": (
+        {"train": "tinyimagenet100-train.tar.gz", "val": "tinyimagenet100-val.tar.gz"},
+        "100 classes of Tiny ImageNet",
+    ),
 }
 
 _NAMED: dict[str, Callable[[str, Path, bool], DataSource]] = {
     "digits": _open_digits,
     "cifar10": _open_cifar,
     "cifar100": _open_cifar,
-    "cifar10-jpeg": _open_archives,
-    "tinyimagenet100": _open_archives,
+    **dict.fromkeys(_ARCHIVES, _open_archives),
     "imagenet": _open_imagenet,
 }
