@@ -10,8 +10,10 @@ import click
 
 from .options import PATH, DeclaredCommand, flag, given, job_options
 
+DECLARED = ("image_size", "class_map", "data_root", "download", "accelerator")
 
-@click.command(cls=DeclaredCommand, declared=lambda: job_options("image_size", "data_root", "download", "accelerator"))
+
+@click.command(cls=DeclaredCommand, declared=lambda: job_options(*DECLARED))
 @click.argument("model")
 @click.option("--data", required=True, help="Name or path of labelled images; their test partition, if there is one.")
 @click.option("--weights", "--teacher-weights", "weights", type=PATH, help="safetensors file or checkpoint for MODEL.")
@@ -30,6 +32,7 @@ def evaluate(model: str, data: str, weights: Path | None, quiet: bool | None, as
         emit_json(result)
     else:
         emit(
-            f"{model}: top-1 {result['top1']:.2f} % on {count(result['images'])} images of {result['data']}, "
+            f"{model}: top-1 {result['top1']:.2f} % on {count(result['images'])} images of {result['data']} "
+            f"({count(result['classes_seen'])} classes, matched by {result['matched_by']}), "
             f"{count(result['parameters'])} parameters, {count(result['macs'])} MACs"
         )

@@ -146,10 +146,10 @@ def given(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def job_options(*names: str) -> list[Option]:
     """Return some of the options that jobs declare, for commands that take the same."""
-    from netgraft.jobs.options import JobOptions
+    from netgraft.jobs.options import DistillOptions
     from netgraft.options import declared
 
-    return [declared(JobOptions)[name] for name in names]
+    return [declared(DistillOptions)[name] for name in names]
 
 
 def flag(name: str, meaning: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -90,6 +90,7 @@ def _story(result: Mapping[str, Any]) -> list[str]:
     lines.append(f"method: {result['method']}, labels: {result['labels']}")
     if "selected_on" in result:
         lines.append(f"CHOSEN ON THE TEST SET, against the protocol: {result['selection']}")
+    lines += result.get("warnings", [])
     if "ensemble_top1" in result:
         large = count(result["ensemble_parameters"])
         lines.append(f"the ensemble it was trained in: top-1 {result['ensemble_top1']:.2f} %, {large} parameters")

@@ -23,7 +23,7 @@ from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget, Method
 from netgraft.methods.registry import choose, name_of
-from netgraft.models.creation import class_count
+from netgraft.models.creation import class_count, describe_labels, labels_of
 from netgraft.models.students import opens_with_timm, save_student
 from netgraft.modules import parameters, state_digest
 from netgraft.plan import Plan
@@ -233,14 +233,14 @@ def prepare(
 
     Args:
         teacher: A trained timm classifier; unchanged.
-        student: A timm model with as many classes; trained in place.
+        student: A timm model with as many classes; trained in place. Its classes get the names of the teacher's.
         images: PIL images, without labels.
         method: Hyper-parameters; NetGraft's default preset if None.
         views: How views are made of the images; the default preset's own if None. Another preset's views and start
             are given along with its method.
         runner: Device, precision and seed.
         data_config: Preprocessing in timm's words; the teacher's own if None.
-        labels: Class of each image, only for methods of the labeled track.
+        labels: Class of each image, by its position among the teacher's; only for methods of the labeled track.
         derivation: What ``student`` came from, if it was derived.
         reporter: Told what happens where the student's start takes its time.
         pairing: Fields of :class:`netgraft.grafting.preparation.PairingOptions`: ``init``, ``inherit``, ``blocks``.
@@ -268,6 +268,8 @@ def prepare(
     runner = runner or Runner()
     data_config = dict(data_config or resolve_model_data_config(teacher))
     digest = state_digest(teacher)
+    # it learns the teacher's answers, whatever classes its architecture's own weights know
+    describe_labels(student, labels_of(teacher))
     solved = derivation is not None or options.init == "solve"
     default = choose("netgraft", "default", Budget(len(images), class_count(teacher), solved))
     method = method or default.method

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from netgraft.data.image_set import ImageSet
 from netgraft.data.loader import eval_loader
-from netgraft.errors import RequestError
-from netgraft.evaluation.metrics import agreement, latency, macs, predict, top1
+from netgraft.evaluation.metrics import agreement, is_at_chance, latency, macs, predict, top1
 from netgraft.files import write_atomically
-from netgraft.models.creation import class_count
 from netgraft.modules import parameters, state_digest
 from netgraft.progress import ProgressReporter
 from netgraft.training.identity import fingerprint
@@ -31,22 +29,22 @@ KNOWN_BY = 32
 """Test images whose pixels tell one data set from another."""
 
 
-def check_classes(model: nn.Module, name: str, images: ImageSet | None) -> None:
-    """Make sure that a model knows as many classes as images have.
+def chance_warning(name: str, images: ImageSet, top1: float, classes: int) -> str:
+    """Say what is probably wrong where a trained model answers like a guess; empty where it doesn't.
 
     Args:
-        model: A classifier.
-        name: Of the model, for the message.
-        images: Of any number of classes; None, and such whose classes are unknown, fit every model.
-
-    Raises:
-        RequestError: The numbers differ.
+        name: Of the model.
+        images: On which it was measured.
+        top1: In percent.
+        classes: K of its outputs.
     """
-    if images is not None and images.classes is not None and class_count(model) != images.classes:
-        raise RequestError(
-            f"{name} answers with {class_count(model)} classes but {images.name} has {images.classes}; "
-            "give a model trained for these classes"
-        )
+    if not is_at_chance(top1, len(images), classes):
+        return ""
+    return (
+        f"warning: {name} is right on {top1:.2f} % of {images.name}, hardly more often than a guess among {classes:,} "
+        "classes; probably its classes are in another order than those of the images (see --class-map), or the images "
+        "are preprocessed in another way than its weights were trained with"
+    )
 
 
 def predictions(

@@ -84,6 +84,28 @@ def top1(logits: Tensor, labels: Tensor) -> float:
     return _percent_equal(guesses, labels)
 
 
+def is_at_chance(top1: float, images: int, classes: int) -> bool:
+    """Return whether an accuracy may well be that of a guess, or of one with half as good odds again.
+
+    A classifier whose classes are shuffled or whose input is garbled is right about as often as a guess,
+    ``1 / classes``, or a little more. Those odds times 1.5, plus three standard errors of so many images, are what it
+    hardly exceeds. Few images prove little: half way from chance to all right always counts as better.
+
+    Args:
+        top1: In percent.
+        images: On how many.
+        classes: Among how many the classifier chooses, whether or not the images show them all.
+
+    Examples:
+        >>> is_at_chance(12.0, 600, 10), is_at_chance(25.0, 600, 10)
+        (True, False)
+    """
+    guess = 1 / classes
+    lenient = 1.5 * guess / (1 + 0.5 * guess)
+    bound = lenient + 3 * (lenient * (1 - lenient) / images) ** 0.5
+    return top1 / 100 < min(bound, (1 + guess) / 2)
+
+
 def agreement(logits_a: Tensor, logits_b: Tensor) -> float:
     """Return the percentage of images for which two models name the same class.
 

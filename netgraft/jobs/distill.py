@@ -13,7 +13,7 @@ from netgraft.data.view_policy import find_policy
 from netgraft.deriving.budget import Amount, parse_budget
 from netgraft.distillation import prepare
 from netgraft.errors import RequestError
-from netgraft.evaluation.comparison import check_classes
+from netgraft.evaluation.class_matching import MatchedData, read_class_map
 from netgraft.jobs.job import Job
 from netgraft.jobs.options import DistillOptions
 from netgraft.jobs.prepared_derivation import AskedDerivation, PreparedDerivation
@@ -42,11 +42,11 @@ class DistillJob(DistillOptions, Job):
         self._check_selection(test)
         subset = self._subset(source)
         teacher = self.teacher_model(source)
-        for images in (source.train, test):
-            check_classes(teacher, self.teacher_name(source), images)
+        named = None if self.class_map is None else read_class_map(self.class_map)
+        matched = MatchedData.of(source.train, test, teacher, name=self.teacher_name(source), class_map=named)
         about = find(self.method).about
         solved = self.derives(source) or self.pairing.init == "solve"
-        budget = Budget(len(subset.indices), class_count(teacher), solved)
+        budget = Budget(len(subset.indices), source.train.classes or class_count(teacher), solved)
         chosen = choose(self.method, self.preset, budget, self.settings)
         policy = chosen.views if self.views is None else find_policy(self.views)
         if not source.hflip:
@@ -54,12 +54,12 @@ class DistillJob(DistillOptions, Job):
         if self.labeled:
             policy = replace(policy, mixup=0.0, cutmix=0.0)
         few = source.train.load_many(subset.indices)
-        labels = self._labels(source, subset)
+        labels = self._labels(replace(source, train=matched.train.images), subset)
         if self.derives(source):
             derivation = AskedDerivation(
                 teacher, few, labels, policy, chosen.method, self._runner(), self.budget(), self.pairing
             )
-            return PreparedDerivation(self, source, test, subset, about, asked=derivation)
+            return PreparedDerivation(self, source, matched, subset, about, asked=derivation)
         student = build_student(self.student_name(source), teacher=teacher, seed=self.seed)
         pairing = replace(self.pairing, init=chosen.init) if self.pairing.init == "auto" else self.pairing
         distillation = prepare(
@@ -72,7 +72,7 @@ class DistillJob(DistillOptions, Job):
             labels=labels,
             **vars(pairing),
         )
-        return PreparedDistillation(self, source, test, subset, about, distillation)
+        return PreparedDistillation(self, source, matched, subset, about, distillation)
 
     def derives(self, source: DataSource) -> bool:
         """Whether the student is made of the teacher. Raises RequestError where it is named as well."""

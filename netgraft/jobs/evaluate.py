@@ -10,9 +10,10 @@ from timm.data import resolve_model_data_config
 
 from netgraft.data.sources import open_data
 from netgraft.errors import RequestError
-from netgraft.evaluation.comparison import check_classes, predictions
+from netgraft.evaluation.class_matching import match_classes, read_class_map
+from netgraft.evaluation.comparison import chance_warning, predictions
 from netgraft.evaluation.metrics import macs, top1
-from netgraft.models.creation import load_teacher
+from netgraft.models.creation import class_count, load_teacher
 from netgraft.models.students import load_student
 from netgraft.modules import parameters
 from netgraft.progress import ProgressReporter, SilentReporter
@@ -26,6 +27,7 @@ def evaluate(
     *,
     weights: Path | None = None,
     image_size: int | None = None,
+    class_map: Path | None = None,
     data_root: Path | None = None,
     download: bool = False,
     accelerator: str = "auto",
@@ -34,27 +36,38 @@ def evaluate(
     """Measure a student folder or any timm classifier on the test partition of ``data``, or on all of it without one.
 
     Returns:
-        ``top1`` in percent, ``images``, ``parameters``, ``macs``, ``data``, ``model``.
+        ``top1`` in percent over all answers that the model can give, ``images``, ``classes_seen`` (how many classes
+        they show), ``matched_by`` (``names``, ``wnid``, ``map``, ``number``; see
+        :mod:`netgraft.evaluation.class_matching`), ``parameters``, ``macs``, ``data``, ``model``.
 
     Raises:
-        RequestError: No such model, data or device, no labels, or class counts that differ.
+        RequestError: No such model, data, class map or device, no labels, or classes that the model doesn't know.
     """
+    reporter = reporter or SilentReporter()
+    named = None if class_map is None else read_class_map(class_map)
     source = open_data(data, root=data_root, download=download)
     images = source.test_or_all()
     if images.labels is None:
         raise RequestError(f"{source.name} has no class folders, so there is nothing to compare answers with")
     is_folder = weights is None and image_size is None and Path(model).is_dir()
     network = load_student(model) if is_folder else load_teacher(model, weights=weights, image_size=image_size)
-    check_classes(network, model, images)
+    matched = match_classes(images, network, name=model, class_map=named)
+    if matched.warning:
+        reporter.note(matched.warning)
     config = resolve_model_data_config(network)
     logits_of(network, torch.zeros(1, *config["input_size"]))
     network.to(Runner(accelerator=accelerator).fabric.device)
-    logits, labels = predictions(network, images, config, reporter or SilentReporter())
+    logits, labels = predictions(network, matched.images, config, reporter)
+    accuracy = round(top1(logits, labels), 4)
+    if warning := chance_warning(model, images, accuracy, class_count(network)):
+        reporter.note(warning)
     return {
         "model": model,
         "data": source.name,
         "images": len(images),
-        "top1": round(top1(logits, labels), 4),
+        "classes_seen": matched.classes_seen,
+        "matched_by": matched.by,
+        "top1": accuracy,
         "parameters": parameters(network),
         "macs": macs(network, config["input_size"]),
     }

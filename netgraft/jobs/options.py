@@ -69,6 +69,12 @@ class DistillOptions(JobOptions):
         "safetensors file or checkpoint, sought among the named data sets too; timm's weights by default.",
         scope="pair",
     )
+    class_map: Path | None = option(
+        None,
+        "Where each class of the images stands among the model's: a .txt file with a class name a line, or a .json "
+        "file of names and numbers; by default the names of both tell, or the order where there are none.",
+        scope="pair",
+    )
     shots: int | None = option(None, "Images a class; 10 unless --images or --subset is given.", scope="run")
     images: int | None = option(None, "Images in all, regardless of class.", scope="run")
     method: str = option(

@@ -137,9 +137,9 @@ class PreparedDerivation(PreparedDistillation):
 
     @property
     def notes(self) -> Sequence[str]:
-        """Subset and budget."""
+        """Warnings, subset and budget."""
         budget = " and ".join(map(str, self.asked.budget))
-        return [str(self.subset), f"deriving a student that keeps {budget}"]
+        return [*self._warnings, str(self.subset), f"deriving a student that keeps {budget}"]
 
     def begin(self, folder: Path) -> None:
         """Write the subset; the plan follows once there is a student."""

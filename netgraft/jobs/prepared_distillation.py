@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from netgraft.data.image_set import DataSource, ImageSet
 from netgraft.data.subsets import FewShotSubset
 from netgraft.distillation import Distillation, DistillationResult
-from netgraft.evaluation.comparison import compare
+from netgraft.evaluation.class_matching import MatchedData
+from netgraft.evaluation.comparison import chance_warning, compare
 from netgraft.files import write_text
 from netgraft.jobs.selection import BestOnTest
 from netgraft.methods.method import About
+from netgraft.models.creation import class_count
 from netgraft.options import recorded
 from netgraft.progress import ProgressReporter
 from netgraft.training.identity import VERSION, described, fingerprint
@@ -31,7 +33,7 @@ class PreparedDistillation:
     Attributes:
         job: What was asked for.
         source: Images.
-        test: Test images; None where there are none.
+        matched: Training and test images, with the teacher's classes as labels.
         subset: Which images the student learns from.
         about: Facts about the method.
         distillation: Everything decided.
@@ -39,7 +41,7 @@ class PreparedDistillation:
 
     job: DistillJob
     source: DataSource
-    test: ImageSet | None
+    matched: MatchedData
     subset: FewShotSubset
     about: About
     distillation: Distillation
@@ -50,6 +52,11 @@ class PreparedDistillation:
     def runner(self) -> Runner:
         """Trains."""
         return self.distillation.runner
+
+    @property
+    def test(self) -> ImageSet | None:
+        """Test images; None where there are none."""
+        return None if self.matched.test is None else self.matched.test.images
 
     @property
     def name(self) -> str:
@@ -65,9 +72,12 @@ class PreparedDistillation:
     def config(self) -> dict[str, Any]:
         """What was asked for, with a fingerprint of everything that decides the result."""
         selection = {} if self.job.select == "last" else {"select": self.job.select, "looks": self.job.looks}
+        class_map = {} if self.matched.class_map is None else {"class_map": str(self.job.class_map)}
         own = self._fingerprint
+        # what the map says, wherever it lies
+        besides = {**selection, **({"class_map": self.matched.class_map} if class_map else {})}
         return {
-            "fingerprint": fingerprint(run=own, **selection) if selection else own,
+            "fingerprint": fingerprint(run=own, **besides) if besides else own,
             "identity_version": VERSION,
             "data": self.source.name,
             "teacher": self.job.teacher_name(self.source),
@@ -78,6 +88,7 @@ class PreparedDistillation:
             "labels": f"{LABELS_IN_WORDS[self._label_source]}: {self._track} track",
             "subset": self.subset.digest,
             **selection,
+            **class_map,
         }
 
     @property
@@ -100,9 +111,13 @@ class PreparedDistillation:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Subset and plan, and that the protocol is broken where it is."""
-        warning = [] if self.job.select == "last" else [SELECTED_WARNING]
-        return [*warning, str(self.subset), str(self.distillation.plan)]
+        """Warnings, subset and plan."""
+        return [*self._warnings, str(self.subset), str(self.distillation.plan)]
+
+    @property
+    def _warnings(self) -> list[str]:
+        """That the protocol is broken where it is, and that classes may be matched wrongly where they may."""
+        return [*([] if self.job.select == "last" else [SELECTED_WARNING]), *self.matched.warnings]
 
     def begin(self, folder: Path) -> None:
         """Write the subset, and the plan for people."""
@@ -129,17 +144,19 @@ class PreparedDistillation:
         assert self._result is not None, "train() comes first"
         distilled, prepared = self._result, self.distillation
         distilled.save(folder / "student")
+        compared = compare(
+            prepared.teacher,
+            distilled.student,
+            self.test,
+            distilled.data_config,
+            reporter,
+            ensemble=distilled.plan.ensemble,
+            cache=self.job.keep_answers,
+        )
         return {
             **distilled.facts(),
-            **compare(
-                prepared.teacher,
-                distilled.student,
-                self.test,
-                distilled.data_config,
-                reporter,
-                ensemble=distilled.plan.ensemble,
-                cache=self.job.keep_answers,
-            ),
+            **compared,
+            **self._matching(compared["teacher_top1"], reporter),
             "subset_seed": self.subset.seed,
             "shots": self.subset.shots,
             "images": len(self.subset.indices),
@@ -155,6 +172,17 @@ class PreparedDistillation:
             **self._selected(),
             "plan": str(prepared.plan),
         }
+
+    def _matching(self, teacher_top1: float | None, reporter: ProgressReporter) -> dict[str, Any]:
+        """How the test images' classes were matched; and a warning where the teacher doesn't seem to know them."""
+        test, warnings = self.matched.test, self.matched.warnings
+        if test is None or teacher_top1 is None:
+            return {"warnings": warnings}
+        classes = class_count(self.distillation.teacher)
+        if warning := chance_warning("the teacher", test.images, teacher_top1, classes):
+            reporter.note(warning)
+            warnings = [*warnings, warning]
+        return {"matched_by": test.by, "classes_seen": test.classes_seen, "warnings": warnings}
 
     def _selected(self) -> dict[str, Any]:
         """How the student was chosen."""

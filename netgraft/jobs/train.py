@@ -22,7 +22,7 @@ from netgraft.evaluation.comparison import predictions
 from netgraft.evaluation.metrics import macs, top1
 from netgraft.jobs.job import Job
 from netgraft.methods.hyperparameters import hyperparameter
-from netgraft.models.creation import build_model
+from netgraft.models.creation import build_model, describe_labels
 from netgraft.models.students import save_student
 from netgraft.modules import eval_mode, parameters, state_digest
 from netgraft.options import recorded, required
@@ -90,6 +90,8 @@ class TrainJob(Job):
         source = open_data(self.data, root=self.data_root, download=self.download)
         labels = source.train_labels("and a teacher is trained from labelled images; sort them into one a class")
         model = build_model(self.model, seed=self.seed, image_size=self.image_size, num_classes=source.train.classes)
+        class_names = source.train.class_names
+        describe_labels(model, {} if class_names is None else {"label_names": list(class_names)})
         data_config = resolve_model_data_config(model)
         with eval_mode(model):
             logits_of(model, torch.zeros(1, *data_config["input_size"]))

@@ -43,7 +43,7 @@ class Budget:
 
     Attributes:
         images: How many there are to train on, of all classes.
-        classes: How many the teacher knows.
+        classes: How many they are of; as many as the teacher knows where that is unknown.
         solved: Whether the student starts in closed form.
     """
 

@@ -108,6 +108,39 @@ def class_count(model: nn.Module) -> int:
     return int(cast(Any, model).num_classes)
 
 
+LABELS = ("label_names", "label_descriptions")
+"""timm's fields for a model's classes: names by position, and descriptions by name."""
+
+
+def label_names(model: nn.Module) -> dict[int, str]:
+    """Return the names of a model's classes by their positions among its K outputs, which may have gaps.
+
+    They are those of its configuration; a list of another length is of another classifier, and no name is known then.
+    """
+    named, count = pretrained_cfg(model).get("label_names") or (), class_count(model)
+    if not isinstance(named, Mapping):
+        return dict(enumerate(named)) if len(named) == count else {}
+    # keys of JSON are texts
+    names = {int(position): name for position, name in named.items()}
+    return names if all(0 <= position < count for position in names) else {}
+
+
+def labels_of(model: nn.Module) -> dict[str, Any]:
+    """Return the fields of a model's configuration that describe its classes; empty where none of them has a name."""
+    if not label_names(model):
+        return {}
+    config = pretrained_cfg(model)
+    return {field: config[field] for field in LABELS if config.get(field)}
+
+
+def describe_labels(model: nn.Module, labels: Mapping[str, Any]) -> None:
+    """Make the classes of a model those of ``labels``: of what :func:`labels_of` returned, or of ``label_names``."""
+    config = pretrained_cfg(model)
+    described = {name: value for name, value in config.items() if name not in LABELS} | dict(labels)
+    if described != config:
+        cast(Any, model).pretrained_cfg = described
+
+
 def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
     """Return a timm model's description of itself; empty for other modules."""
     return getattr(model, "pretrained_cfg", None) or {}

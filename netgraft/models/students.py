@@ -19,7 +19,7 @@ import netgraft.zoo  # noqa: F401  (folders may name its models)
 from netgraft.deriving.sizes import Sizes
 from netgraft.errors import RequestError, RunError
 from netgraft.grafting.adapters import LinearAdapter, deployed_layer
-from netgraft.models.creation import class_count, load_teacher, pretrained_cfg
+from netgraft.models.creation import class_count, labels_of, load_teacher, pretrained_cfg
 from netgraft.splitting.chain import state_of
 from netgraft.splitting.split import split
 
@@ -39,6 +39,9 @@ def save_student(
         model: The timm model that the student was built from.
         cuts: Where ``model`` was cut; needed to rebuild a sequence.
         data_config: Preprocessing: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``.
+
+    The names of the model's classes, timm's ``label_names`` of its ``pretrained_cfg``, are written along: at the root
+    of timm's ``config.json``, or in ``pretrained_cfg`` of ``netgraft.json``.
 
     Raises:
         RunError: The folder can't be written.
@@ -111,7 +114,8 @@ def _save_plain(folder: Path, model: nn.Module, data_config: Mapping[str, Any]) 
     timm.models.save_for_hf(
         model,
         str(folder),
-        model_config={"pretrained_cfg": _plain_config(data_config)},
+        # at the root of config.json, where timm writes and reads them
+        model_config={"pretrained_cfg": _plain_config(data_config), **labels_of(model)},
         model_args=_arguments(model, data_config),
         safe_serialization=True,
     )
@@ -157,7 +161,7 @@ def _write_described(
         "architecture": pretrained_cfg(model)["architecture"],
         "model_args": _arguments(model, data_config),
         **described,
-        "pretrained_cfg": _plain_config(data_config),
+        "pretrained_cfg": {**_plain_config(data_config), **labels_of(model)},
     }
     save_file({name: value.contiguous() for name, value in state.items()}, folder / _WEIGHTS)
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
@@ -177,7 +181,7 @@ def load_student(folder: str | Path) -> nn.Module:
 
     Returns:
         A timm model, or a sequence of a timm model's blocks and of adapters that stayed; its ``pretrained_cfg`` holds
-        its preprocessing.
+        its preprocessing, and the ``label_names`` of its classes where they are known.
 
     Raises:
         RequestError: The folder holds no student, or a damaged one.

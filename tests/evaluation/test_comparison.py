@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from netgraft.data.image_set import ArrayStore, ImageSet
 from netgraft.data.sources import open_data
-from netgraft.errors import RequestError
 from netgraft.evaluation import comparison
-from netgraft.evaluation.comparison import KNOWN_BY, cached_predictions, check_classes, compare, predictions
+from netgraft.evaluation.comparison import KNOWN_BY, cached_predictions, compare, predictions
 from netgraft.progress import SilentReporter
 from tests.evaluation.hand_made import (
     AGREEMENT,
@@ -313,13 +312,3 @@ def test_a_kept_file_that_does_not_open_is_written_again(
         again, _ = cached_predictions(tmp_path, model, numbered, GRAY, heard, "evaluating")
     assert torch.equal(kept, again)
     assert len(heard.passes) == 2
-
-
-def test_a_model_of_other_classes_than_the_images_is_refused(numbered: ImageSet) -> None:
-    model = timm.create_model("digits_vgg7_bn_half")  # of ten
-    check_classes(model, "the student", None)
-    check_classes(model, "the student", replace(numbered, labels=None, classes=None))
-    check_classes(model, "the student", replace(numbered, classes=10))
-    complaint = "the student answers with 10 classes but numbered has 3; give a model trained for these classes"
-    with pytest.raises(RequestError, match=complaint):
-        check_classes(model, "the student", numbered)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import timeit
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from netgraft.errors import RequestError, RunError
-from netgraft.evaluation.metrics import WARM_UP, agreement, latency, macs, predict, top1
+from netgraft.evaluation.metrics import WARM_UP, agreement, is_at_chance, latency, macs, predict, top1
 from netgraft.modules import state_digest
 from tests.evaluation.hand_made import (
     AGREEMENT,
@@ -323,3 +324,36 @@ def test_refusals_say_what_fits() -> None:
         top1(torch.eye(3), torch.tensor([0, 1]))
     with pytest.raises(RequestError, match=r"got \(3,\); pass what predict returned"):
         agreement(torch.ones(3), torch.ones(3))
+
+
+@pytest.mark.parametrize(("images", "classes"), [(40, 2), (600, 2), (100, 10), (600, 10), (1000, 1000), (50_000, 1000)])
+def test_guesses_are_at_chance_and_so_are_shuffled_classes(images: int, classes: int) -> None:
+    draws = np.random.default_rng(0)
+    guesses = draws.integers(0, classes, (300, images)) == draws.integers(0, classes, (300, images))
+    assert all(is_at_chance(100 * right, images, classes) for right in guesses.mean(1).tolist())
+    assert is_at_chance(0.0, images, classes)
+    if classes == 1000:
+        # a right classifier (75 %) whose classes are shuffled: those that fall on their own place count
+        own = (draws.permuted(np.tile(np.arange(classes), (300, 1)), axis=1) == np.arange(classes)).sum(1)
+        assert np.mean([is_at_chance(75.0 * each / classes, images, classes) for each in own.tolist()]) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("top1_", "images", "classes", "chance"),
+    [
+        # in tenths of a point around 1.5 / 10.5 + 3 sqrt(...) = 18.57 %
+        (18.5, 600, 10, True),
+        (18.6, 600, 10, False),
+        # a teacher of two classes that is right on three of four knows something
+        (75.0, 600, 2, False),
+        (62.0, 600, 2, True),
+        (5.0, 1000, 1000, False),
+        # of few images, half way from one in ten to all: 55 %
+        (50.0, 4, 10, True),
+        (75.0, 4, 10, False),
+        (100.0, 1, 10, False),
+        (100.0, 5, 1, False),
+    ],
+)
+def test_what_is_better_than_a_guess_is_not_at_chance(top1_: float, images: int, classes: int, chance: bool) -> None:
+    assert is_at_chance(top1_, images, classes) is chance
