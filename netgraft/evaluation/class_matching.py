@@ -76,9 +76,9 @@ class MatchedData:
 
     @property
     def warnings(self) -> list[str]:
-        """What a person has to know, once each."""
-        matched = [self.train] if self.test is None else [self.train, self.test]
-        return list(dict.fromkeys(each.warning for each in matched if each.warning))
+        """What a person has to know, once where both have the same class folders."""
+        sets = [self.train] if self.test is None else [self.test, self.train]
+        return [*{each.images.class_names: each.warning for each in sets if each.warning}.values()]
 
 
 def match_classes(

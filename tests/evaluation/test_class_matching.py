@@ -158,8 +158,9 @@ def test_training_and_test_images_are_matched_each_by_their_own_names() -> None:
     assert data.test is not None
     assert (data.train.by, data.test.by) == ("names", "number")
     assert data.warnings == [data.test.warning]
-    twice = MatchedData.of(images("a", "b", "c", "d"), images("a", "b", "c", "d"), model(), name="the teacher")
-    assert len(twice.warnings) == 1
+    for names, count in ((("a", "b", "c", "d"), 1), (("e", "f", "g", "h"), 2)):
+        other = replace(images(*names), name="market")
+        assert len(MatchedData.of(images("a", "b", "c", "d"), other, model(), name="the teacher").warnings) == count
     assert MatchedData.of(images("cat"), None, model(), name="the teacher").test is None
 
 

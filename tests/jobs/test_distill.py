@@ -1,11 +1,61 @@
-"""What a job takes from the preset that it names, and what from its own options."""
+"""What a job takes from the preset that it names, and what from its own options; and whose classes its labels are."""
 
 from __future__ import annotations
 
-import pytest
+import json
+from pathlib import Path
+from typing import Any
 
+import pytest
+import timm
+from netgraft.cli.main import run
+
+from netgraft.data.sources import open_data
+from netgraft.experiments.specification import Experiment
 from netgraft.grafting.options import PairingOptions
 from netgraft.jobs.distill import DistillJob
+from netgraft.jobs.prepared_distillation import PreparedDistillation
+from netgraft.models.creation import label_names, load_teacher, pretrained_cfg
+from netgraft.models.students import load_student
+from netgraft.training.options import DeviceOptions
+from tests.support.cli import FEW_STEPS, run_json
+from tests.support.digit_words import WORDS, counted, save_teacher, write_digits
+
+NAMED = dict(enumerate(WORDS))
+TO_DIGIT = {word: digit for digit, word in NAMED.items()}
+STUDENT = ["--student", "digits_vgg7_bn_half", "--precision", "32", *FEW_STEPS]
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def write_words(folder: Path = Path("words"), **few: Any) -> Path:
+    """Training and test images in folders of words."""
+    write_digits(folder / "train", few.get("train", NAMED), each=3, test=False)
+    write_digits(folder / "test", few.get("test", NAMED), each=6)
+    return folder
+
+
+def prepared(**options: Any) -> PreparedDistillation:
+    job = DistillJob(
+        **{
+            "data": "words",
+            "teacher": "local-dir:teacher",
+            "student": "digits_vgg7_bn_half",
+            "shots": 2,
+            "views": "plain",
+            "compute": DeviceOptions(accelerator="cpu", precision="32"),
+            **options,
+        }
+    )
+    return job.prepare()
+
+
+def names_of(model: str | Path) -> tuple[str, ...]:
+    return tuple(pretrained_cfg(timm.create_model(f"local-dir:{model}"))["label_names"])
 
 
 @pytest.mark.parametrize(
@@ -34,3 +84,184 @@ def test_the_presets_own_views_are_taken_unless_others_are_asked_for() -> None:
 
     assert (policy("reference"), policy("reference", "rich")) == ("crop", "rich")
     assert (policy("default"), policy("default", "crop")) == ("rich", "crop")
+
+
+# --- classes
+
+
+def test_figures_of_a_run_are_of_the_teachers_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    write_words()
+    save_teacher(Path("teacher"))
+    result = run_json(
+        capsys, "distill", "--data", "words", "--teacher", "local-dir:teacher", "--shots", "2", *STUDENT, "--out", "run"
+    )
+    assert (result["matched_by"], result["classes_seen"], result["warnings"]) == ("names", 10, [])
+    for prefix, folder in (("teacher", "teacher"), ("student", "run/student")):
+        expected = counted(load_student(folder), Path("words/test"), TO_DIGIT)
+        assert result[f"{prefix}_top1"] == pytest.approx(expected, abs=1e-4)
+    assert result["teacher_top1"] > 85
+    assert "class_map" not in result
+
+
+def test_folders_without_labels_say_nothing_of_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(Path("flat"), {3: "photos"}, each=4)
+    request = ["distill", "--data", "flat/photos", "--teacher", "digits_vgg7_bn", "--images", "3"]
+    result = run_json(capsys, *request, *STUDENT, "--out", "run")
+    assert result["warnings"] == []
+    assert not {"matched_by", "classes_seen"} & result.keys()
+
+
+# --- the labeled track
+
+
+@pytest.mark.parametrize("shown", [NAMED, {digit: WORDS[digit] for digit in (9, 2, 4)}])
+def test_training_labels_are_the_teachers_classes(shown: dict[int, str]) -> None:
+    write_words(train=shown, test=shown)
+    save_teacher(Path("teacher"))
+    run_ = prepared(labeled=True, method="supervised")
+    source = open_data("words")
+    views, few = run_.distillation.views, run_.subset.indices
+    assert len(few) == 2 * len(shown) == 2 * (run_.subset.classes or 0)
+    labels = views.labels(range(len(few)))
+    assert labels is not None
+    assert source.train.names is not None
+    assert labels.tolist() == [TO_DIGIT[source.train.names[each].split("/")[1]] for each in few]
+
+
+def test_which_images_are_drawn_does_not_depend_on_the_match() -> None:
+    write_words()
+    save_teacher(Path("teacher"))
+    save_teacher(Path("unnamed"), None)
+    digests = {prepared(teacher=f"local-dir:{name}").subset.digest for name in ("teacher", "unnamed")}
+    assert len(digests) == 1
+
+
+def test_a_labeled_run_learns_the_right_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    """A student that is trained on real labels alone, from slices of the teacher, answers in the teacher's order."""
+    write_words()
+    save_teacher(Path("teacher"))
+    request = ["distill", "--data", "words", "--teacher", "local-dir:teacher", "--shots", "3", "--labeled", "--method"]
+    options = ["supervised", "--steps", "60", "--views", "plain", "--precision", "32", "--out", "run"]
+    result = run_json(capsys, *request, *options, "--student", "digits_vgg7_bn_half")
+    assert result["student_top1"] > 50
+    assert result["student_top1"] == pytest.approx(
+        counted(load_student("run/student"), Path("words/test"), TO_DIGIT), abs=1e-4
+    )
+
+
+# --- class maps
+
+
+def test_a_class_map_belongs_to_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    write_words()
+    save_teacher(Path("unnamed"), None)
+    Path("map.txt").write_text("\n".join(WORDS))
+    Path("same.json").write_text(json.dumps(TO_DIGIT))
+    Path("other.json").write_text(json.dumps({**TO_DIGIT, "one": 2, "two": 1}))
+    plain = prepared(teacher="local-dir:unnamed")
+    configs = {
+        name: prepared(teacher="local-dir:unnamed", class_map=Path(name)).config
+        for name in ("map.txt", "same.json", "other.json")
+    }
+    assert "class_map" not in plain.config
+    assert configs["map.txt"]["class_map"] == "map.txt"
+    # what a map says counts, not where it lies
+    assert configs["map.txt"]["fingerprint"] == configs["same.json"]["fingerprint"]
+    assert len({plain.config["fingerprint"], *(each["fingerprint"] for each in configs.values())}) == 3
+    request = ["distill", "--data", "words", "--teacher", "local-dir:unnamed", "--shots", "2", *STUDENT, "--out", "run"]
+    result = run_json(capsys, *request, "--class-map", "map.txt")
+    assert (result["matched_by"], result["class_map"]) == ("map", "map.txt")
+    assert result["teacher_top1"] > 85
+    assert run([*request, "--class-map", "other.json", "--resume", "--quiet"]) == 2
+    assert "class_map 'map.txt' there, 'other.json' now" in capsys.readouterr().err
+
+
+def test_an_experiment_may_name_a_class_map() -> None:
+    Path("own.toml").write_text(
+        'title = "Own"\n[[pair]]\ndata = "words"\nteacher = "t"\nstudent = "s"\nclass_map = "map.txt"\n'
+        "[[run]]\nshots = 1\n"
+    )
+    [cell] = Experiment.load(Path("own.toml")).cells
+    assert cell.job().class_map == Path("map.txt")
+
+
+# --- warnings
+
+
+def test_a_match_by_number_is_said_before_and_after(capsys: pytest.CaptureFixture[str]) -> None:
+    write_words()
+    save_teacher(Path("teacher"), [f"class {digit}" for digit in range(10)])
+    request = ["distill", "--data", "words", "--teacher", "local-dir:teacher", "--shots", "2", *STUDENT, "--out", "run"]
+    assert run(request) == 0
+    captured = capsys.readouterr()
+    result = json.loads(Path("run/result.json").read_text())
+    by_number, at_chance = result["warnings"]
+    assert result["matched_by"] == "number"
+    assert "no class of words/train ('eight', ...)" in by_number
+    # and the figure shows that the order was wrong
+    assert result["teacher_top1"] < 20
+    assert at_chance.startswith(f"warning: the teacher is right on {result['teacher_top1']:.2f} % of words/test")
+    for warning in result["warnings"]:
+        assert warning in captured.out
+        assert " ".join(warning.split()[:6]) in " ".join(captured.err.split())
+
+
+def test_a_derivation_warns_too() -> None:
+    write_words()
+    save_teacher(Path("teacher"), [f"class {digit}" for digit in range(10)])
+    derived = prepared(student=None, keep="macs=0.5", select="best-on-test")
+    warnings = [note for note in derived.notes if note.startswith("warning: ")]
+    assert ["chosen on the test set" in warnings[0], "by number" in warnings[1]] == [True, True]
+
+
+def test_a_good_teacher_is_no_reason_to_warn(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_json(capsys, "distill", "--shots", "2", *FEW_STEPS, "--out", "run")["warnings"] == []
+
+
+# --- names go along
+
+
+def test_train_names_the_classes_and_students_inherit_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+    write_words()
+    trained = run_json(
+        capsys, "train", "digits_vgg7_bn", "--data", "words", "--image-size", "8", "--epochs", "1", "--out", "trained"
+    )
+    names = tuple(sorted(WORDS))
+    assert names_of("trained/model") == names
+    assert json.loads(Path("trained/model/config.json").read_text())["label_names"] == list(names)
+    assert run_json(capsys, "evaluate", "trained/model", "--data", "words")["top1"] == trained["top1"]
+    request = ["distill", "--data", "words", "--teacher", "local-dir:trained/model", "--shots", "2"]
+    run_json(capsys, *request, *STUDENT, "--out", "named")
+    derived = ["--keep", "macs=0.6", "--steps", "2", "--views", "plain", "--precision", "32"]
+    run_json(capsys, *request, *derived, "--out", "derived")
+    for folder in ("named/student", "derived/start", "derived/student"):
+        assert label_names(load_student(folder)) == dict(enumerate(names))
+    assert not Path("derived/student/config.json").exists()
+    # a student's student, measured on folders that sort in another order than its classes
+    upper = write_digits(Path("upper"), {digit: f"{word.upper()}" for digit, word in NAMED.items()}, each=2)
+    again = run_json(capsys, "evaluate", "named/student", "--data", str(upper))
+    assert again["matched_by"] == "names"
+
+
+def test_digits_are_named_by_their_folders_too(capsys: pytest.CaptureFixture[str]) -> None:
+    request = ["train", "digits_vgg7_bn_half", "--data", "digits", "--epochs", "1", "--batch-size", "256"]
+    run_json(capsys, *request, "--out", "run")
+    assert names_of("run/model") == tuple("0123456789")
+    assert run_json(capsys, "evaluate", "run/model", "--data", "digits")["matched_by"] == "names"
+
+
+def test_a_student_has_its_teachers_names_and_no_others() -> None:
+    """An architecture that is read from a folder brings along the names of classes that its weights knew there."""
+    write_words()
+    save_teacher(Path("teacher"))
+    save_teacher(Path("foreign"), [f"other {digit}" for digit in range(10)])
+    named = prepared(student="local-dir:foreign", pairing=PairingOptions(inherit="none", init="random"))
+    assert label_names(named.distillation.model) == NAMED
+    nameless = prepared(
+        teacher="digits_vgg7_bn", student="local-dir:foreign", pairing=PairingOptions(inherit="none", init="random")
+    )
+    assert label_names(nameless.distillation.model) == {}
+
+
+def test_the_shipped_teacher_has_no_names() -> None:
+    assert label_names(load_teacher("digits_vgg7_bn")) == {}

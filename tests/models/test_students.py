@@ -17,7 +17,7 @@ from netgraft.grafting.folding import fold_with_report
 from netgraft.grafting.pairing import pair
 from netgraft.grafting.scions import assemble, make_scions
 from netgraft.models import students
-from netgraft.models.creation import build_model
+from netgraft.models.creation import build_model, describe_labels, label_names, labels_of, pretrained_cfg
 from netgraft.models.students import load_student, save_student
 from netgraft.splitting.split import split
 from tests.support.random_models import build, images, snapshot
@@ -200,3 +200,52 @@ def test_damaged_plain_students_are_refused(damage: str, tmp_path: Path) -> None
         config.write_text(config.read_text().replace("cifar_resnet8", "cifar_resnet20"))
     with pytest.raises(RequestError, match="timm could not make"):
         load_student(tmp_path / "s")
+
+
+LABELS = {
+    "label_names": ["a", "b", "c", "d", "e", "f", "g"],
+    "label_descriptions": dict.fromkeys("abcdefg", "a letter"),
+}
+
+
+def test_names_of_classes_come_back_with_a_plain_student(tmp_path: Path) -> None:
+    model = build("cifar_resnet8", 0, num_classes=7)
+    describe_labels(model, LABELS)
+    save_student(tmp_path / "s", model, model, cuts=(), data_config=CONFIG)
+    # where timm itself writes them
+    config = json.loads((tmp_path / "s" / "config.json").read_text())
+    assert {name: config[name] for name in LABELS} == LABELS
+    for opened in (load_student(tmp_path / "s"), timm.create_model(f"local-dir:{tmp_path / 's'}", pretrained=True)):
+        assert labels_of(opened) == LABELS
+        assert label_names(opened) == dict(enumerate("abcdefg"))
+
+
+def test_names_of_classes_come_back_with_a_sequence(tmp_path: Path) -> None:
+    student, model, cuts = sequence("cifar_mobilenetv2", fold=False)
+    describe_labels(model, LABELS)
+    save_student(tmp_path / "s", student, model, cuts=cuts, data_config=CONFIG)
+    assert json.loads((tmp_path / "s" / "netgraft.json").read_text())["pretrained_cfg"]["label_names"] == [*"abcdefg"]
+    assert labels_of(load_student(tmp_path / "s")) == LABELS
+
+
+def test_names_of_another_classifier_are_not_saved(tmp_path: Path) -> None:
+    """A model that timm makes with other outputs keeps the names of its weights' classes in its configuration."""
+    model = build("cifar_resnet8", 0, num_classes=7)
+    describe_labels(model, LABELS)
+    save_student(tmp_path / "s", model, model, cuts=(), data_config=CONFIG)
+    other = timm.create_model(f"local-dir:{tmp_path / 's'}", num_classes=3).eval()
+    assert label_names(other) == {}
+    save_student(tmp_path / "other", other, other, cuts=(), data_config=CONFIG)
+    assert labels_of(load_student(tmp_path / "other")) == {}
+    assert "label_names" not in (tmp_path / "other" / "config.json").read_text()
+
+
+def test_names_of_classes_can_be_taken_away() -> None:
+    model = build("cifar_resnet8", 0, num_classes=7)
+    before = dict(pretrained_cfg(model))
+    describe_labels(model, {})
+    assert pretrained_cfg(model) == before
+    describe_labels(model, LABELS)
+    assert pretrained_cfg(model) == {**before, **LABELS}
+    describe_labels(model, {})
+    assert pretrained_cfg(model) == {name: value for name, value in before.items() if name not in LABELS}
