@@ -237,7 +237,6 @@ def test_names_of_another_classifier_are_not_saved(tmp_path: Path) -> None:
     assert label_names(other) == {}
     save_student(tmp_path / "other", other, other, cuts=(), data_config=CONFIG)
     assert labels_of(load_student(tmp_path / "other")) == {}
-    assert "label_names" not in (tmp_path / "other" / "config.json").read_text()
 
 
 def test_names_of_classes_can_be_taken_away() -> None:
