@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -16,17 +16,21 @@ from torch import Tensor, nn
 
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
+from netgraft.deriving.allocation import ALLOCATIONS
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.budget import Amount, budget_of
-from netgraft.deriving.choice import Limit, Options, choose_widths
+from netgraft.deriving.choice import Limit, Options
 from netgraft.deriving.costs import Cost, Macs, Parameters, Widths
 from netgraft.deriving.latency import Milliseconds
 from netgraft.deriving.library import Library, readers_of, score_widths
 from netgraft.deriving.narrowing import Kept, absences, narrow
-from netgraft.deriving.selection import Reader, kept_channels, removal_order
+from netgraft.deriving.options import DerivingOptions
+from netgraft.deriving.places import Block, Place
+from netgraft.deriving.selection import Reader, kept_channels, surgeon_order
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
 from netgraft.deriving.twins import widths_like
+from netgraft.deriving.weight_norm import weight_norm_order
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import shortest_milliseconds
 from netgraft.grafting.pairing import Pairing
@@ -110,11 +114,12 @@ class Derivation:
 
     Attributes:
         student: Ready to use, in eval mode, started in closed form.
-        library: What could be had; None where the widths were given.
+        library: What could be had; None where nobody asked for errors.
         choice: What was taken.
         kept: Channels of the teacher that the student has.
         anatomy: Of the teacher.
         data_config: Preprocessing, the teacher's own.
+        init: How it started: ``solve``, or ``slice`` for the teacher's weights as they are.
 
     Examples:
         >>> import netgraft
@@ -132,6 +137,7 @@ class Derivation:
     kept: Kept
     anatomy: Anatomy
     data_config: Mapping[str, Any]
+    init: Literal["solve", "slice"] = "solve"
 
     def save(self, folder: str | Path) -> None:
         """Write a student folder, which :func:`netgraft.load_student` opens.
@@ -153,7 +159,7 @@ class Derivation:
             axis = outputs[cut.name][1 if cut.layout == "NCHW" else -1]
             selections.append(axis.indices(self.kept))
         left_out = tuple(absences(self.anatomy.blocks, self.kept))
-        return replace(pairing, init="solve", selections=tuple(selections), left_out=left_out)
+        return replace(pairing, init=self.init, selections=tuple(selections), left_out=left_out)
 
     def kept_names(self) -> dict[str, list[int]]:
         """Return the channels that stay of each place that was narrowed, by its name, as JSON can hold them."""
@@ -169,6 +175,8 @@ class Deriver:
         views: Of the few images.
         data_config: The teacher's preprocessing.
         protect: Places, or modules around them, that stay whole.
+        options: Which channels go, and how many of each layer.
+        init: How students start: ``solve``, or ``slice`` for the teacher's weights as they are.
         reporter: Told what happens.
 
     Raises:
@@ -182,9 +190,13 @@ class Deriver:
         data_config: Mapping[str, Any],
         *,
         protect: Sequence[str] = (),
+        options: DerivingOptions | None = None,
+        init: Literal["solve", "slice"] = "solve",
         reporter: ProgressReporter | None = None,
     ) -> None:
         self._teacher = teacher.eval()
+        self._options = options or DerivingOptions()
+        self._init = init
         self._views = views
         self._data_config = data_config
         self.reporter = reporter or SilentReporter()
@@ -218,7 +230,7 @@ class Deriver:
             # the last views, of which the first don't learn; where there are too few views, they are the same
             held_back = self._views.batch(range(max(0, len(self._views) - HELD_BACK), len(self._views)))
             held_back = held_back.to(self.anatomy.probe.device)
-            tried = score_widths(self.anatomy, self.readers, held_back)
+            tried = score_widths(self.anatomy, self.readers, held_back, self._order)
             entries = tuple(self.reporter.track(tried, total=len(self.anatomy.all_places), name="trying widths"))
             self._library = Library(entries, (self._statistics, len(held_back)))
         return self._library
@@ -226,6 +238,17 @@ class Deriver:
     @library.setter
     def library(self, library: Library) -> None:
         self._library = library
+
+    @property
+    def scores(self) -> bool:
+        """Whether widths are chosen by their errors, so that there is a library."""
+        return self._options.allocation != "uniform"
+
+    def _order(self, place: Place) -> Tensor:
+        """Return the channels of a place, the most dispensable first."""
+        if self._options.criterion == "weight-norm":
+            return weight_norm_order(place, self._teacher, self.anatomy.found.products)
+        return surgeon_order(self.readers)(place)
 
     @cached_property
     def _counted(self) -> dict[str, Cost]:
@@ -268,7 +291,7 @@ class Deriver:
         places = {place.name: place.atom for place in self.anatomy.all_places}
         channels = {places[name]: numbers for name, numbers in kept.items()}
         choice = self._choice({atom: len(numbers) for atom, numbers in channels.items()}, {})
-        return Derivation(student, None, choice, channels, self.anatomy, self._data_config)
+        return Derivation(student, None, choice, channels, self.anatomy, self._data_config, self._init)
 
     def like(self, student: nn.Module) -> Derivation:
         """Start a student of given widths in closed form: the library says which channels it takes.
@@ -280,11 +303,7 @@ class Deriver:
             RequestError: It is no smaller twin of the teacher.
         """
         widths = widths_like(self.anatomy, student)
-        orders = {
-            place.atom: removal_order(place, [self.readers[product.layer] for product in place.readers])
-            for place in self.anatomy.places
-            if widths[place.atom] < place.width
-        }
+        orders = {place.atom: self._order(place) for place in self.anatomy.places if widths[place.atom] < place.width}
         kept = {atom: kept_channels(order, widths[atom]) for atom, order in orders.items()}
         kept |= {block.atom: torch.arange(0) for block in self.anatomy.blocks if not widths[block.atom]}
         state = self._started(kept).state_dict()
@@ -298,17 +317,23 @@ class Deriver:
         Raises:
             RequestError: The budget can't be met, or is none.
         """
-        options = [entry.options() for entry in self.library.entries if entry.place in self._open]
+        if self.scores:
+            options = [entry.options() for entry in self.library.entries if entry.place in self._open]
+            orders = {entry.place.atom: entry.order for entry in self.library.entries}
+        else:
+            options = [Options.unscored(place.atom, place.widths(place.width)) for place in self._open]
+            orders = {place.atom: self._order(place) for place in self._open if not isinstance(place, Block)}
         widths = self._chosen(options, self._limits(budget))
         kept = {
-            entry.place.atom: kept_channels(entry.order, widths[entry.place.atom])
-            for entry in self.library.entries
-            if widths.get(entry.place.atom, entry.place.width) < entry.place.width
+            place.atom: kept_channels(orders[place.atom], widths[place.atom])
+            for place in self._open
+            if widths.get(place.atom, place.width) < place.width
         }
         student = self._started(kept)
         errors = {each.atom: dict(zip(each.widths, each.errors, strict=True)) for each in options}
-        choice = self._choice(widths, errors)
-        return Derivation(student, self.library, choice, kept, self.anatomy, self._data_config)
+        choice = self._choice(widths, errors if self.scores else {})
+        library = self.library if self.scores else None
+        return Derivation(student, library, choice, kept, self.anatomy, self._data_config, self._init)
 
     def _limits(self, budget: Sequence[Amount]) -> list[Limit]:
         return [Limit(each.unit, self._cost(each.unit), each.limit(self._cost(each.unit)({}))) for each in budget]
@@ -318,7 +343,7 @@ class Deriver:
         asked = {limit.name: limit.most for limit in limits}
         measured = math.inf
         for _ in range(ATTEMPTS):
-            widths = choose_widths(options, limits)
+            widths = dict(ALLOCATIONS[self._options.allocation](options, limits))
             if "ms" not in asked:
                 return widths
             measured = self._measured_milliseconds(widths)
@@ -338,6 +363,8 @@ class Deriver:
         return shortest_milliseconds(student, self.anatomy.probe[:1], repeats=REPEATS)
 
     def _started(self, kept: Kept) -> nn.Module:
+        if self._init == "slice":
+            return narrow(self._teacher, self.anatomy.found, kept, self.anatomy.blocks).eval().requires_grad_()
         student = narrowed_start(self.anatomy, self.readers, kept)
         solved = solve_front_to_back(self.anatomy, student, kept, self.batches)
         for _ in self.reporter.track(solved, total=len(self.anatomy.layers), name="solving layers"):

@@ -270,7 +270,7 @@ def prepare(
     digest = state_digest(teacher)
     # it learns the teacher's answers, whatever classes its architecture's own weights know
     describe_labels(student, labels_of(teacher))
-    solved = derivation is not None or options.init == "solve"
+    solved = (options.init if derivation is None else derivation.init) == "solve"
     default = choose("netgraft", "default", Budget(len(images), class_count(teacher), solved))
     method = method or default.method
     made = Views.configured(images, views or default.views, data_config, seed=runner.seed, labels=labels)

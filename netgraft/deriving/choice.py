@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,12 @@ class Options:
     atom: Atom
     widths: tuple[int, ...]
     errors: tuple[float, ...]
+
+    @classmethod
+    def unscored(cls, atom: Atom, narrower: Sequence[int]) -> Options:
+        """Return the teacher's width and narrower ones, ascending, whose errors nobody measured."""
+        widths = (*narrower, atom.size)
+        return cls(atom, widths, (math.nan,) * len(widths))
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from netgraft.deriving.choice import Options
 from netgraft.deriving.compensation import add_to_output, compensated
 from netgraft.deriving.narrowing import Kept
 from netgraft.deriving.places import Block, Place
-from netgraft.deriving.selection import Reader, kept_channels, removal_order
+from netgraft.deriving.selection import Reader, kept_channels
 from netgraft.deriving.statistics import input_moments
 from netgraft.errors import RequestError
 
@@ -161,6 +161,7 @@ def score_widths(
     anatomy: Anatomy,
     readers: Mapping[str, Reader],
     held_back: Tensor,
+    order_of: Callable[[Place], Tensor],
     *,
     sizes: int = 8,
 ) -> Iterator[Entry]:
@@ -170,6 +171,7 @@ def score_widths(
         anatomy: Of the teacher.
         readers: As :func:`readers_of` gives them.
         held_back: Views (B, C, H, W) that took no part in the statistics.
+        order_of: Gives the channels of a place, the most dispensable first.
         sizes: Widths to try, a place.
 
     Yields:
@@ -195,7 +197,7 @@ def score_widths(
         yield Entry(block, torch.tensor([0]), (0, 1), (lost, 0.0))
     for place in anatomy.places:
         of_place = [readers[product.layer] for product in place.readers]
-        order = removal_order(place, of_place)
+        order = order_of(place)
         first = min(segment_of[reader.name] for reader in of_place)
         errors = []
         widths = place.widths(sizes)

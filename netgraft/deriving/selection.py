@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -131,6 +131,11 @@ def removal_order(place: Place, readers: Sequence[Reader]) -> Tensor:
             for state in states:
                 state.pack(gone)
     return torch.tensor(order)
+
+
+def surgeon_order(readers: Mapping[str, Reader]) -> Callable[[Place], Tensor]:
+    """Return what gives :func:`removal_order` of a place, with the readers by their names."""
+    return lambda place: removal_order(place, [readers[product.layer] for product in place.readers])
 
 
 @dataclass(eq=False)

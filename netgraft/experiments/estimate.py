@@ -90,8 +90,8 @@ class Estimate:
         # images without classes are drawn by their number alone
         classes = source.train.classes or models.classes
         images = job.images or (job.shots or DEFAULT_SHOTS) * classes
-        solved = models.student_is_derived or job.pairing.init == "solve"
-        preset = choose(job.method, job.preset, Budget(images, classes, solved), job.settings)
+        budget = Budget(images, classes, job.solves(source))
+        preset = choose(job.method, job.preset, budget, job.settings)
         workload = self._workload(job, models, preset.method)
         policy = preset.views if job.views is None else find_policy(job.views)
         views = min(workload.shown, max(images, policy.pool))

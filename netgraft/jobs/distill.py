@@ -11,6 +11,7 @@ from netgraft.data.sources import data_root, open_data
 from netgraft.data.subsets import FewShotSubset
 from netgraft.data.view_policy import find_policy
 from netgraft.deriving.budget import Amount, parse_budget
+from netgraft.deriving.options import DerivingOptions
 from netgraft.distillation import prepare
 from netgraft.errors import RequestError
 from netgraft.evaluation.class_matching import MatchedData, read_class_map
@@ -45,8 +46,8 @@ class DistillJob(DistillOptions, Job):
         named = None if self.class_map is None else read_class_map(self.class_map)
         matched = MatchedData.of(source.train, test, teacher, name=self.teacher_name(source), class_map=named)
         about = find(self.method).about
-        solved = self.derives(source) or self.pairing.init == "solve"
-        budget = Budget(len(subset.indices), source.train.classes or class_count(teacher), solved)
+        classes = source.train.classes or class_count(teacher)
+        budget = Budget(len(subset.indices), classes, self.solves(source))
         chosen = choose(self.method, self.preset, budget, self.settings)
         policy = chosen.views if self.views is None else find_policy(self.views)
         if not source.hflip:
@@ -57,9 +58,22 @@ class DistillJob(DistillOptions, Job):
         labels = self._labels(replace(source, train=matched.train.images), subset)
         if self.derives(source):
             derivation = AskedDerivation(
-                teacher, few, labels, policy, chosen.method, self._runner(), self.budget(), self.pairing
+                teacher,
+                few,
+                labels,
+                policy,
+                chosen.method,
+                self._runner(),
+                self.budget(),
+                self.pairing,
+                self.deriving,
             )
             return PreparedDerivation(self, source, matched, subset, about, asked=derivation)
+        if self.deriving != DerivingOptions():
+            raise RequestError(
+                "--criterion and --allocation say how a student is derived, but one is given by its name; leave them "
+                "out, or give --keep instead of --student"
+            )
         student = build_student(self.student_name(source), teacher=teacher, seed=self.seed)
         pairing = replace(self.pairing, init=chosen.init) if self.pairing.init == "auto" else self.pairing
         distillation = prepare(
@@ -81,6 +95,10 @@ class DistillJob(DistillOptions, Job):
                 f"give --student {self.student}, or --keep {self.keep} to have a student derived, not both"
             )
         return self.keep is not None or (self.student is None and source.name not in DEFAULT_MODELS)
+
+    def solves(self, source: DataSource) -> bool:
+        """Whether the student's weights are solved before it is trained."""
+        return self.pairing.init == "solve" or (self.pairing.init == "auto" and self.derives(source))
 
     def budget(self) -> tuple[Amount, ...]:
         """Return what a derived student may cost. Raises RequestError where that can't be read."""

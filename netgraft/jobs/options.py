@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from netgraft.deriving.options import DerivingOptions
 from netgraft.grafting.options import PairingOptions
 from netgraft.options import SCOPES, Option, declared, group, option
 from netgraft.training.options import DeviceOptions
@@ -85,6 +86,7 @@ class DistillOptions(JobOptions):
     """Hyper-parameters as text, over the preset's."""
     views: str | None = option(None, "View policy instead of the preset's: rich, crop, plain.", scope="run")
     pairing: PairingOptions = group(PairingOptions)
+    deriving: DerivingOptions = group(DerivingOptions)
     select: str = option(
         "last",
         "Which student is kept: the last, or best-on-test, against the protocol: that of the best look at the test set "

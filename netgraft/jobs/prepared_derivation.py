@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -19,6 +19,7 @@ from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver
 from netgraft.deriving.budget import Amount
 from netgraft.deriving.library import Library
+from netgraft.deriving.options import DerivingOptions
 from netgraft.distillation import Distillation, prepare
 from netgraft.errors import RequestError
 from netgraft.evaluation.comparison import predictions
@@ -50,10 +51,11 @@ class AskedDerivation:
         method: Trains the student from its start.
         runner: Trains.
         budget: What the student may cost.
-        pairing: How both are cut and paired; ``init`` says nothing here.
+        pairing: How both are cut and paired, and how the student starts.
+        deriving: Which channels go, and how many of each layer.
 
     Raises:
-        RequestError: A student that is derived can't start in another way.
+        RequestError: A student that is derived can't start at random.
     """
 
     teacher: nn.Module
@@ -64,13 +66,19 @@ class AskedDerivation:
     runner: Runner
     budget: tuple[Amount, ...]
     pairing: PairingOptions
+    deriving: DerivingOptions
 
     def __post_init__(self) -> None:
-        if self.pairing.init not in {"auto", "solve"}:
+        if self.pairing.init == "random":
             raise RequestError(
-                f"a derived student starts with weights that are solved, not with init {self.pairing.init!r}; "
-                "leave --init out, or give --student"
+                "a derived student starts with weights of its teacher, not with init 'random'; leave --init out, or "
+                "give --student"
             )
+
+    @property
+    def init(self) -> Literal["solve", "slice"]:
+        """How the student starts."""
+        return "slice" if self.pairing.init == "slice" else "solve"
 
     @cached_property
     def data_config(self) -> dict[str, Any]:
@@ -93,8 +101,14 @@ class PreparedDerivation(PreparedDistillation):
     def __post_init__(self) -> None:
         protect = [name.strip() for name in (self.job.protect or "").split(",") if name.strip()]
         asked = self.asked
-        self._deriver = Deriver(asked.teacher, asked.views, asked.data_config, protect=protect)
+        self._deriver = Deriver(
+            asked.teacher, asked.views, asked.data_config, protect=protect, options=asked.deriving, init=asked.init
+        )
         self._deriver.check(asked.budget)
+        if self.job.library is not None and not self._deriver.scores:
+            raise RequestError(
+                f"--allocation {asked.deriving.allocation} asks no library; leave --library out, or --allocation"
+            )
         if self.job.library is not None:
             self._deriver.library = self._read_library(self.job.library)
 
@@ -109,19 +123,22 @@ class PreparedDerivation(PreparedDistillation):
 
     @cached_property
     def _identity(self) -> str:
-        """Of what a library depends on: teacher and views."""
-        return fingerprint(teacher=state_digest(self.asked.teacher), views=self.asked.views.identity())
+        """Of what a library depends on: teacher, views and the order in which channels go."""
+        criterion = self.asked.deriving.criterion
+        besides = {} if criterion == DerivingOptions().criterion else {"criterion": criterion}
+        return fingerprint(teacher=state_digest(self.asked.teacher), views=self.asked.views.identity(), **besides)
 
     @property
     def _fingerprint(self) -> str:
-        asked = self.asked
+        asked, allocation = self.asked, self.asked.deriving.allocation
         return fingerprint(
             library=self._identity,
             budget=asked.budget,
             protect=self.job.protect,
             method=name_of(asked.method),
             hyperparameters=asked.method,
-            pairing=replace(asked.pairing, init="auto"),
+            pairing=replace(asked.pairing, init="slice" if asked.init == "slice" else "auto"),
+            **({} if allocation == DerivingOptions().allocation else {"allocation": allocation}),
             seed=asked.runner.seed,
             precision=asked.runner.precision,
             devices=asked.runner.devices,
@@ -131,8 +148,9 @@ class PreparedDerivation(PreparedDistillation):
     def _start(self) -> dict[str, Any]:
         return {
             "views": str(self.asked.policy),
-            "init": "solve",
+            "init": self.asked.init,
             "keep": {each.unit: each.value for each in self.asked.budget},
+            **vars(self.asked.deriving),
         }
 
     @property
@@ -171,20 +189,24 @@ class PreparedDerivation(PreparedDistillation):
         """Write the library as soon as it is known, then the start, and at last what was chosen."""
         deriver = self._deriver
         deriver.reporter = reporter
-        # other runs of a grid may have made it, for another budget
-        shared = [self.job.keep_answers / f"library-{self._identity[:32]}.json"] if self.job.keep_answers else []
-        known = [path for path in (folder / LIBRARY, *shared) if path.exists()]
-        if known:
-            deriver.library = self._read_library(known[0])
-        content = {"of": self._identity, **deriver.library.to_json()}
-        for path in (folder / LIBRARY, *shared):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(content) + "\n")
+        if deriver.scores:
+            self._keep_library(folder)
         derived = deriver.derive(self.asked.budget)
         derived.save(folder / START)
         reporter.note(str(derived.choice))
         chosen = {"kept": derived.kept_names(), **derived.choice.to_json()}
         write_text(folder / CHOICE, json.dumps(chosen) + "\n")
+
+    def _keep_library(self, folder: Path) -> None:
+        """Take up the library that lies in the run folder or that other runs made for another budget; or make it."""
+        shared = [self.job.keep_answers / f"library-{self._identity[:32]}.json"] if self.job.keep_answers else []
+        known = [path for path in (folder / LIBRARY, *shared) if path.exists()]
+        if known:
+            self._deriver.library = self._read_library(known[0])
+        content = {"of": self._identity, **self._deriver.library.to_json()}
+        for path in (folder / LIBRARY, *shared):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(content) + "\n")
 
     def _read_library(self, path: Path) -> Library:
         try:

@@ -141,13 +141,43 @@ def test_a_named_twin_starts_in_closed_form(capsys: pytest.CaptureFixture[str]) 
         (["--keep", "macs=0.0001"], "can't be met; the least that can is"),
         (["--keep", "parameters=900M"], "is within the budget of 9e+08 already"),
         (["--keep", "0.5", "--protect", "tail"], "nothing to protect at 'tail'; the first places are features.0"),
-        (["--keep", "0.5", "--init", "slice"], "leave --init out, or give --student"),
+        (["--keep", "0.5", "--init", "random"], "leave --init out, or give --student"),
+        (["--allocation", "greedy"], "leave them out, or give --keep instead of --student"),
         (["--keep", "0.5", "--library", "none.json"], "none.json is no library"),
         (["--init", "solve", "--student", "cifar_resnet8"], "init='solve' needs a student that is built like"),
     ],
 )
 def test_a_wrong_request_gets_one_sentence(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in fails(capsys, *FEW, *arguments, "--out", "out")
+
+
+def test_a_student_of_even_widths_by_weight_norm_in_slices_is_what_others_are_compared_with() -> None:
+    request = [*FEW, "--keep", "macs=0.5", "--steps", "0", "--quiet"]
+    even = ["--allocation", "uniform", "--criterion", "weight-norm", "--init", "slice"]
+    assert run([*request, *even, "--out", "even"]) == 0
+    result = result_of(Path("even"))
+    assert (result["criterion"], result["allocation"], result["init"]) == ("weight-norm", "uniform", "slice")
+    assert 0.4 * result["teacher_macs"] < result["macs"] <= 0.5 * result["teacher_macs"]
+    # nobody needs errors, so nobody measures them
+    assert not Path("even/library.json").exists()
+
+    teacher, student = netgraft.load_teacher("digits_vgg7_bn"), netgraft.load_student("even/student")
+    first, second = (next(m for m in model.modules() if isinstance(m, nn.Conv2d)) for model in (teacher, student))
+    sizes = first.weight.detach().abs().sum((1, 2, 3))
+    largest = sizes.argsort()[-len(second.weight) :].sort().values
+    assert torch.equal(second.weight, first.weight[largest])
+    parts = [kept / width for width, kept in result["derived"]["narrowed"].values()]
+    assert max(parts) - min(parts) < 0.15
+
+
+def test_a_library_of_another_criterion_is_another_one(solved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    library = ["--library", str(solved / "library.json"), "--keep", "macs=0.5", "--out", "out"]
+    assert "was made with another teacher" in fails(capsys, *FEW, *library, "--criterion", "weight-norm")
+    assert "leave --library out" in fails(capsys, *FEW, *library, "--allocation", "uniform")
+    assert run([*FEW, *library, "--allocation", "greedy", "--steps", "0", "--quiet"]) == 0
+    greedy, knapsack = result_of(Path("out")), result_of(solved)
+    assert greedy["macs"] <= 0.5 * greedy["teacher_macs"]
+    assert greedy["derived"] != knapsack["derived"]
 
 
 def test_runs_that_share_answers_share_a_library(solved: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.library import Library, readers_of, score_widths
-from netgraft.deriving.selection import kept_channels
+from netgraft.deriving.selection import kept_channels, surgeon_order
 from netgraft.deriving.solving import narrowed_start
 from netgraft.errors import RequestError
 from tests.support.derivable import NETWORKS, images, network
@@ -21,7 +21,9 @@ from tests.support.derivable import NETWORKS, images, network
 def made(model: nn.Module, views: int = 24) -> tuple[Anatomy, Library]:
     anatomy = Anatomy.of(model, images())
     readers = readers_of(anatomy, [images(views, seed=5)])
-    return anatomy, Library(tuple(score_widths(anatomy, readers, images(16, seed=6), sizes=3)), (views, 16))
+    return anatomy, Library(
+        tuple(score_widths(anatomy, readers, images(16, seed=6), surgeon_order(readers), sizes=3)), (views, 16)
+    )
 
 
 @torch.no_grad()
@@ -110,7 +112,7 @@ def test_logits_that_are_no_numbers_are_refused_in_a_sentence() -> None:
     readers = readers_of(anatomy, [images(8)])
 
     with pytest.raises(RequestError, match="the teacher's logits are no finite numbers"):
-        next(score_widths(anatomy, readers, images(4) * 1e38))
+        next(score_widths(anatomy, readers, images(4) * 1e38, surgeon_order(readers)))
 
 
 def test_dead_and_constant_features_give_finite_errors() -> None:

@@ -1,0 +1,32 @@
+"""How a student is derived, as it can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from netgraft.options import option
+
+CRITERIA = ("surgeon", "weight-norm")
+
+
+@dataclass(frozen=True)
+class DerivingOptions:
+    """Which channels go, and how many of each layer; the defaults are the best that is known here.
+
+    The others are what they are compared with.
+    """
+
+    criterion: str = option(
+        "surgeon",
+        "Which channels a derived student loses first: surgeon (those whose loss the other weights make up for best) "
+        "or weight-norm (those of the smallest filters).",
+        choices=CRITERIA,
+        scope="run",
+    )
+    allocation: str = option(
+        "knapsack",
+        "How widths are chosen for a budget: knapsack (the least sum of errors), greedy (step by step the least error "
+        "for what it saves) or uniform (the same part of all layers).",
+        choices=("knapsack", "greedy", "uniform"),
+        scope="run",
+    )
