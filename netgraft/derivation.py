@@ -27,7 +27,7 @@ from netgraft.deriving.library import Library, readers_of, score_widths
 from netgraft.deriving.narrowing import Kept, absences, narrow
 from netgraft.deriving.options import DerivingOptions
 from netgraft.deriving.places import Block, Place
-from netgraft.deriving.selection import Reader, kept_channels, surgeon_order
+from netgraft.deriving.selection import Reader, Removal, kept_channels, removal_in_order, surgeon_removal
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
 from netgraft.deriving.twins import widths_like
 from netgraft.deriving.weight_norm import weight_norm_order
@@ -230,7 +230,7 @@ class Deriver:
             # the last views, of which the first don't learn; where there are too few views, they are the same
             held_back = self._views.batch(range(max(0, len(self._views) - HELD_BACK), len(self._views)))
             held_back = held_back.to(self.anatomy.probe.device)
-            tried = score_widths(self.anatomy, self.readers, held_back, self._order)
+            tried = score_widths(self.anatomy, self.readers, held_back, self._removal)
             entries = tuple(self.reporter.track(tried, total=len(self.anatomy.all_places), name="trying widths"))
             self._library = Library(entries, (self._statistics, len(held_back)))
         return self._library
@@ -244,11 +244,15 @@ class Deriver:
         """Whether widths are chosen by their errors, so that there is a library."""
         return self._options.allocation != "uniform"
 
-    def _order(self, place: Place) -> Tensor:
-        """Return the channels of a place, the most dispensable first."""
+    def _removal(self, place: Place, readers: Sequence[Reader]) -> Removal:
+        """Say in which order the channels of a place go."""
         if self._options.criterion == "weight-norm":
-            return weight_norm_order(place, self._teacher, self.anatomy.found.products)
-        return surgeon_order(self.readers)(place)
+            order = weight_norm_order(place, self._teacher, self.anatomy.found.products)
+            return removal_in_order(order, place, readers)
+        return surgeon_removal(place, readers)
+
+    def _order(self, place: Place) -> Tensor:
+        return self._removal(place, [self.readers[product.layer] for product in place.readers]).order
 
     @cached_property
     def _counted(self) -> dict[str, Cost]:
@@ -319,7 +323,7 @@ class Deriver:
         """
         if self.scores:
             options = [entry.options() for entry in self.library.entries if entry.place in self._open]
-            orders = {entry.place.atom: entry.order for entry in self.library.entries}
+            orders = {entry.place.atom: entry.removal.order for entry in self.library.entries}
         else:
             options = [Options.unscored(place.atom, place.widths(place.width)) for place in self._open]
             orders = {place.atom: self._order(place) for place in self._open if not isinstance(place, Block)}

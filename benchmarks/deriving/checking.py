@@ -25,7 +25,7 @@ from netgraft.deriving.choice import Limit, choose_widths
 from netgraft.deriving.costs import Macs
 from netgraft.deriving.library import readers_of, score_widths
 from netgraft.deriving.narrowing import narrow
-from netgraft.deriving.selection import kept_channels, surgeon_order
+from netgraft.deriving.selection import kept_channels
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import macs
@@ -62,11 +62,11 @@ def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
     size = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     views = torch.randn(3 * VIEWS, *size, generator=torch.Generator().manual_seed(2)).split(VIEWS)
     readers = readers_of(anatomy, views[:2])
-    entries = list(score_widths(anatomy, readers, views[2], surgeon_order(readers), sizes=WIDTHS))
+    entries = list(score_widths(anatomy, readers, views[2], sizes=WIDTHS))
     cost = Macs(anatomy.found, anatomy.blocks)
     widths = choose_widths([entry.options() for entry in entries], [Limit("macs", cost, KEEP * cost({}))])
     kept = {
-        entry.place.atom: kept_channels(entry.order, widths[entry.place.atom])
+        entry.place.atom: kept_channels(entry.removal.order, widths[entry.place.atom])
         for entry in entries
         if widths[entry.place.atom] < entry.place.width
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from netgraft.deriving.absence import ABSENCES
@@ -19,7 +20,7 @@ from netgraft.deriving.choice import Options
 from netgraft.deriving.compensation import add_to_output, compensated
 from netgraft.deriving.narrowing import Kept
 from netgraft.deriving.places import Block, Place
-from netgraft.deriving.selection import Reader, kept_channels
+from netgraft.deriving.selection import Reader, Removal, kept_channels, surgeon_removal
 from netgraft.deriving.statistics import input_moments
 from netgraft.errors import RequestError
 
@@ -30,21 +31,23 @@ class Entry:
 
     Attributes:
         place: Where.
-        order: Its channels, the most dispensable first.
-        widths: Ascending, the teacher's last.
+        removal: Its channels in the order in which they go, and what each loses.
+        widths: Ascending, the teacher's last; those that were tried.
         errors: Of each width: mean squared change of the logits in parts of their variance; 0 at the teacher's.
     """
 
     place: Place | Block
-    order: Tensor
+    removal: Removal
     widths: tuple[int, ...]
     errors: tuple[float, ...]
 
     def is_whole(self) -> bool:
         """Whether order, widths and errors are of this place."""
         return (
-            self.order.dtype == torch.long
-            and self.order.sort().values.tolist() == list(range(self.place.width))
+            self.removal.order.dtype == torch.long
+            and self.removal.order.sort().values.tolist() == list(range(self.place.width))
+            and len(self.removal.losses) == self.place.width
+            and bool((self.removal.losses.isfinite()).all())
             and all(isinstance(width, int) for width in self.widths)
             and self.widths[-1:] == (self.place.width,)
             and all(narrow < wide for narrow, wide in zip((self._least - 1, *self.widths), self.widths, strict=False))
@@ -58,16 +61,32 @@ class Entry:
         return 0 if isinstance(self.place, Block) else 1
 
     def options(self) -> Options:
-        """Return all widths that may be chosen: between those that were tried errors are interpolated.
+        """Return all widths that may be chosen: of those that weren't tried errors are interpolated.
 
-        Their logarithms are, in which errors are nearly straight; none falls with the width below a wider one's.
+        Between two widths that were tried the logarithm of the error is straight in the logarithm of the loss in the
+        layers behind, which is known of every width: where many channels can go for nothing and the next ones cost
+        much, the error follows. Above the widest one that was tried the error is in proportion to the loss.
+        None falls with the width below a wider one's.
         """
         every = sorted({*self.place.widths(self.place.width), *self.widths})
-        floor = 1e-9
-        logs = np.interp(every, self.widths, np.log(np.maximum(self.errors, floor)))
-        falling = np.maximum.accumulate(np.exp(logs)[::-1])[::-1]
+        tried = self.widths[:-1]
+        errors = np.zeros(len(every))
+        if tried:
+            tiny = 1e-12
+            losses = np.log(self._losses(every) + tiny)
+            known = np.log(self._losses(tried) + tiny)
+            logs = np.log(np.maximum(self.errors[:-1], tiny))
+            # ascending losses are descending widths
+            between = np.interp(losses, known[::-1], logs[::-1])
+            errors = np.exp(between + np.minimum(losses - known[-1], 0))
+        falling = np.maximum.accumulate(errors[::-1])[::-1]
         falling[-1] = 0.0
         return Options(self.place.atom, tuple(every), tuple(falling.tolist()))
+
+    def _losses(self, widths: Sequence[int]) -> NDArray[np.float64]:
+        """Loss in the layers behind at each width: of all channels that have gone."""
+        total = np.cumsum(np.maximum(self.removal.losses.numpy(), 0))
+        return np.array([total[self.place.width - width - 1] if width < self.place.width else 0.0 for width in widths])
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +121,8 @@ class Library:
                     "layers": list(entry.place.layers),
                     "widths": list(entry.widths),
                     "errors": list(entry.errors),
-                    "order": entry.order.tolist(),
+                    "order": entry.removal.order.tolist(),
+                    "losses": [float(f"{loss:.5g}") for loss in entry.removal.losses.tolist()],
                 }
                 for entry in self.entries
             ],
@@ -122,7 +142,12 @@ class Library:
         try:
             rows = value["places"]
             entries = tuple(
-                Entry(place, torch.tensor(row["order"]), tuple(row["widths"]), tuple(map(float, row["errors"])))
+                Entry(
+                    place,
+                    Removal(torch.tensor(row["order"]), torch.tensor(row["losses"], dtype=torch.float64)),
+                    tuple(row["widths"]),
+                    tuple(map(float, row["errors"])),
+                )
                 for place, row in zip(places, rows, strict=True)
             )
             views, held_back = value["views"]
@@ -161,7 +186,7 @@ def score_widths(
     anatomy: Anatomy,
     readers: Mapping[str, Reader],
     held_back: Tensor,
-    order_of: Callable[[Place], Tensor],
+    removal_of: Callable[[Place, Sequence[Reader]], Removal] = surgeon_removal,
     *,
     sizes: int = 8,
 ) -> Iterator[Entry]:
@@ -171,7 +196,7 @@ def score_widths(
         anatomy: Of the teacher.
         readers: As :func:`readers_of` gives them.
         held_back: Views (B, C, H, W) that took no part in the statistics.
-        order_of: Gives the channels of a place, the most dispensable first.
+        removal_of: Says in which order the channels of a place go, by the layers that read them.
         sizes: Widths to try, a place.
 
     Yields:
@@ -194,20 +219,21 @@ def score_widths(
         # from the segment in which it stands
         with _instead(model.get_submodule(block.name), ABSENCES[block.absence]()):
             lost = error(min(segment_of[layer] for layer in block.layers))
-        yield Entry(block, torch.tensor([0]), (0, 1), (lost, 0.0))
+        gone = Removal(torch.tensor([0]), torch.ones(1, dtype=torch.float64))
+        yield Entry(block, gone, (0, 1), (lost, 0.0))
     for place in anatomy.places:
         of_place = [readers[product.layer] for product in place.readers]
-        order = order_of(place)
+        removal = removal_of(place, of_place)
         first = min(segment_of[reader.name] for reader in of_place)
         errors = []
         widths = place.widths(sizes)
         for width in widths:
-            kept = {place.atom: kept_channels(order, width)}
+            kept = {place.atom: kept_channels(removal.order, width)}
             originals = [_compensate(anatomy, model, reader, kept) for reader in of_place]
             errors.append(error(first))
             for restore in originals:
                 restore()
-        yield Entry(place, order, (*widths, place.width), (*errors, 0.0))
+        yield Entry(place, removal, (*widths, place.width), (*errors, 0.0))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -97,45 +97,70 @@ def cholesky(covariance: Tensor, by: float) -> Tensor:
     return torch.linalg.cholesky(damped(covariance, by * 10**MOST_POWERS))
 
 
-def removal_order(place: Place, readers: Sequence[Reader]) -> Tensor:
-    """Return the channels of a place, the most dispensable first, in the manner of optimal brain surgeon.
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """Channels of a place in the order in which they go.
 
-    The loss of a channel is what it adds to the squared error of the readers' outputs once their other weights have
-    made up for it as well as they can, summed over readers, each in parts of its outputs' energy. Behind each removal
-    weights and inverse covariances are those of the layers without it.
+    Attributes:
+        order: (width of the place,) indices, the most dispensable first.
+        losses: (width of the place,), float64: what each adds to the squared error of the readers' outputs once their
+            other weights have made up for it, and for those before it, as well as they can; summed over readers, each
+            in parts of its outputs' energy.
+    """
+
+    order: Tensor
+    losses: Tensor
+
+
+def surgeon_removal(place: Place, readers: Sequence[Reader]) -> Removal:
+    """Take away the channels of a place one by one in the manner of optimal brain surgeon: the least loss first.
+
+    Behind each removal weights and inverse covariances are those of the layers without it.
 
     Args:
         place: Whose channels.
         readers: All layers that sum over them.
 
-    Returns:
-        (width of the place,) indices.
-
     Source: Hassibi & Stork, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", NIPS 1992,
     equations 5 and 6, with one channel's weights in the place of a single one.
     """
+    return _remove(place, readers, lambda left, losses: int(losses.argmin()))
+
+
+def removal_in_order(order: Tensor, place: Place, readers: Sequence[Reader]) -> Removal:
+    """Take away the channels of a place in a given order.
+
+    Args:
+        order: (width of the place,) indices.
+        place: Whose channels.
+        readers: All layers that sum over them.
+    """
+    given = iter(order.tolist())
+    return _remove(place, readers, lambda left, losses: int((left == next(given)).nonzero()))
+
+
+def _remove(place: Place, readers: Sequence[Reader], choose: Callable[[Tensor, Tensor], int]) -> Removal:
+    """Remove all channels; ``choose`` says which of those that are left goes next, by their losses."""
     states = [_Surgery.on(reader, place.atom) for reader in readers]
     left = torch.arange(place.width)
     order: list[int] = []
+    lost: list[float] = []
     packed = place.width
     while len(left):
         losses = torch.stack([state.losses(left) for state in states]).sum(0)
-        least = int(left[losses.argmin()])
-        order.append(least)
-        left = left[left != least]
+        chosen = choose(left, losses)
+        gone_next = int(left[chosen])
+        order.append(gone_next)
+        lost.append(float(losses[chosen]))
+        left = left[left != gone_next]
         for state in states:
-            state.remove(least)
+            state.remove(gone_next)
         if len(left) <= 0.75 * packed:
             gone = torch.tensor(order[place.width - packed :])
             packed = len(left)
             for state in states:
                 state.pack(gone)
-    return torch.tensor(order)
-
-
-def surgeon_order(readers: Mapping[str, Reader]) -> Callable[[Place], Tensor]:
-    """Return what gives :func:`removal_order` of a place, with the readers by their names."""
-    return lambda place: removal_order(place, [readers[product.layer] for product in place.readers])
+    return Removal(torch.tensor(order), torch.tensor(lost, dtype=torch.float64))
 
 
 @dataclass(eq=False)

@@ -12,18 +12,16 @@ from torch import nn
 
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.library import Library, readers_of, score_widths
-from netgraft.deriving.selection import kept_channels, surgeon_order
+from netgraft.deriving.selection import kept_channels
 from netgraft.deriving.solving import narrowed_start
 from netgraft.errors import RequestError
-from tests.support.derivable import NETWORKS, images, network
+from tests.support.derivable import NETWORKS, Head, conv, images, network
 
 
 def made(model: nn.Module, views: int = 24) -> tuple[Anatomy, Library]:
     anatomy = Anatomy.of(model, images())
     readers = readers_of(anatomy, [images(views, seed=5)])
-    return anatomy, Library(
-        tuple(score_widths(anatomy, readers, images(16, seed=6), surgeon_order(readers), sizes=3)), (views, 16)
-    )
+    return anatomy, Library(tuple(score_widths(anatomy, readers, images(16, seed=6), sizes=3)), (views, 16))
 
 
 @torch.no_grad()
@@ -39,7 +37,7 @@ def test_errors_are_those_of_a_model_that_is_really_narrowed(kind: str) -> None:
     for entry in library.entries:
         assert entry.widths == (*entry.place.widths(3), entry.place.width)
         assert entry.errors[-1] == 0
-        kept = {entry.place.atom: kept_channels(entry.order, entry.widths[0])}
+        kept = {entry.place.atom: kept_channels(entry.removal.order, entry.widths[0])}
         got = narrowed_start(anatomy, readers, kept)(held_back)
         expected = (got - logits).square().mean() / logits.var(0, unbiased=False).mean()
         assert entry.errors[0] == pytest.approx(float(expected), rel=1e-3, abs=1e-9)
@@ -57,6 +55,35 @@ def test_all_widths_may_be_chosen_and_none_is_better_than_a_wider_one() -> None:
             assert options.errors[options.widths.index(width)] >= error * (1 - 1e-9)
 
 
+def test_errors_of_widths_that_were_not_tried_are_nearly_those_that_are_measured() -> None:
+    model = wide()
+    anatomy = Anatomy.of(model, images())
+    readers = readers_of(anatomy, [images(64, seed=5)])
+    few, all_of_them = (
+        next(entry for entry in score_widths(anatomy, readers, images(32, seed=6), sizes=sizes)) for sizes in (4, 1000)
+    )
+    assert len(few.widths) < len(all_of_them.widths) == len(few.options().widths)
+    guessed = dict(zip(few.options().widths, few.options().errors, strict=True))
+    measured = dict(zip(all_of_them.widths, all_of_them.errors, strict=True))
+    # half of the channels are dead: the error falls to nothing between two widths that were tried
+    assert min(measured[width] for width in measured if width < 28) > 1e-4
+    assert max(measured[width] for width in measured if width > 32) < 1e-9
+    for width in (each for each in measured if each < 28):
+        assert guessed[width] == pytest.approx(measured[width], rel=0.6)
+    assert max(guessed[width] for width in guessed if width > 32) < 1e-6
+
+
+def wide() -> nn.Module:
+    """A network whose first layer has 64 channels, of which 32 never answer."""
+    torch.manual_seed(3)
+    model = nn.Sequential(conv(3, 64), conv(64, 8), Head(8)).eval()
+    with torch.no_grad():
+        model.get_parameter("0.1.weight")[32:] = 0
+        model.get_parameter("0.1.bias")[32:] = -1
+        model.get_parameter("0.1.bias")[:32] = torch.randn(32)
+    return model
+
+
 def test_a_library_is_read_as_it_was_written() -> None:
     anatomy, library = made(network("residual"))
     again = Library.from_json(json.loads(json.dumps(library.to_json())), anatomy.all_places)
@@ -64,7 +91,9 @@ def test_a_library_is_read_as_it_was_written() -> None:
     assert str(again) == str(library)
     assert again.views == library.views
     for old, new in zip(library.entries, again.entries, strict=True):
-        assert (new.widths, new.errors, new.order.tolist()) == (old.widths, old.errors, old.order.tolist())
+        assert (new.widths, new.errors) == (old.widths, old.errors)
+        assert torch.equal(new.removal.order, old.removal.order)
+        assert torch.allclose(new.removal.losses, old.removal.losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +106,9 @@ def test_a_library_is_read_as_it_was_written() -> None:
         lambda value: value["places"][0].update(order=[0.0, *value["places"][0]["order"][1:]]),
         lambda value: value["places"][0].update(order=["0"]),
         lambda value: value["places"][0].update(order=None),
+        lambda value: value["places"][0].pop("losses"),
+        lambda value: value["places"][0]["losses"].pop(),
+        lambda value: value["places"][0]["losses"].__setitem__(0, float("nan")),
         lambda value: value["places"][0].update(widths=[], errors=[]),
         lambda value: value["places"][0].update(widths=value["places"][0]["widths"][::-1]),
         lambda value: value["places"][0]["widths"].__setitem__(0, 1.5),
@@ -112,7 +144,7 @@ def test_logits_that_are_no_numbers_are_refused_in_a_sentence() -> None:
     readers = readers_of(anatomy, [images(8)])
 
     with pytest.raises(RequestError, match="the teacher's logits are no finite numbers"):
-        next(score_widths(anatomy, readers, images(4) * 1e38, surgeon_order(readers)))
+        next(score_widths(anatomy, readers, images(4) * 1e38))
 
 
 def test_dead_and_constant_features_give_finite_errors() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from netgraft.deriving.axes import Atom, Axis, concatenated, merged
 from netgraft.deriving.places import Place
-from netgraft.deriving.selection import DAMPING, Reader, kept_channels, removal_order
+from netgraft.deriving.selection import DAMPING, Reader, kept_channels, removal_in_order, surgeon_removal
 from netgraft.deriving.statistics import Moments
 
 
@@ -76,9 +76,28 @@ def test_one_reader(seed: int, *, bias: bool) -> None:
     place = Place("it", axis.atoms()[0], (), ())
     x, weight = numbers(rows, layer.weight)
 
-    order = removal_order(place, [reader_of(layer, axis, rows)])
+    order = surgeon_removal(place, [reader_of(layer, axis, rows)]).order
 
     assert order.tolist() == brute_force(6, [(x, weight, np.arange(6), bias)])
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("given", [None, [4, 0, 3, 5, 1, 2]])
+def test_losses_add_up_to_what_is_lost_by_all_that_are_gone(seed: int, given: list[int] | None) -> None:
+    torch.manual_seed(seed)
+    axis, layer, rows = Axis.of(6), nn.Linear(6, 4), correlated(300, 6, seed)
+    place = Place("it", axis.atoms()[0], (), ())
+    x, weight = numbers(rows, layer.weight)
+    readers = [reader_of(layer, axis, rows)]
+
+    removal = (
+        surgeon_removal(place, readers) if given is None else removal_in_order(torch.tensor(given), place, readers)
+    )
+
+    order = removal.order.tolist()
+    assert given is None or order == given
+    lost = [least_error(x, weight, np.arange(6), True, gone=order[:count]) for count in range(1, 7)]
+    assert removal.losses.cumsum(0).tolist() == pytest.approx(lost, rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -91,7 +110,7 @@ def test_several_readers_one_of_which_has_other_inputs_too(seed: int) -> None:
     x1, x2, w1, w2 = numbers(rows, more, narrow.weight, wide.weight.flatten(1))
     readers = [reader_of(narrow, axis, rows), reader_of(wide, concatenated([other, axis]), more)]
 
-    order = removal_order(place, readers)
+    order = surgeon_removal(place, readers).order
 
     owner = np.array([-1, -1, -1, 0, 1, 2, 3, 4])
     assert order.tolist() == brute_force(5, [(x1, w1, np.arange(5), True), (x2, w2, owner, False)])
@@ -104,7 +123,7 @@ def test_several_columns_a_channel(seed: int) -> None:
     place = Place("it", channels.atoms()[0], (), ())
     x, weight = numbers(rows, layer.weight)
 
-    order = removal_order(place, [reader_of(layer, merged([channels, Axis.of(3)]), rows)])
+    order = surgeon_removal(place, [reader_of(layer, merged([channels, Axis.of(3)]), rows)]).order
 
     assert order.tolist() == brute_force(4, [(x, weight, np.repeat(np.arange(4), 3), True)])
 
@@ -130,7 +149,7 @@ def test_groups(seed: int, *, whole_groups: bool) -> None:
         block[300 * group : 300 * group + 300, at] = np.sqrt(3) * centred[:, at]
         dense[2 * group : 2 * group + 2, at] = weight[2 * group : 2 * group + 2]
 
-    order = removal_order(place, [reader_of(layer, axis, rows)])
+    order = surgeon_removal(place, [reader_of(layer, axis, rows)]).order
 
     assert order.tolist() == brute_force(len(order), [(block, dense, owner, False)])
 
@@ -142,7 +161,7 @@ def test_many_channels() -> None:
     place = Place("it", axis.atoms()[0], (), ())
     x, weight = numbers(rows, layer.weight)
 
-    order = removal_order(place, [reader_of(layer, concatenated([axis, other]), rows)])
+    order = surgeon_removal(place, [reader_of(layer, concatenated([axis, other]), rows)]).order
 
     assert order.tolist() == brute_force(20, [(x, weight, np.array([*range(20), *([-1] * 7)]), True)])
 
@@ -165,7 +184,7 @@ def test_copies_and_dead_channels_go_first_and_leave_numbers_finite() -> None:
     rows[:, 5] = rows[:, 1]
     axis = Axis.of(6)
     torch.manual_seed(0)
-    order = removal_order(Place("it", axis.atoms()[0], (), ()), [reader_of(nn.Linear(6, 4), axis, rows)])
+    order = surgeon_removal(Place("it", axis.atoms()[0], (), ()), [reader_of(nn.Linear(6, 4), axis, rows)]).order
 
     assert set(order[:2].tolist()) == {2, 4}
     assert int(order[2]) in {1, 5}
@@ -174,7 +193,7 @@ def test_copies_and_dead_channels_go_first_and_leave_numbers_finite() -> None:
 @pytest.mark.parametrize("rows", [torch.zeros(50, 4), torch.full((50, 4), 3.0), torch.randn(1, 4)])
 def test_inputs_that_never_change_give_some_order(rows: Tensor) -> None:
     axis = Axis.of(4)
-    order = removal_order(Place("it", axis.atoms()[0], (), ()), [reader_of(nn.Linear(4, 3), axis, rows)])
+    order = surgeon_removal(Place("it", axis.atoms()[0], (), ()), [reader_of(nn.Linear(4, 3), axis, rows)]).order
 
     assert sorted(order.tolist()) == [0, 1, 2, 3]
 

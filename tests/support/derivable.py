@@ -13,7 +13,7 @@ from netgraft.deriving.following import ChannelMap, follow_channels
 from netgraft.deriving.library import readers_of
 from netgraft.deriving.narrowing import Kept
 from netgraft.deriving.places import Place, find_places
-from netgraft.deriving.selection import kept_channels, removal_order
+from netgraft.deriving.selection import kept_channels, surgeon_removal
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
 
 CLASSES = 5
@@ -202,7 +202,7 @@ def solved(anatomy: Anatomy, widths: Mapping[str, int], batches: list[Tensor]) -
     readers = readers_of(anatomy, batches)
     kept = {
         place.atom: kept_channels(
-            removal_order(place, [readers[product.layer] for product in place.readers]), widths[place.name]
+            surgeon_removal(place, [readers[product.layer] for product in place.readers]).order, widths[place.name]
         )
         for place in anatomy.places
         if place.name in widths
