@@ -9,6 +9,7 @@ import click
 
 import netgraft
 from netgraft.errors import InterruptedRunError, RequestError, RunError
+from netgraft.heap import keep_freed_memory
 
 from .benchmark import benchmark
 from .distill import distill
@@ -73,6 +74,7 @@ def _end(code: int, message: str) -> int:
 
 def main() -> None:
     """Entry point."""
+    keep_freed_memory()
     sys.exit(run(sys.argv[1:]))
 
 

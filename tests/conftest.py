@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from netgraft.heap import keep_freed_memory
+
 pytest.register_assert_rewrite("tests.support")
+
+keep_freed_memory()
 
 
 @pytest.fixture(scope="session")

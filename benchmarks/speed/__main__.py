@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.speed import evaluation, lower_bound, methods, published, scaling, startup
+from benchmarks.speed import evaluation, heap, lower_bound, methods, published, scaling, startup
 
 BENCHMARKS = {
     "published": published.main,
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "growth": scaling.main,
     "startup": startup.main,
     "evaluation": evaluation.main,
+    "heap": heap.main,
 }
 
 

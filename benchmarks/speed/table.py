@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.speed.timing import RESULTS
 
-ORDER = ("published", "limit", "methods", "growth", "startup", "evaluation")
+ORDER = ("published", "limit", "methods", "growth", "startup", "evaluation", "heap")
 
 
 def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
