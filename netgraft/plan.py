@@ -29,9 +29,10 @@ class TrainingSchedule:
         batch_size: Views a step, over all processes.
         lr: Peak learning rate.
         adapter_lr: Peak rate of the phase's adapters; ``lr`` when None.
-        optimizer: ``adam``, or ``sgd`` with Nesterov momentum 0.9.
+        optimizer: ``adam``, ``adamw``, or ``sgd`` with Nesterov momentum 0.9.
         lr_schedule: ``constant``; ``cosine`` to zero; ``one-cycle``: up over the first quarter, down to zero.
-        weight_decay: L2 penalty on weights with more than one dimension.
+        weight_decay: L2 penalty on weights with more than one dimension; of ``adamw`` the part of them, times the rate,
+            that goes at each step (Loshchilov & Hutter, ICLR 2019).
         whole_epochs: A batch never crosses the end of an epoch; the last of an epoch is smaller.
     """
 

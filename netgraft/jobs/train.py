@@ -21,7 +21,7 @@ from netgraft.errors import RequestError
 from netgraft.evaluation.comparison import predictions
 from netgraft.evaluation.metrics import macs, top1
 from netgraft.jobs.job import Job
-from netgraft.methods.hyperparameters import hyperparameter
+from netgraft.methods.hyperparameters import check_choices, hyperparameter
 from netgraft.models.creation import build_model, describe_labels
 from netgraft.models.students import save_student
 from netgraft.modules import eval_mode, parameters, state_digest
@@ -32,20 +32,26 @@ from netgraft.splitting.split import logits_of
 from netgraft.training.identity import VERSION, fingerprint
 from netgraft.training.runner import Runner, Trained
 
+OPTIMIZERS = ("sgd", "adamw")
+
 
 @dataclass(frozen=True)
 class SupervisedTraining:
-    """SGD with Nesterov momentum over one learning-rate cycle, on labelled images (He et al. 2016; Smith 2018)."""
+    """One learning-rate cycle on labels (Smith 2018): SGD with Nesterov momentum (He et al. 2016), or AdamW."""
 
     epochs: int = hyperparameter(30, "how often each image is seen, each time through another view")
     batch_size: int = hyperparameter(128, "views a step")
+    optimizer: str = hyperparameter(
+        "sgd", "with Nesterov momentum 0.9; or adamw, for transformers, with a rate near 0.001", choices=OPTIMIZERS
+    )
     lr: float = hyperparameter(0.1, "peak rate")
-    weight_decay: float = hyperparameter(5e-4, "L2 penalty on convolutions and linear layers")
+    weight_decay: float = hyperparameter(5e-4, "L2 penalty on convolutions and linear layers; of adamw near 0.05")
     label_smoothing: float = hyperparameter(0.0, "probability mass spread over the other classes")
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise RequestError(f"epochs and batch_size must be at least 1, not {self.epochs} and {self.batch_size}")
+        check_choices(self, "optimizer")
 
     def views(self, images: int, size: tuple[int, int, int], hflip: bool) -> ViewPolicy:
         """As many views of each image as there are epochs: shifted crops of small images, resized ones of others."""
@@ -66,7 +72,7 @@ class SupervisedTraining:
             steps=self.epochs * steps_per_epoch(images, self.batch_size),
             batch_size=min(self.batch_size, images),
             lr=self.lr,
-            optimizer="sgd",
+            optimizer=self.optimizer,
             lr_schedule="one-cycle",
             weight_decay=self.weight_decay,
         )

@@ -52,9 +52,9 @@ def check_choices(method: Any, *names: str) -> None:
     """
     known = declared(type(method))
     for name in names:
-        choices = known[name].choices
-        if choices and getattr(method, name) not in choices:
-            raise RequestError(f"{name} must be one of {', '.join(choices)}, not {method}")
+        choices, value = known[name].choices, getattr(method, name)
+        if choices and value not in choices:
+            raise RequestError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
 @contextmanager

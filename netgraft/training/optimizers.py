@@ -33,9 +33,11 @@ def make_optimizer(phase: Phase) -> torch.optim.Optimizer:
                 groups.append({"params": chosen, "lr": peak, "peak": peak, "weight_decay": decay})
     if schedule.optimizer == "adam":
         return torch.optim.Adam(groups, fused=True)
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(groups, fused=True)
     if schedule.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True, fused=True)
-    raise ValueError(f"optimizer must be adam or sgd, not {schedule.optimizer!r}")
+    raise ValueError(f"optimizer must be adam, adamw or sgd, not {schedule.optimizer!r}")
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

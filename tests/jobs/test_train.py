@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,9 +103,12 @@ def test_each_epoch_has_views_of_its_own() -> None:
 
 
 def test_impossible_recipes_are_refused() -> None:
-    for settings in ({"epochs": 0}, {"batch_size": 0}):
+    settings: list[dict[str, Any]] = [{"epochs": 0}, {"batch_size": 0}]
+    for each in settings:
         with pytest.raises(RequestError, match="epochs and batch_size must be at least 1"):
-            SupervisedTraining(**settings)
+            SupervisedTraining(**each)
+    with pytest.raises(RequestError, match="optimizer must be one of sgd, adamw, not 'lion'"):
+        SupervisedTraining(optimizer="lion")
 
 
 def test_sgd_step_is_the_papers() -> None:

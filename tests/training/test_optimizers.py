@@ -36,6 +36,17 @@ def adam(weight: Array, gradients: list[Array], lr: float, decay: float) -> Arra
     return weight
 
 
+def adamw(weight: Array, gradients: list[Array], lr: float, decay: float) -> Array:
+    """Loshchilov and Hutter's algorithm 2: the decay is no part of the gradient."""
+    first, second = np.zeros_like(weight), np.zeros_like(weight)
+    for step, gradient in enumerate(gradients, 1):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        moved = (first / (1 - 0.9**step)) / (np.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        weight = weight - lr * (moved + decay * weight)
+    return weight
+
+
 def sgd(weight: Array, gradients: list[Array], lr: float, decay: float) -> Array:
     """Nesterov's momentum of 0.9: look ahead along the velocity."""
     velocity = np.zeros_like(weight)
@@ -47,7 +58,7 @@ def sgd(weight: Array, gradients: list[Array], lr: float, decay: float) -> Array
 
 
 @pytest.mark.parametrize("adapter_lr", [None, 3e-2])
-@pytest.mark.parametrize(("name", "formula"), [("adam", adam), ("sgd", sgd)])
+@pytest.mark.parametrize(("name", "formula"), [("adam", adam), ("adamw", adamw), ("sgd", sgd)])
 def test_steps_are_the_textbooks(name: str, formula: Any, adapter_lr: float | None) -> None:
     phase, scion = make(TrainingSchedule(5, 8, 1e-2, adapter_lr, optimizer=name, weight_decay=0.1))
     generator = np.random.default_rng(0)
@@ -95,7 +106,7 @@ def test_a_phase_without_adapters_or_without_matrices_has_fewer_groups() -> None
 
 def test_optimizers_that_do_not_exist_are_refused() -> None:
     phase, _ = make(TrainingSchedule(1, 1, 0.1, optimizer="lion"))
-    with pytest.raises(ValueError, match="optimizer must be adam or sgd, not 'lion'"):
+    with pytest.raises(ValueError, match="optimizer must be adam, adamw or sgd, not 'lion'"):
         make_optimizer(phase)
 
 

@@ -228,7 +228,7 @@ def test_schedules_in_closed_form(steps: int) -> None:
 def test_unknown_schedule_and_optimizer_are_refused() -> None:
     with pytest.raises(ValueError, match="schedule must be constant, cosine or one-cycle, not 'exp'"):
         TrainingSchedule(4, 8, 1e-3, lr_schedule="exp").factor(0)
-    with pytest.raises(ValueError, match="optimizer must be adam or sgd, not 'lion'"):
+    with pytest.raises(ValueError, match="optimizer must be adam, adamw or sgd, not 'lion'"):
         Case(schedules=(TrainingSchedule(4, 8, 1e-3, optimizer="lion"), TrainingSchedule(4, 8, 1e-3))).run()
 
 
