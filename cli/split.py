@@ -33,21 +33,27 @@ def split(
 ) -> None:
     """Show the blocks of MODEL, or how the blocks of MODEL and STUDENT pair.
 
-    MODEL is a timm model, or torchvision:NAME. Weights are random and nothing is downloaded.
+    MODEL is a timm model, torchvision:NAME, or a folder that a run left. Other weights than a folder's are random, and
+    nothing is downloaded.
     """
     from timm.data import resolve_model_data_config
 
     from netgraft.models.creation import build_model, build_student
+    from netgraft.models.loading import is_folder, load_teacher
 
     if sum([cuts is not None, blocks is not None, all_cuts]) > 1:
         raise click.UsageError("--cuts, --blocks and --all-cuts exclude one another")
     for given, option in ((cuts, "--cuts"), (blocks, "--blocks"), (all_cuts, "--all-cuts"), (as_json, "--json")):
         if student is not None and given:
             raise click.UsageError(f"{option} goes with one model; two are cut where their maps have the same size")
-    network = build_model(model, seed=0, image_size=image_size).eval()
+    if is_folder(model):
+        network = load_teacher(model, image_size=image_size)
+    else:
+        network = build_model(model, seed=0, image_size=image_size).eval()
     size = resolve_model_data_config(network)["input_size"]
     if student is not None:
-        _show_pairing(model, network, student, build_student(student, teacher=network, seed=0), size)
+        other = load_teacher(student) if is_folder(student) else build_student(student, teacher=network, seed=0)
+        _show_pairing(model, network, student, other, size)
         return
     chain = _chain(network, size, cuts.split(",") if cuts else None, blocks, all_cuts)
     if as_json:

@@ -13,7 +13,7 @@ from .grafting.folding import fold as fold
 from .grafting.pairing import pair as pair
 from .grafting.scions import graft as graft
 from .methods.netgraft import NetGraft as NetGraft
-from .models.creation import load_teacher as load_teacher
+from .models.loading import load_teacher as load_teacher
 from .models.students import load_student as load_student
 from .models.students import save_student as save_student
 from .splitting.chain import BlockChain as BlockChain

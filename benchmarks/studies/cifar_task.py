@@ -14,7 +14,8 @@ from netgraft.data.view_policy import ViewPolicy
 from netgraft.distillation import Distillation, prepare
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose
-from netgraft.models.creation import build_student, load_teacher
+from netgraft.models.creation import build_student
+from netgraft.models.loading import load_teacher
 from netgraft.training.precision import fastest
 from netgraft.training.runner import Runner
 

@@ -37,7 +37,8 @@ from netgraft.evaluation.metrics import agreement, predict
 from netgraft.grafting.adapters import Adapter
 from netgraft.grafting.pairing import Pairing
 from netgraft.methods.registry import NetGraft
-from netgraft.models.creation import build_student, load_teacher
+from netgraft.models.creation import build_student
+from netgraft.models.loading import load_teacher
 from netgraft.modules import eval_mode
 from netgraft.plan import Feature, Phase, Plan, StepOutputs
 from netgraft.progress import ProgressReporter, SilentReporter

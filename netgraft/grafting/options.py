@@ -18,17 +18,17 @@ class PairingOptions:
 
     init: str = option(
         "auto",
-        "How the student starts: random (as it was built); slice (the teacher's channels of largest weight norm, "
-        "without the residual blocks that the student has not); solve (a smaller twin: the teacher's most useful "
-        "channels, and weights that make up for the others); auto (the preset's own start, else slice where it is a "
-        "smaller twin).",
+        "How the student starts: random (as it was built); keep (with the weights of its folder); slice (the teacher's "
+        "channels of largest weight norm, without the residual blocks that the student has not); solve (a smaller "
+        "twin: the teacher's most useful channels, and weights that make up for the others); auto (keep where it is a "
+        "folder; else the preset's own start, or slice where it is a smaller twin).",
         scope="run",
     )
     inherit: str = option("auto", "Copy front blocks that are built alike: auto or none.", scope="run", recorded=True)
     blocks: int | None = option(None, "Merge the paired blocks to so many, of even cost.", scope="run")
 
     def __post_init__(self) -> None:
-        if self.init not in {"auto", "random", "slice", "solve"}:
-            raise RequestError(f"init must be auto, random, slice or solve, not {self.init!r}")
+        if self.init not in {"auto", "random", "keep", "slice", "solve"}:
+            raise RequestError(f"init must be auto, random, keep, slice or solve, not {self.init!r}")
         if self.inherit not in {"auto", "none"}:
             raise RequestError(f"inherit must be auto or none, not {self.inherit!r}")

@@ -29,9 +29,10 @@ class Pairing:
         teacher: Chain of L blocks.
         student: Chain of L blocks; maps cross its cuts as they do the teacher's, in widths and forms of its own.
         inherited: How many blocks at the front of the student are the teacher's own, and stay frozen.
-        init: How the other blocks start: ``random`` (as they were built), ``slice`` or ``solve``.
+        init: How the other blocks start: ``random`` (as they were built), ``keep`` (with weights that the student came
+            with), ``slice`` or ``solve``.
         selections: For each cut, which of the teacher's channels the student starts with, as indices
-            (student width,); empty if ``init`` is ``random``.
+            (student width,); empty if ``init`` is ``random`` or ``keep``.
         left_out: The teacher's residual blocks that the student does without, where it starts as the teacher's.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ def cut_and_pair(
         with eval_mode(pairing.teacher):
             costs = macs_along(pairing.teacher, probe.to(device))
         pairing = merge_to(pairing, options.blocks, costs=costs)
+    if options.init == "keep":
+        return replace(pairing, init="keep")
     if options.inherit == "auto":
         pairing = inherit(pairing)
     if options.init == "slice":

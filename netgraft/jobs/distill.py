@@ -21,7 +21,8 @@ from netgraft.jobs.prepared_derivation import AskedDerivation, PreparedDerivatio
 from netgraft.jobs.prepared_distillation import PreparedDistillation
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose, find
-from netgraft.models.creation import build_student, class_count, load_teacher
+from netgraft.models.creation import build_student, class_count
+from netgraft.models.loading import is_folder, load_teacher
 
 DEFAULT_MODELS = {"digits": ("digits_vgg7_bn", "digits_vgg7_bn_half")}
 """Teacher and student that come with a data set."""
@@ -74,8 +75,11 @@ class DistillJob(DistillOptions, Job):
                 "--criterion and --allocation say how a student is derived, but one is given by its name; leave them "
                 "out, or give --keep instead of --student"
             )
-        student = build_student(self.student_name(source), teacher=teacher, seed=self.seed)
-        pairing = replace(self.pairing, init=chosen.init) if self.pairing.init == "auto" else self.pairing
+        student = self._student_model(source, teacher)
+        pairing = self.pairing
+        if pairing.init == "auto":
+            kept = is_folder(self.student_name(source))
+            pairing = replace(pairing, init="keep" if kept else chosen.init)
         distillation = prepare(
             teacher,
             student,
@@ -127,7 +131,17 @@ class DistillJob(DistillOptions, Job):
     def models(self, source: DataSource) -> tuple[nn.Module, nn.Module]:
         """Load the teacher and build the student. Raises RequestError where there are no such models or weights."""
         teacher = self.teacher_model(source)
-        return teacher, build_student(self.student_name(source), teacher=teacher, seed=self.seed)
+        return teacher, self._student_model(source, teacher)
+
+    def _student_model(self, source: DataSource, teacher: nn.Module) -> nn.Module:
+        name = self.student_name(source)
+        if is_folder(name):
+            if self.pairing.init == "random":
+                raise RequestError(f"{name} brings weights along, not a random start; leave --init out to keep them")
+            return load_teacher(name)
+        if self.pairing.init == "keep":
+            raise RequestError(f"--init keep needs a student with weights, a folder, not {name}; leave --init out")
+        return build_student(name, teacher=teacher, seed=self.seed)
 
     def teacher_model(self, source: DataSource) -> nn.Module:
         """Load the teacher. Raises RequestError where there is no such model or weights."""

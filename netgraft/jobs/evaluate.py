@@ -13,8 +13,8 @@ from netgraft.errors import RequestError
 from netgraft.evaluation.class_matching import match_classes, read_class_map
 from netgraft.evaluation.comparison import chance_warning, predictions
 from netgraft.evaluation.metrics import macs, top1
-from netgraft.models.creation import class_count, load_teacher
-from netgraft.models.students import load_student
+from netgraft.models.creation import class_count
+from netgraft.models.loading import load_teacher
 from netgraft.modules import parameters
 from netgraft.progress import ProgressReporter, SilentReporter
 from netgraft.splitting.split import logits_of
@@ -49,8 +49,7 @@ def evaluate(
     images = source.test_or_all()
     if images.labels is None:
         raise RequestError(f"{source.name} has no class folders, so there is nothing to compare answers with")
-    is_folder = weights is None and image_size is None and Path(model).is_dir()
-    network = load_student(model) if is_folder else load_teacher(model, weights=weights, image_size=image_size)
+    network = load_teacher(model, weights=weights, image_size=image_size)
     matched = match_classes(images, network, name=model, class_map=named)
     if matched.warning:
         reporter.note(matched.warning)

@@ -48,10 +48,15 @@ class DistillOptions(JobOptions):
         "digits", "Name or path of the images: digits, cifar10, a folder, a tar archive, ...", scope="pair"
     )
     teacher: str | None = option(
-        None, "A timm model, hf-hub:... or local-dir:...; the data set's own by default.", scope="pair"
+        None,
+        "A timm model, hf-hub:..., local-dir:..., or a folder that a run left; the data set's own by default.",
+        scope="pair",
     )
     student: str | None = option(
-        None, "A timm model; the data set's own by default, or one that is derived from the teacher.", scope="pair"
+        None,
+        "A timm model, or a folder whose model goes on learning; the data set's own by default, or one that is derived "
+        "from the teacher.",
+        scope="pair",
     )
     keep: str | None = option(
         None,

@@ -69,10 +69,10 @@ class AskedDerivation:
     deriving: DerivingOptions
 
     def __post_init__(self) -> None:
-        if self.pairing.init == "random":
+        if self.pairing.init in {"random", "keep"}:
             raise RequestError(
-                "a derived student starts with weights of its teacher, not with init 'random'; leave --init out, or "
-                "give --student"
+                f"a derived student starts with weights of its teacher, not with init {self.pairing.init!r}; leave "
+                "--init out, or give --student"
             )
 
     @property

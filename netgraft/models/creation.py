@@ -24,8 +24,8 @@ from netgraft.seeding import derived_seed
 _TORCHVISION = "torchvision:"
 
 
-def load_teacher(name: str, *, weights: Path | None = None, image_size: int | None = None) -> nn.Module:
-    """Return a trained classifier in eval mode.
+def load_trained(name: str, *, weights: Path | None = None, image_size: int | None = None) -> nn.Module:
+    """Return a trained model that timm can make, in eval mode.
 
     Args:
         name: A timm model, ``hf-hub:...`` or ``local-dir:FOLDER``.
@@ -33,19 +33,8 @@ def load_teacher(name: str, *, weights: Path | None = None, image_size: int | No
             timm's own pretrained weights. The model gets as many outputs as its classifier in there.
         image_size: Height and width of the images that it takes; the model's own if None.
 
-    Returns:
-        A model of images (B, C, H, W) to logits (B, K).
-
     Raises:
         RequestError: No such model, no pretrained weights, or weights that don't fit.
-
-    Examples:
-        >>> import torch
-        >>> teacher = load_teacher("digits_vgg7_bn")
-        >>> teacher(torch.randn(2, 1, 8, 8)).shape
-        torch.Size([2, 10])
-        >>> teacher.training
-        False
     """
     sized = {} if image_size is None else _sized(name, (image_size, image_size))
     if weights is None:
@@ -148,7 +137,7 @@ def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
 
 def _sized(name: str, size: Sequence[int]) -> dict[str, Any]:
     """As options for timm: a model for images of this height and width, of which preprocessing cuts nothing off."""
-    if _is_source(name) or Path(name).is_dir():
+    if _is_source(name):
         raise RequestError(f"{name} brings its image size along; leave the image size out")
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     channels = config.input_size[0] if config else 3

@@ -19,7 +19,7 @@ import netgraft.zoo  # noqa: F401  (folders may name its models)
 from netgraft.deriving.sizes import Sizes
 from netgraft.errors import RequestError, RunError
 from netgraft.grafting.adapters import LinearAdapter, deployed_layer
-from netgraft.models.creation import class_count, labels_of, load_teacher, pretrained_cfg
+from netgraft.models.creation import class_count, labels_of, load_trained, pretrained_cfg
 from netgraft.splitting.chain import state_of
 from netgraft.splitting.split import split
 
@@ -200,7 +200,7 @@ def load_student(folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     if (folder / "config.json").is_file():
-        return load_teacher(f"local-dir:{folder}")
+        return load_trained(f"local-dir:{folder}")
     if not (folder / _DESCRIPTION).is_file():
         raise RequestError(
             f"{folder} holds no student: expected config.json (timm's) or {_DESCRIPTION} in it; check the path"

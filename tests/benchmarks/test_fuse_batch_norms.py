@@ -11,7 +11,7 @@ from torch import nn
 
 import benchmarks.studies.fuse_batch_norms
 from benchmarks.studies.fuse_batch_norms import main, without_batch_norm
-from netgraft.models.creation import load_teacher
+from netgraft.models.loading import load_teacher
 
 
 def busy_teacher() -> nn.Module:

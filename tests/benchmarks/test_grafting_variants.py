@@ -26,7 +26,8 @@ from netgraft.data.view_policy import ViewPolicy
 from netgraft.distillation import Distillation, prepare
 from netgraft.grafting.adapters import Adapter
 from netgraft.methods.registry import NetGraft
-from netgraft.models.creation import build_student, load_teacher
+from netgraft.models.creation import build_student
+from netgraft.models.loading import load_teacher
 from netgraft.training.runner import Runner
 
 STEPS = 8

@@ -112,6 +112,32 @@ def test_a_derived_student_is_derived_from_again(solved: Path) -> None:
     assert torch.equal(netgraft.load_student("again")(batch), smaller.student(batch))
 
 
+def test_a_run_s_student_is_a_teacher_a_student_and_a_model_to_split(
+    solved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(solved / "student")
+    first = result_of(solved)
+    assert run(["split", folder, "--json"]) == 0
+    blocks = json.loads(capsys.readouterr().out)
+    assert sum(block["parameters"] for block in blocks["blocks"]) == first["parameters"]
+
+    request = [*FEW, "--data", "digits", "--teacher", folder]
+    assert run([*request, "--keep", "macs=0.7", "--steps", "0", "--out", "smaller", "--quiet"]) == 0
+    smaller = result_of(Path("smaller"))
+    assert smaller["teacher_digest"] == first["student_digest"]
+    assert smaller["teacher_top1"] == first["student_top1"]
+    assert smaller["macs"] <= 0.7 * first["macs"]
+
+    # as a student it goes on learning from where it was
+    for steps, out in ((0, "as-it-was"), (20, "further")):
+        request = [*FEW, "--student", folder, "--method", "kd", "--steps", str(steps), "--out", out, "--quiet"]
+        assert run(request) == 0
+        result = result_of(Path(out))
+        assert tuple(result["start"].values()) == ("keep", 0, [])
+        assert (result["student_digest"] == first["student_digest"]) == (steps == 0)
+        assert netgraft.load_student(Path(out) / "student")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
 def test_what_is_protected_stays_whole(solved: Path) -> None:
     request = [*FEW, "--keep", "macs=0.6", "--protect", "features.3,features.7", "--steps", "0"]
     assert run([*request, "--library", str(solved / "library.json"), "--out", "protected", "--quiet"]) == 0
@@ -142,6 +168,8 @@ def test_a_named_twin_starts_in_closed_form(capsys: pytest.CaptureFixture[str]) 
         (["--keep", "parameters=900M"], "is within the budget of 9e+08 already"),
         (["--keep", "0.5", "--protect", "tail"], "nothing to protect at 'tail'; the first places are features.0"),
         (["--keep", "0.5", "--init", "random"], "leave --init out, or give --student"),
+        (["--init", "keep"], "--init keep needs a student with weights, a folder, not digits_vgg7_bn_half"),
+        (["--student", ".", "--data", "digits"], "holds no student: expected config.json"),
         (["--allocation", "greedy"], "leave them out, or give --keep instead of --student"),
         (["--keep", "0.5", "--library", "none.json"], "none.json is no library"),
         (["--init", "solve", "--student", "cifar_resnet8"], "init='solve' needs a student that is built like"),

@@ -10,7 +10,8 @@ import torch
 from netgraft.cli.main import run
 
 from netgraft.errors import RequestError
-from netgraft.models.creation import build_model, class_count, load_teacher
+from netgraft.models.creation import build_model, class_count
+from netgraft.models.loading import load_teacher
 
 
 def rows(shown: str) -> Iterator[list[str]]:

@@ -15,7 +15,8 @@ from netgraft.experiments.specification import Experiment
 from netgraft.grafting.options import PairingOptions
 from netgraft.jobs.distill import DistillJob
 from netgraft.jobs.prepared_distillation import PreparedDistillation
-from netgraft.models.creation import label_names, load_teacher, pretrained_cfg
+from netgraft.models.creation import label_names, pretrained_cfg
+from netgraft.models.loading import load_teacher
 from netgraft.models.students import load_student
 from netgraft.training.options import DeviceOptions
 from tests.support.cli import FEW_STEPS, run_json

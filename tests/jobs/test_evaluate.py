@@ -20,7 +20,8 @@ from netgraft.evaluation.class_matching import match_classes
 from netgraft.evaluation.comparison import predictions
 from netgraft.evaluation.metrics import top1
 from netgraft.jobs.evaluate import evaluate
-from netgraft.models.creation import build_model, load_teacher
+from netgraft.models.creation import build_model
+from netgraft.models.loading import load_teacher
 from netgraft.models.students import load_student, save_student
 from netgraft.progress import SilentReporter
 from tests.support.cli import fails, run_json

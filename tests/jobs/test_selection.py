@@ -28,7 +28,8 @@ from netgraft.grafting.options import PairingOptions
 from netgraft.jobs.distill import DistillJob
 from netgraft.jobs.selection import Watcher
 from netgraft.methods.registry import NetGraft
-from netgraft.models.creation import build_student, load_teacher
+from netgraft.models.creation import build_student
+from netgraft.models.loading import load_teacher
 from netgraft.models.students import load_student
 from netgraft.modules import state_digest
 from netgraft.splitting.chain import state_of

@@ -25,7 +25,8 @@ from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import NetGraft, choose
-from netgraft.models.creation import build_student, load_teacher
+from netgraft.models.creation import build_student
+from netgraft.models.loading import load_teacher
 from netgraft.models.students import load_student
 from netgraft.plan import StepOutputs
 from netgraft.progress import SilentReporter

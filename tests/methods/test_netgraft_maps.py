@@ -16,7 +16,7 @@ from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.netgraft import NetGraft
-from netgraft.models.creation import load_teacher
+from netgraft.models.loading import load_teacher
 from netgraft.plan import Feature, Phase, StepOutputs
 
 IMAGES = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))

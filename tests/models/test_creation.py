@@ -18,9 +18,9 @@ from netgraft.models.creation import (
     build_student,
     class_count,
     image_channels,
-    load_teacher,
     pretrained_cfg,
 )
+from netgraft.models.loading import load_teacher
 from tests.support.random_models import build, images, snapshot
 
 X = images(2, 3, 32, 32)

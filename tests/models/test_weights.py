@@ -14,9 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from netgraft.errors import RequestError
-from netgraft.models.creation import (
-    load_teacher,
-)
+from netgraft.models.loading import load_teacher
 from netgraft.models.weights import read_weights
 from tests.support.random_models import build, images, snapshot
 

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 from netgraft.data.sources import open_data
-from netgraft.models.creation import describe_labels, load_teacher
+from netgraft.models.creation import describe_labels
+from netgraft.models.loading import load_teacher
 from netgraft.models.students import save_student
 from netgraft.zoo import DIGITS_MEAN, DIGITS_STD
 

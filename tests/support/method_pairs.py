@@ -22,7 +22,8 @@ from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose
-from netgraft.models.creation import build_student, load_teacher
+from netgraft.models.creation import build_student
+from netgraft.models.loading import load_teacher
 from netgraft.plan import ObjectiveFunction, Plan, StepOutputs
 from netgraft.progress import SilentReporter
 from netgraft.training.runner import Runner

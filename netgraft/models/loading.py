@@ -1,0 +1,49 @@
+"""Names and folders -> models with weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+from torch import nn
+
+from netgraft.errors import RequestError
+from netgraft.models.creation import load_trained
+from netgraft.models.students import load_student
+
+
+def load_teacher(name: str, *, weights: Path | None = None, image_size: int | None = None) -> nn.Module:
+    """Return a trained classifier in eval mode.
+
+    Args:
+        name: A timm model, ``hf-hub:...``, ``local-dir:FOLDER``, or a folder that netgraft saved: a student's, or a
+            trained model's.
+        weights: A safetensors file, or a checkpoint that holds nothing but tensors and plain values; without it
+            timm's own pretrained weights. The model gets as many outputs as its classifier in there.
+        image_size: Height and width of the images that it takes; the model's own if None.
+
+    Returns:
+        A model of images (B, C, H, W) to logits (B, K).
+
+    Raises:
+        RequestError: No such model, no pretrained weights, or weights that don't fit.
+
+    Examples:
+        >>> import torch
+        >>> teacher = load_teacher("digits_vgg7_bn")
+        >>> teacher(torch.randn(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
+        >>> teacher.training
+        False
+    """
+    if not is_folder(name):
+        return load_trained(name, weights=weights, image_size=image_size)
+    for what, given in (("weights", weights), ("image size", image_size)):
+        if given is not None:
+            raise RequestError(f"{name} brings its {what} along; leave the {what} out")
+    return load_student(name)
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model's name is the path of a folder, where timm has no model of that name."""
+    return not timm.is_model(name) and Path(name).is_dir()
