@@ -95,6 +95,7 @@ class Summary:
         gap: Teacher's top-1 minus the student's, in points.
         agreement: With the teacher's answers, in percent.
         ensemble_top1: Of the ensemble that the student was trained in.
+        start_gap: Teacher's top-1 minus that of a derived student before training, in points.
         teacher_top1: Of the teacher, in percent.
         n: Number of runs; None where it isn't known.
         images: In all; None where it isn't known.
@@ -119,6 +120,7 @@ class Summary:
     n: int | None
     agreement: Statistic | None = None
     ensemble_top1: Statistic | None = None
+    start_gap: Statistic | None = None
     images: int | None = None
     steps: int | None = None
     seconds: float | None = None
@@ -197,6 +199,7 @@ def _measured(pair: Pair, row: str, size: Size, results: Sequence[Mapping[str, A
         n=len(results),
         agreement=Statistic.of(result["agreement"] for result in results),
         ensemble_top1=Statistic.of(result.get("ensemble_top1") for result in results),
+        start_gap=Statistic.of(map(_start_gap, results)),
         images=results[0]["images"],
         steps=statistics.median_low(result["steps"] for result in results),
         seconds=statistics.median(result["seconds"] for result in results),
@@ -215,6 +218,11 @@ def _measured(pair: Pair, row: str, size: Size, results: Sequence[Mapping[str, A
             for result in results
         },
     )
+
+
+def _start_gap(result: Mapping[str, Any]) -> float | None:
+    start = result.get("start_top1")
+    return None if start is None else result["teacher_top1"] - start
 
 
 def _check(row: str, size: Size, results: Sequence[Mapping[str, Any]]) -> None:

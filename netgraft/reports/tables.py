@@ -133,6 +133,7 @@ FIGURES: tuple[tuple[Column, Callable[[Summary], Value]], ...] = (
     (Column("top1", "top-1", "statistic"), lambda summary: summary.top1),
     (Column("agreement", "agreement", "statistic"), lambda summary: summary.agreement),
     (Column("ensemble_top1", "ensemble's top-1", "statistic"), lambda summary: summary.ensemble_top1),
+    (Column("start_gap", "gap before training", "statistic"), lambda summary: summary.start_gap),
     (Column("n", "n", "number"), lambda summary: summary.n),
     (Column("steps", "steps", "number"), lambda summary: summary.steps),
     (Column("seconds", "seconds", "number"), lambda summary: summary.seconds),

@@ -82,6 +82,18 @@ def test_long_lines_say_how_it_was_made(tmp_path: Path) -> None:
     }
 
 
+def test_derived_students_have_a_gap_before_training_too(tmp_path: Path) -> None:
+    for seed, start in enumerate((96.0, 95.0)):
+        write(tmp_path, f"derived{seed}", row="derived", start_top1=start, subset_seed=seed, seed=seed)
+    write(tmp_path, "unmeasured", row="none", start_top1=None, method="none")
+    text = markdown(long_table(summaries(tmp_path)))
+    at = heading(text).index("gap before training")
+    # 98 minus 95.5, and the spread of two that are one apart
+    assert {row[0]: row[at] for row in body(text)} == {"derived": "2.50 ± 0.71", "none": "-"}
+    write(tmp_path / "others", "named", row="kd")
+    assert "gap before training" not in heading(markdown(long_table(summaries(tmp_path / "others"))))
+
+
 def test_what_differs_in_more_than_subset_and_seed_is_not_averaged(tmp_path: Path) -> None:
     write(tmp_path, "a", subset_seed=0, settings={"steps": "10"})
     write(tmp_path, "b", subset_seed=1, settings={"steps": "20"})
