@@ -221,7 +221,7 @@ def prepare(
     images: Sequence[Image.Image],
     *,
     method: Method | None = None,
-    views: ViewPolicy | None = None,
+    views: ViewPolicy | Views | None = None,
     runner: Runner | None = None,
     data_config: Mapping[str, Any] | None = None,
     labels: Sequence[int] | None = None,
@@ -236,8 +236,8 @@ def prepare(
         student: A timm model with as many classes; trained in place. Its classes get the names of the teacher's.
         images: PIL images, without labels.
         method: Hyper-parameters; NetGraft's default preset if None.
-        views: How views are made of the images; the default preset's own if None. Another preset's views and start
-            are given along with its method.
+        views: How views are made of the images, or views of them; the default preset's own if None. Another preset's
+            views and start are given along with its method.
         runner: Device, precision and seed.
         data_config: Preprocessing in timm's words; the teacher's own if None.
         labels: Class of each image, by its position among the teacher's; only for methods of the labeled track.
@@ -273,7 +273,10 @@ def prepare(
     solved = (options.init if derivation is None else derivation.init) == "solve"
     default = choose("netgraft", "default", Budget(len(images), class_count(teacher), solved))
     method = method or default.method
-    made = Views.configured(images, views or default.views, data_config, seed=runner.seed, labels=labels)
+    if isinstance(views, Views):
+        made = views
+    else:
+        made = Views.configured(images, views or default.views, data_config, seed=runner.seed, labels=labels)
     if derivation is None and options.init == "solve":
         derivation = Deriver(teacher, made, data_config, reporter=reporter).like(student)
     # adapters start at random too

@@ -175,9 +175,8 @@ class PreparedDerivation(PreparedDistillation):
             derivation.student,
             asked.images,
             method=asked.method,
-            views=asked.policy,
+            views=asked.views,
             runner=asked.runner,
-            labels=asked.labels,
             derivation=derivation,
             **vars(asked.pairing),
         )
