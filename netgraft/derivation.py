@@ -405,7 +405,7 @@ def derive(
     keep: Mapping[str, float | str] | None = None,
     *,
     protect: Sequence[str] = (),
-    views: ViewPolicy | None = None,
+    views: ViewPolicy | Views | None = None,
     data_config: Mapping[str, Any] | None = None,
     seed: int = 0,
     reporter: ProgressReporter | None = None,
@@ -418,7 +418,7 @@ def derive(
         keep: What the student may cost: ``{"macs": 0.5}``, ``{"parameters": "2.5M"}``, or both; fractions are of the
             teacher's. Half of the multiply-accumulates if None.
         protect: Names of modules that stay whole.
-        views: How views are made of the images; rich ones if None.
+        views: How views are made of the images, or views of them; rich ones if None.
         data_config: Preprocessing in timm's words; the teacher's own if None.
         seed: Of the views.
         reporter: Told what happens.
@@ -441,7 +441,10 @@ def derive(
     if not images:
         raise RequestError("there are no images to derive a student from; give at least one")
     data_config = dict(data_config or resolve_model_data_config(teacher))
-    made = Views.configured(images, views or VIEW_POLICIES["rich"], data_config, seed=seed)
+    if isinstance(views, Views):
+        made = views
+    else:
+        made = Views.configured(images, views or VIEW_POLICIES["rich"], data_config, seed=seed)
     with eval_mode(teacher):
         deriver = Deriver(teacher, made, data_config, protect=protect, reporter=reporter)
         return deriver.derive(budget_of(keep or {"macs": 0.5}))

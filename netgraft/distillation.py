@@ -13,9 +13,9 @@ from PIL import Image
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from netgraft.data.view_policy import ViewPolicy
+from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
-from netgraft.derivation import Derivation, Deriver
+from netgraft.derivation import Derivation, Deriver, derive
 from netgraft.errors import RequestError, RunError
 from netgraft.grafting.folding import Folding, fold_with_report
 from netgraft.grafting.options import PairingOptions
@@ -49,6 +49,7 @@ class DistillationResult:
         trained: Steps and seconds.
         data_config: Preprocessing, the teacher's own.
         teacher_digest: Of the teacher's weights, the same before and after.
+        derivation: What the student was made of, where its start was solved; its ``student`` is this one, trained.
 
     Examples:
         >>> import netgraft, timm
@@ -73,6 +74,7 @@ class DistillationResult:
     trained: Trained
     data_config: dict[str, Any]
     teacher_digest: str
+    derivation: Derivation | None = None
 
     def save(self, folder: str | Path) -> None:
         """Write a student folder: timm's own format where every adapter folded; see :mod:`netgraft.models.students`.
@@ -127,6 +129,7 @@ class Distillation:
     data_config: dict[str, Any]
     teacher_digest: str
     fingerprint: str
+    derivation: Derivation | None = None
 
     def run(
         self,
@@ -142,7 +145,7 @@ class Distillation:
         layers and still has the adapters, is spent.
 
         Args:
-            folder: Where the checkpoint and ``metrics.jsonl`` go.
+            folder: Where the checkpoint and ``metrics.jsonl`` go; made if it isn't there.
             resume: Go on from the folder's checkpoint.
             reporter: Told what happens.
             stop: Asked before each step whether to save and leave.
@@ -164,6 +167,8 @@ class Distillation:
         after_step: Callable[[int, int], None] | None = None,
     ) -> Trained:
         """Carry out the plan; the first half of :meth:`run`. Arguments and errors like those of :meth:`Runner.run`."""
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
         return self.runner.run(
             self.plan,
             self.views,
@@ -202,6 +207,7 @@ class Distillation:
             trained=trained,
             data_config=self.data_config,
             teacher_digest=self.teacher_digest,
+            derivation=self.derivation,
         )
 
 
@@ -309,22 +315,46 @@ def prepare(
         precision=runner.precision,
         devices=runner.devices,
     )
-    return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity)
+    return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity, derivation)
 
 
 def distill(
     teacher: nn.Module,
-    student: nn.Module,
-    images: Sequence[Image.Image],
+    student: nn.Module | None = None,
+    images: Sequence[Image.Image] = (),
     *,
+    keep: Mapping[str, float | str] | None = None,
+    protect: Sequence[str] = (),
+    views: ViewPolicy | Views | None = None,
+    runner: Runner | None = None,
+    data_config: Mapping[str, Any] | None = None,
     folder: Path | None = None,
     resume: bool = False,
     reporter: ProgressReporter | None = None,
     **options: Any,
 ) -> DistillationResult:
-    """Turn ``student`` into a smaller stand-in for ``teacher``, from a few unlabeled images.
+    """Turn a teacher into a smaller stand-in, from a few unlabeled images: a given student, or one that is derived.
 
-    The same as ``prepare(...).run(...)``; see :func:`prepare`, which takes ``options``, and :meth:`Distillation.run`.
+    The same as ``prepare(...).run(...)``; see :func:`prepare`, which takes the other ``options``, and
+    :meth:`Distillation.run`.
+
+    Args:
+        teacher: A trained timm classifier; unchanged.
+        student: A timm model with as many classes; trained in place. Derived from the teacher if None.
+        images: PIL images, without labels.
+        keep: What a derived student may cost, as for :func:`netgraft.derive`; half of the multiply-accumulates if None.
+        protect: Names of modules that stay whole in a derived student.
+        views: As for :func:`prepare`.
+        runner: Device, precision and seed.
+        data_config: Preprocessing in timm's words; the teacher's own if None.
+        folder: Where the checkpoint and ``metrics.jsonl`` go.
+        resume: Go on from the folder's checkpoint.
+        reporter: Told what happens.
+        options: Of :func:`prepare`.
+
+    Raises:
+        RequestError: As of :func:`prepare`; or both a student and ``keep`` are given, or the budget can't be met.
+        RunError: A loss became NaN, or the disk is full.
 
     Examples:
         >>> import netgraft, timm
@@ -337,5 +367,35 @@ def distill(
         10
         >>> sum(p.numel() for p in result.student.parameters()) / sum(p.numel() for p in teacher.parameters()) < 0.3
         True
+        >>> result = netgraft.distill(teacher, images=images, keep={"parameters": 0.3}, method=short)
+        >>> teachers, students = result.derivation.choice.costs["parameters"]
+        >>> 0.2 < students / teachers <= 0.3
+        True
     """
-    return prepare(teacher, student, images, **options).run(folder=folder, resume=resume, reporter=reporter)
+    if student is not None and keep is not None:
+        raise RequestError("give a student, or keep to have one derived, not both")
+    runner = runner or Runner()
+    data_config = dict(data_config or resolve_model_data_config(teacher))
+    derivation = None
+    if student is None:
+        if not images:
+            raise RequestError("there are no images to derive a student from; give at least one")
+        if not isinstance(views, Views):
+            policy = views or VIEW_POLICIES["rich"]
+            views = Views.configured(images, policy, data_config, seed=runner.seed, labels=options.get("labels"))
+        derivation = derive(
+            teacher, images, keep, protect=protect, views=views, data_config=data_config, reporter=reporter
+        )
+        student = derivation.student
+    prepared = prepare(
+        teacher,
+        student,
+        images,
+        views=views,
+        runner=runner,
+        data_config=data_config,
+        derivation=derivation,
+        reporter=reporter,
+        **options,
+    )
+    return prepared.run(folder=folder, resume=resume, reporter=reporter)

@@ -221,3 +221,46 @@ def test_a_block_that_does_nothing_is_left_out_and_the_student_opens_again(tmp_p
     again = netgraft.load_student(tmp_path / "student")
     assert torch.equal(again(images), derived.student(images))
     assert macs(again, (3, 32, 32)) <= 0.85 * macs(teacher, (3, 32, 32))
+
+
+def test_without_a_student_distill_derives_one_and_trains_it(
+    teacher: nn.Module, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    before = snapshot(teacher)
+    runner = netgraft.Runner(accelerator="cpu", precision="32", seed=3)
+    steps = netgraft.NetGraft(block_steps=(0,), joins="at-once", join_steps=6)
+    result = netgraft.distill(
+        teacher,
+        images=pictures,
+        keep={"macs": 0.5},
+        protect=["features.3"],
+        views=VIEW_POLICIES["plain"],
+        runner=runner,
+        method=steps,
+        folder=tmp_path / "run",
+    )
+    assert macs(result.student, (1, 8, 8)) <= 0.5 * macs(teacher, (1, 8, 8))
+    assert snapshot(teacher) == before
+    assert (result.trained.steps, result.pairing.init) == (6, "solve")
+    assert result.derivation is not None
+    assert result.derivation.library is not None
+    assert {row.place: row.kept for row in result.derivation.choice.places}["features.3"] == 32
+    # where it started from is what derive gives for the same views
+    start = netgraft.derive(
+        teacher, pictures, {"macs": 0.5}, protect=["features.3"], views=VIEW_POLICIES["plain"], seed=3
+    )
+    assert [p.shape for p in start.student.parameters()] == [p.shape for p in result.student.parameters()]
+    moved = [
+        float((a - b).detach().abs().max()) for a, b in zip(start.student.parameters(), result.student.parameters(), strict=True)
+    ]
+    assert 0 < max(moved) < 0.02
+    result.save(tmp_path / "student")
+    opened = netgraft.load_student(tmp_path / "student")
+    assert torch.equal(opened(probe()), result.student(probe()))
+
+
+def test_distill_takes_a_student_or_a_budget(teacher: nn.Module, pictures: list[Image.Image]) -> None:
+    with pytest.raises(RequestError, match="give a student, or keep to have one derived, not both"):
+        netgraft.distill(teacher, build("digits_vgg7_bn_half"), pictures, keep={"macs": 0.5})
+    with pytest.raises(RequestError, match="there are no images to derive a student from"):
+        netgraft.distill(teacher)
