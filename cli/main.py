@@ -9,7 +9,7 @@ import click
 
 import netgraft
 from netgraft.errors import InterruptedRunError, RequestError, RunError
-from netgraft.heap import keep_freed_memory
+from netgraft.training.heap import keep_freed_memory
 
 from .benchmark import benchmark
 from .distill import distill

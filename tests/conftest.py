@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from netgraft.heap import keep_freed_memory
+from netgraft.training.heap import keep_freed_memory
 
 pytest.register_assert_rewrite("tests.support")
 

@@ -251,7 +251,8 @@ def test_without_a_student_distill_derives_one_and_trains_it(
     )
     assert [p.shape for p in start.student.parameters()] == [p.shape for p in result.student.parameters()]
     moved = [
-        float((a - b).detach().abs().max()) for a, b in zip(start.student.parameters(), result.student.parameters(), strict=True)
+        float((a - b).detach().abs().max())
+        for a, b in zip(start.student.parameters(), result.student.parameters(), strict=True)
     ]
     assert 0 < max(moved) < 0.02
     result.save(tmp_path / "student")

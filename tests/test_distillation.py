@@ -226,7 +226,7 @@ def test_sliced_students_hold_the_teachers_numbers() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"init": "pretrained"}, "init must be auto, random, slice or solve, not 'pretrained'"),
+        ({"init": "pretrained"}, "init must be auto, random, keep, slice or solve, not 'pretrained'"),
         ({"inherit": "all"}, "inherit must be auto or none, not 'all'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A forward of large images with and without :func:`netgraft.heap.keep_freed_memory`, each in a process of its own."""
+"""A forward of large images with and without freed memory that stays, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.speed.timing import median, ratio, side_by_side, write
 PROGRAM = """
 import sys, time
 import timm, torch
-from netgraft.heap import keep_freed_memory
+from netgraft.training.heap import keep_freed_memory
 
 if sys.argv[1] == "kept":
     assert keep_freed_memory(), "needs glibc"

@@ -215,7 +215,7 @@ def test_train_makes_a_teacher_that_evaluate_reads(capsys: pytest.CaptureFixture
         (["--method", "netgrafd"], "there is no method 'netgrafd'; choose from netgraft"),
         (["--preset", "best"], "choose from default, reference"),
         (["--views", "wild"], "choose from rich"),
-        (["--init", "zeros"], "init must be auto, random, slice or solve"),
+        (["--init", "zeros"], "init must be auto, random, keep, slice or solve"),
         (["--inherit", "all"], "inherit must be auto or none"),
         (["--schedule", "linear"], "schedule must be one of constant"),
         (["--block-steps", "2,x"], "block_steps must be like its default 300, not '2,x'"),

@@ -19,8 +19,8 @@ def test_every_start_goes_with_every_inheritance() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "complaint"),
     [
-        ("init", "Slice", "init must be auto, random, slice or solve, not 'Slice'"),
-        ("init", "", "init must be auto, random, slice or solve, not ''"),
+        ("init", "Slice", "init must be auto, random, keep, slice or solve, not 'Slice'"),
+        ("init", "", "init must be auto, random, keep, slice or solve, not ''"),
         ("inherit", "all", "inherit must be auto or none, not 'all'"),
     ],
 )

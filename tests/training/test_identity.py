@@ -104,6 +104,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "SupervisedTraining": {
         "epochs": 30,
         "batch_size": 128,
+        "optimizer": "sgd",
         "lr": 0.1,
         "weight_decay": 5e-4,
         "label_smoothing": 0.0,
