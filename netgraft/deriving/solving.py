@@ -125,12 +125,13 @@ def _solve(
     generator = torch.Generator().manual_seed(0)
     wanted = rows_a_batch(unknowns, len(states[0]))
     intercept = has_intercept(layer, norm)
+    carried = 0 if layer.bias is not None or norm is None else _carried(anatomy, norm, name, outputs)
     both = Normals(groups, unknowns, len(outputs) // groups)
     for teacher_state, student_state in zip(*states, strict=True):
         of_teacher = _call_of(blocks[0], teacher_state, teachers)
         of_student = _call_of(blocks[1], student_state, layer)
         rows = sampled_rows(of_student, wanted, generator)
-        missing = of_teacher.output_rows(rows)[:, outputs] - of_student.output_rows(rows)
+        missing = of_teacher.output_rows(rows)[:, outputs] - of_student.output_rows(rows) - carried
         both.add(of_student.unfolded_rows(rows), missing)
     if not both.is_finite():
         raise RequestError(f"{name} takes in values that are no finite numbers once the model is narrower; keep more")
@@ -138,6 +139,14 @@ def _solve(
     layer.weight += step.reshape(layer.weight.shape).to(layer.weight)
     if intercept:
         add_to_output(layer, norm, shift)
+
+
+def _carried(anatomy: Anatomy, norm: nn.modules.batchnorm._BatchNorm, layer: str, outputs: Tensor) -> Tensor | int:
+    """Return what the norm behind a layer without bias adds to its outputs already, beyond what the teacher's adds."""
+    teachers = anatomy.norm_behind(anatomy.model, layer)
+    if norm.running_mean is None or teachers is None or teachers.running_mean is None:
+        return 0
+    return teachers.running_mean[outputs] - norm.running_mean
 
 
 def _call_of(block: nn.Module, state: Tensor, layer: nn.Module) -> LayerCall:
