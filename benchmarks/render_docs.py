@@ -47,6 +47,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "docs/deriving.md": {
         "results: derived cifar10": (*TABLE, f"{RESULTS}/derived-cifar10"),
         "results: derived digits": (*TABLE, f"{RESULTS}/derived-digits"),
+        "results: derived imagenet": (*TABLE, f"{RESULTS}/derived-imagenet"),
         "results: derived ablation": (*TABLE, f"{RESULTS}/derived-ablation"),
         "results: architectures": ("benchmarks.deriving.table",),
     },
