@@ -245,14 +245,17 @@ class Deriver:
         return self._options.allocation != "uniform"
 
     def _removal(self, place: Place, readers: Sequence[Reader]) -> Removal:
-        """Say in which order the channels of a place go."""
+        """Say in which order the channels of a place go, and what each loses."""
         if self._options.criterion == "weight-norm":
-            order = weight_norm_order(place, self._teacher, self.anatomy.found.products)
-            return removal_in_order(order, place, readers)
+            return removal_in_order(self._order(place), place, readers)
         return surgeon_removal(place, readers)
 
     def _order(self, place: Place) -> Tensor:
-        return self._removal(place, [self.readers[product.layer] for product in place.readers]).order
+        """Return the channels of a place, the most dispensable first."""
+        if self._options.criterion == "weight-norm":
+            # weights alone decide: no statistics are needed
+            return weight_norm_order(place, self._teacher, self.anatomy.found.products)
+        return surgeon_removal(place, [self.readers[product.layer] for product in place.readers]).order
 
     @cached_property
     def _counted(self) -> dict[str, Cost]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from netgraft.deriving.axes import Atom
-from netgraft.deriving.choice import Limit, Options, choose_widths
+from netgraft.deriving.choice import Limit, Options, check_limits, choose_widths
 
 HALVINGS = 40
 """Of the interval in which the even share is sought."""
@@ -24,12 +24,12 @@ def greedy_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
     Raises:
         RequestError: Not even the smallest widths meet a limit.
     """
-    _check(places, limits)
+    check_limits(places, limits)
     widths = {place.atom: place.widths[-1] for place in places}
     at = [len(place.widths) - 1 for place in places]
     while over := [limit for limit in limits if limit.cost(widths) > limit.most]:
         before = [limit.cost(widths) for limit in over]
-        best: tuple[float, int, float] | None = None
+        best: tuple[float, int] | None = None
         for number, place in enumerate(places):
             if at[number] == 0:
                 continue
@@ -37,7 +37,7 @@ def greedy_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
             saved = sum((cost - limit.cost(narrower)) / limit.most for limit, cost in zip(over, before, strict=True))
             added = place.errors[at[number] - 1] - place.errors[at[number]]
             # what saves nothing by itself may save something together with others, and comes last
-            rank = (added / saved if saved > 0 else float("inf"), number, saved)
+            rank = (added / saved if saved > 0 else float("inf"), number)
             best = rank if best is None else min(best, rank)
         assert best is not None, "the smallest widths meet all limits"
         at[best[1]] -= 1
@@ -59,7 +59,7 @@ def uniform_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[A
     Raises:
         RequestError: Not even the smallest widths meet a limit.
     """
-    _check([place for place in places if place.widths[-1] > 1], limits)
+    check_limits([place for place in places if place.widths[-1] > 1], limits)
 
     def at(part: float) -> dict[Atom, int]:
         return {
@@ -78,12 +78,6 @@ def uniform_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[A
         middle = (low + high) / 2
         low, high = (middle, high) if meets(middle) else (low, middle)
     return at(low)
-
-
-def _check(places: Sequence[Options], limits: Sequence[Limit]) -> None:
-    smallest = {place.atom: place.widths[0] for place in places}
-    for limit in limits:
-        limit.check(smallest)
 
 
 Allocation = Callable[[Sequence[Options], Sequence[Limit]], Mapping[Atom, int]]

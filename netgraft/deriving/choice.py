@@ -62,6 +62,13 @@ class Limit:
             )
 
 
+def check_limits(places: Sequence[Options], limits: Sequence[Limit]) -> None:
+    """Raise RequestError if not even the smallest widths meet all limits."""
+    smallest = {place.atom: place.widths[0] for place in places}
+    for limit in limits:
+        limit.check(smallest)
+
+
 def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[Atom, int]:
     """Return the widths with the least sum of errors that meet all limits.
 
@@ -79,10 +86,9 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
     Raises:
         RequestError: Not even the smallest widths meet a limit.
     """
+    check_limits(places, limits)
     search = _Search(places, limits)
     smallest = tuple(0 for _ in places)
-    for limit in limits:
-        limit.check(search.widths(smallest))
     present = tuple(len(place.widths) - 1 for place in places)
     best = smallest
     slack = [1.0] * len(limits)

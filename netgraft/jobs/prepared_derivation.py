@@ -105,11 +105,11 @@ class PreparedDerivation(PreparedDistillation):
             asked.teacher, asked.views, asked.data_config, protect=protect, options=asked.deriving, init=asked.init
         )
         self._deriver.check(asked.budget)
-        if self.job.library is not None and not self._deriver.scores:
-            raise RequestError(
-                f"--allocation {asked.deriving.allocation} asks no library; leave --library out, or --allocation"
-            )
         if self.job.library is not None:
+            if not self._deriver.scores:
+                raise RequestError(
+                    f"--allocation {asked.deriving.allocation} asks no library; leave --library out, or --allocation"
+                )
             self._deriver.library = self._read_library(self.job.library)
 
     @property
