@@ -49,6 +49,7 @@ def distill(quiet: bool | None, as_json: bool | None, settings: Mapping[str, str
             if options["out"] is not None:
                 asked["out"] = options["out"] / str(budget)
         result = run_job(build(DistillJob, asked), quiet=quiet, as_json=as_json, show=show_distilled)
-        if len(series) > 1:
-            # tried once, the places serve all budgets
-            asked["library"] = Path(result["run_folder"]) / LIBRARY
+        library = Path(result["run_folder"]) / LIBRARY
+        if len(series) > 1 and library.exists():
+            # tried once, the places serve all budgets; even widths ask nobody
+            asked["library"] = library

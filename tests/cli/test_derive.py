@@ -228,3 +228,15 @@ def test_a_series_makes_a_student_for_each_budget_from_one_library(capsys: pytes
     texts = [(Path("series") / name / "library.json").read_text() for name in ("macs=0.7", "macs=0.4")]
     assert texts[0] == texts[1]
     assert "each budget once" in fails(capsys, *FEW, "--keep", "0.5,0.5", "--out", "out")
+
+
+def test_a_series_of_even_widths_needs_no_library() -> None:
+    request = [*FEW, "--keep", "0.7,0.4", "--allocation", "uniform", "--steps", "0", "--out", "series", "--quiet"]
+    assert run(request) == 0
+    shares = [
+        result["macs"] / result["teacher_macs"]
+        for result in (result_of(Path("series") / name) for name in ("macs=0.7", "macs=0.4"))
+    ]
+    assert shares[0] <= 0.7
+    assert shares[1] <= 0.4
+    assert not list(Path("series").glob("*/library.json"))
