@@ -444,10 +444,7 @@ def derive(
     if not images:
         raise RequestError("there are no images to derive a student from; give at least one")
     data_config = dict(data_config or resolve_model_data_config(teacher))
-    if isinstance(views, Views):
-        made = views
-    else:
-        made = Views.configured(images, views or VIEW_POLICIES["rich"], data_config, seed=seed)
+    made = Views.of(images, views or VIEW_POLICIES["rich"], data_config, seed=seed)
     with eval_mode(teacher):
         deriver = Deriver(teacher, made, data_config, protect=protect, reporter=reporter)
         return deriver.derive(budget_of(keep or {"macs": 0.5}))

@@ -279,10 +279,7 @@ def prepare(
     solved = (options.init if derivation is None else derivation.init) == "solve"
     default = choose("netgraft", "default", Budget(len(images), class_count(teacher), solved))
     method = method or default.method
-    if isinstance(views, Views):
-        made = views
-    else:
-        made = Views.configured(images, views or default.views, data_config, seed=runner.seed, labels=labels)
+    made = Views.of(images, views or default.views, data_config, seed=runner.seed, labels=labels)
     if derivation is None and options.init == "solve":
         derivation = Deriver(teacher, made, data_config, reporter=reporter).like(student)
     # adapters start at random too
@@ -380,9 +377,8 @@ def distill(
     if student is None:
         if not images:
             raise RequestError("there are no images to derive a student from; give at least one")
-        if not isinstance(views, Views):
-            policy = views or VIEW_POLICIES["rich"]
-            views = Views.configured(images, policy, data_config, seed=runner.seed, labels=options.get("labels"))
+        policy = views or VIEW_POLICIES["rich"]
+        views = Views.of(images, policy, data_config, seed=runner.seed, labels=options.get("labels"))
         derivation = derive(
             teacher, images, keep, protect=protect, views=views, data_config=data_config, reporter=reporter
         )

@@ -153,6 +153,19 @@ class Views:
             labels=labels,
         )
 
+    @classmethod
+    def of(
+        cls,
+        images: Sequence[Image.Image],
+        how: ViewPolicy | Views,
+        data_config: Mapping[str, Any],
+        *,
+        seed: int,
+        labels: Sequence[int] | None = None,
+    ) -> Views:
+        """Return views that were made already, or make them by a policy; see :meth:`configured`."""
+        return how if isinstance(how, Views) else cls.configured(images, how, data_config, seed=seed, labels=labels)
+
     def __len__(self) -> int:
         return len(self._sources) * self.per_image
 
