@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -16,6 +17,9 @@ from netgraft.errors import RequestError
 
 ROUNDS = 12
 """How often the knapsack is solved again with the prices of what it chose."""
+
+TIE = 1e-9
+"""Counted as error where all of a place goes, in parts of the logits' variance: of what is as good, more is kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +121,19 @@ class _Search:
     def widths(self, chosen: Sequence[int]) -> dict[Atom, int]:
         return {place.atom: place.widths[number] for place, number in zip(self.places, chosen, strict=True)}
 
+    @cached_property
+    def errors(self) -> list[tuple[float, ...]]:
+        """Of each place at each width; a little larger where less is kept."""
+        return [
+            tuple(
+                error + TIE * (1 - width / place.widths[-1])
+                for width, error in zip(place.widths, place.errors, strict=True)
+            )
+            for place in self.places
+        ]
+
     def error(self, chosen: Sequence[int]) -> float:
-        return sum(place.errors[number] for place, number in zip(self.places, chosen, strict=True))
+        return sum(errors[number] for errors, number in zip(self.errors, chosen, strict=True))
 
     def meets(self, chosen: Sequence[int]) -> bool:
         return all(limit.cost(self.widths(chosen)) <= limit.most for limit in self.limits)
@@ -141,7 +156,7 @@ class _Search:
         most = [part - base / limit.most for part, base, limit in zip(slack, bases, self.limits, strict=True)]
         with native_output_to_stderr():
             found = milp(
-                np.concatenate([place.errors for place in self.places]),
+                np.concatenate(self.errors),
                 constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(prices, -np.inf, most)],
                 bounds=Bounds(0, 1),
                 integrality=1,

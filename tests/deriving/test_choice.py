@@ -67,6 +67,17 @@ def test_the_choice_is_the_best_of_all_or_all_but_as_good(fraction: float, *, tw
     assert max(ratios) < 1.3
 
 
+def test_of_widths_that_are_as_good_those_stay_that_the_budget_buys() -> None:
+    options = [Options(Atom(64), tuple(range(8, 65, 8)), (0.0,) * 8) for _ in range(4)]
+    cost = Chain([each.atom for each in options], [1.0] * 5)
+    limit = Limit("it", cost, 0.6 * cost({}))
+    chosen = choose_widths(options, [limit])
+
+    assert limit.cost(chosen) <= limit.most
+    wider = [{**chosen, atom: width + 8} for atom, width in chosen.items() if width < atom.size]
+    assert all(limit.cost(each) > limit.most for each in wider)
+
+
 def test_a_price_that_is_linear_gives_the_very_best() -> None:
     generator = np.random.default_rng(0)
     for _ in range(10):
