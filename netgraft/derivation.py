@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -174,13 +175,15 @@ class Deriver:
         teacher: A classifier; unchanged.
         views: Of the few images.
         data_config: The teacher's preprocessing.
-        protect: Places, or modules around them, that stay whole.
+        protect: Places, or modules around them, that stay whole; ``*`` stands for any part of a name.
+        force: Widths that are given and not chosen, by the names of their places; 0 leaves a block out.
         options: Which channels go, and how many of each layer.
         init: How students start: ``solve``, or ``slice`` for the teacher's weights as they are.
         reporter: Told what happens.
 
     Raises:
-        RequestError: The teacher has nothing that could become narrower, or there is no place of such a name.
+        RequestError: The teacher has nothing that could become narrower, there is no place of such a name, or it can't
+            have such a width.
     """
 
     def __init__(
@@ -190,6 +193,7 @@ class Deriver:
         data_config: Mapping[str, Any],
         *,
         protect: Sequence[str] = (),
+        force: Mapping[str, int] | None = None,
         options: DerivingOptions | None = None,
         init: Literal["solve", "slice"] = "solve",
         reporter: ProgressReporter | None = None,
@@ -203,8 +207,11 @@ class Deriver:
         size = tuple(data_config["input_size"])
         probe = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
         self.anatomy = Anatomy.of(teacher, probe.to(next(teacher.parameters()).device))
-        protected = _protected(self.anatomy, protect)
-        self._open = [place for place in self.anatomy.all_places if place.name not in protected]
+        self._forced = _forced(self.anatomy, force or {})
+        settled = _protected(self.anatomy, protect) | {
+            place.name for place in self.anatomy.all_places if place.atom in self._forced
+        }
+        self._open = [place for place in self.anatomy.all_places if place.name not in settled]
         wanted = max(512, VIEWS * 32 * 32 // (size[1] * size[2]) // BATCH * BATCH)
         self._statistics = min(len(views), VIEWS, wanted)
         self._library: Library | None = None
@@ -324,26 +331,40 @@ class Deriver:
         Raises:
             RequestError: The budget can't be met, or is none.
         """
+        errors: dict[Atom, dict[int, float]] = {}
         if self.scores:
-            options = [entry.options() for entry in self.library.entries if entry.place in self._open]
+            scored = {entry.place: entry.options() for entry in self.library.entries}
+            errors = {each.atom: dict(zip(each.widths, each.errors, strict=True)) for each in scored.values()}
+            options = [scored[place] for place in self._open]
             orders = {entry.place.atom: entry.removal.order for entry in self.library.entries}
         else:
             options = [Options.unscored(place.atom, place.widths(place.width)) for place in self._open]
-            orders = {place.atom: self._order(place) for place in self._open if not isinstance(place, Block)}
-        widths = self._chosen(options, self._limits(budget))
+            orders = {block.atom: torch.tensor([0]) for block in self.anatomy.blocks}
+            orders |= {
+                place.atom: self._order(place)
+                for place in self.anatomy.places
+                if place in self._open or place.atom in self._forced
+            }
+        widths = {**self._chosen(options, self._limits(budget)), **self._forced}
         kept = {
             place.atom: kept_channels(orders[place.atom], widths[place.atom])
-            for place in self._open
+            for place in self.anatomy.all_places
             if widths.get(place.atom, place.width) < place.width
         }
         student = self._started(kept)
-        errors = {each.atom: dict(zip(each.widths, each.errors, strict=True)) for each in options}
-        choice = self._choice(widths, errors if self.scores else {})
+        choice = self._choice(widths, errors)
         library = self.library if self.scores else None
         return Derivation(student, library, choice, kept, self.anatomy, self._data_config, self._init)
 
     def _limits(self, budget: Sequence[Amount]) -> list[Limit]:
-        return [Limit(each.unit, self._cost(each.unit), each.limit(self._cost(each.unit)({}))) for each in budget]
+        limits = []
+        for amount in budget:
+            cost = self._cost(amount.unit)
+            limits.append(Limit(amount.unit, partial(self._with_forced, cost), amount.limit(cost({}))))
+        return limits
+
+    def _with_forced(self, cost: Cost, widths: Widths) -> float:
+        return cost({**widths, **self._forced})
 
     def _chosen(self, options: Sequence[Options], limits: Sequence[Limit]) -> dict[Atom, int]:
         """Choose; where milliseconds are asked for measure the whole model, and choose again while it is slower."""
@@ -365,7 +386,8 @@ class Deriver:
         )
 
     def _measured_milliseconds(self, widths: Widths) -> float:
-        narrower = {atom: torch.arange(width) for atom, width in widths.items() if width < atom.size}
+        all_widths = {**widths, **self._forced}
+        narrower = {atom: torch.arange(width) for atom, width in all_widths.items() if width < atom.size}
         student = narrow(self._teacher, self.anatomy.found, narrower, self.anatomy.blocks)
         return shortest_milliseconds(student, self.anatomy.probe[:1], repeats=REPEATS)
 
@@ -387,13 +409,19 @@ class Deriver:
         return Choice(tuple(rows), {unit: (cost({}), cost(widths)) for unit, cost in self._counted.items()})
 
 
+def _with_parents(layer: str) -> list[str]:
+    """Return a layer's name and those of the modules around it."""
+    parts = layer.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
 def _protected(anatomy: Anatomy, names: Sequence[str]) -> set[str]:
     found = set()
     for name in names:
         inside = {
             place.name
             for place in anatomy.all_places
-            if any(layer == name or layer.startswith(f"{name}.") for layer in (place.name, *place.layers))
+            if any(fnmatchcase(part, name) for layer in (place.name, *place.layers) for part in _with_parents(layer))
         }
         if not inside:
             known = ", ".join(place.name for place in anatomy.places[:5])
@@ -402,12 +430,26 @@ def _protected(anatomy: Anatomy, names: Sequence[str]) -> set[str]:
     return found
 
 
+def _forced(anatomy: Anatomy, widths: Mapping[str, int]) -> dict[Atom, int]:
+    places = {place.name: place for place in anatomy.all_places}
+    for name, width in widths.items():
+        if name not in places:
+            raise RequestError(
+                f"there is no place {name!r} whose width could be given; the first are {', '.join([*places][:5])}"
+            )
+        least = 0 if isinstance(places[name], Block) else 1
+        if not least <= width <= places[name].width:
+            raise RequestError(f"{name} can be {least} to {places[name].width} wide, not {width}")
+    return {places[name].atom: width for name, width in widths.items()}
+
+
 def derive(
     teacher: nn.Module,
     images: Sequence[Image.Image],
     keep: Mapping[str, float | str] | None = None,
     *,
     protect: Sequence[str] = (),
+    force: Mapping[str, int] | None = None,
     views: ViewPolicy | Views | None = None,
     data_config: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -420,7 +462,8 @@ def derive(
         images: PIL images, without labels.
         keep: What the student may cost: ``{"macs": 0.5}``, ``{"parameters": "2.5M"}``, or both; fractions are of the
             teacher's. Half of the multiply-accumulates if None.
-        protect: Names of modules that stay whole.
+        protect: Names of modules that stay whole; ``*`` stands for any part of a name: ``blocks.*.attn``.
+        force: Widths that are given and not chosen, by the names of their places; 0 leaves a block out.
         views: How views are made of the images, or views of them; rich ones if None.
         data_config: Preprocessing in timm's words; the teacher's own if None.
         seed: Of the views.
@@ -446,5 +489,5 @@ def derive(
     data_config = dict(data_config or resolve_model_data_config(teacher))
     made = Views.of(images, views or VIEW_POLICIES["rich"], data_config, seed=seed)
     with eval_mode(teacher):
-        deriver = Deriver(teacher, made, data_config, protect=protect, reporter=reporter)
+        deriver = Deriver(teacher, made, data_config, protect=protect, force=force, reporter=reporter)
         return deriver.derive(budget_of(keep or {"macs": 0.5}))

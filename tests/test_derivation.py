@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver, derive
 from netgraft.deriving.budget import budget_of
 from netgraft.deriving.library import Library
+from netgraft.deriving.options import DerivingOptions
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import macs
 from netgraft.modules import parameters
@@ -100,8 +102,44 @@ def test_what_is_protected_stays_whole(teacher: nn.Module, few_views: Views, mad
     derived = tool.derive(budget_of({"macs": 0.8}))
 
     assert {"features.0", "features.10", "features.14"} <= set(derived.choice.to_json()["whole"])
-    with pytest.raises(RequestError, match=r"^there is nothing to protect at 'nowhere'; the first"):
-        deriver(teacher, few_views, protect=["nowhere"])
+    stars = deriver(teacher, few_views, protect=["*.14", "feature?.0"])
+    stars.library = Library.from_json(made[1].library.to_json(), stars.anatomy.places)
+    assert str(stars.derive(budget_of({"macs": 0.8})).choice) == str(derived.choice)
+    for nowhere in ("nowhere", "feat", "*.nowhere"):
+        with pytest.raises(RequestError, match=rf"^there is nothing to protect at '{re.escape(nowhere)}'; the first"):
+            deriver(teacher, few_views, protect=[nowhere])
+
+
+@pytest.mark.parametrize("allocation", ["knapsack", "uniform"])
+def test_a_width_that_is_given_is_kept_and_the_others_meet_the_budget(
+    teacher: nn.Module, few_views: Views, made: tuple[Deriver, Derivation], allocation: str
+) -> None:
+    free = made[1].choice.to_json()["narrowed"]
+    tool = deriver(teacher, few_views, force={"features.3": 31}, options=DerivingOptions(allocation=allocation))
+    assert made[1].library is not None
+    tool.library = Library.from_json(made[1].library.to_json(), tool.anatomy.places)
+    derived = tool.derive(budget_of({"macs": 0.5}))
+
+    assert derived.choice.to_json()["narrowed"]["features.3"][1] == 31 != free["features.3"][1]
+    assert derived.student.get_submodule("features.3").weight.shape[0] == 31
+    teachers, students = derived.choice.costs["macs"]
+    assert 0.4 < students / teachers <= 0.5
+    assert students == macs(derived.student, (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("force", "said"),
+    [
+        ({"nowhere": 8}, r"^there is no place 'nowhere' whose width could be given; the first are features"),
+        ({"features.3": 0}, r"^features\.3 can be 1 to \d+ wide, not 0$"),
+        ({"features.3": 10**6}, r"^features\.3 can be 1 to \d+ wide, not 1000000$"),
+    ],
+)
+def test_a_width_that_can_not_be_had_is_refused(
+    teacher: nn.Module, few_views: Views, force: dict[str, int], said: str
+) -> None:
+    with pytest.raises(RequestError, match=said):
+        deriver(teacher, few_views, force=force)
 
 
 @torch.no_grad()

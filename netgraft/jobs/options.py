@@ -65,7 +65,14 @@ class DistillOptions(JobOptions):
         scope="pair",
     )
     protect: str | None = option(
-        None, "Modules of the teacher that stay whole in a derived student, separated by commas.", scope="pair"
+        None,
+        "Modules of the teacher that stay whole in a derived student, separated by commas: head,blocks.*.attn.",
+        scope="pair",
+    )
+    force: str | None = option(
+        None,
+        "Places of a derived student whose width is given and not chosen: features.3=32,blocks.4.2=0 (left out).",
+        scope="pair",
     )
     library: Path | None = option(
         None, "library.json of an earlier run with this teacher and these views, used again for another budget."

@@ -99,10 +99,15 @@ class PreparedDerivation(PreparedDistillation):
     asked: AskedDerivation = field(kw_only=True)
 
     def __post_init__(self) -> None:
-        protect = [name.strip() for name in (self.job.protect or "").split(",") if name.strip()]
         asked = self.asked
         self._deriver = Deriver(
-            asked.teacher, asked.views, asked.data_config, protect=protect, options=asked.deriving, init=asked.init
+            asked.teacher,
+            asked.views,
+            asked.data_config,
+            protect=_words(self.job.protect),
+            force=_parse_widths(self.job.force),
+            options=asked.deriving,
+            init=asked.init,
         )
         self._deriver.check(asked.budget)
         if self.job.library is not None:
@@ -139,6 +144,7 @@ class PreparedDerivation(PreparedDistillation):
             hyperparameters=asked.method,
             pairing=replace(asked.pairing, init="slice" if asked.init == "slice" else "auto"),
             **({} if allocation == DerivingOptions().allocation else {"allocation": allocation}),
+            **({} if self.job.force is None else {"force": self.job.force}),
             seed=asked.runner.seed,
             precision=asked.runner.precision,
             devices=asked.runner.devices,
@@ -241,6 +247,20 @@ class PreparedDerivation(PreparedDistillation):
 
 def _read(path: Path) -> Mapping[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _words(text: str | None) -> list[str]:
+    return [word.strip() for word in (text or "").split(",") if word.strip()]
+
+
+def _parse_widths(text: str | None) -> dict[str, int]:
+    widths = {}
+    for word in _words(text):
+        name, _, width = (part.strip() for part in word.partition("="))
+        if not name or not width.isdecimal():
+            raise RequestError(f"--force takes names of places and their widths, features.3=32, not {word!r}")
+        widths[name] = int(width)
+    return widths
 
 
 def _short(amount: Amount) -> str:

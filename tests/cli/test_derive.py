@@ -145,6 +145,15 @@ def test_what_is_protected_stays_whole(solved: Path) -> None:
     assert {"features.3", "features.7"} <= set(derived["whole"])
 
 
+def test_a_width_can_be_given(solved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    request = [*FEW, "--keep", "macs=0.6", "--library", str(solved / "library.json"), "--steps", "0"]
+    assert run([*request, "--force", "features.3=24", "--out", "forced", "--quiet"]) == 0
+    assert result_of(Path("forced"))["derived"]["narrowed"]["features.3"][1] == 24
+    assert run([*request, "--force", "features.3=wide", "--out", "refused"]) == 2
+    assert "--force takes names of places and their widths" in capsys.readouterr().err
+    assert not Path("refused").exists()
+
+
 def test_a_named_twin_starts_in_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
     twin = run_json(capsys, *FEW, "--init", "solve", "--steps", "0", "--out", "twin")
     plain = run_json(capsys, *FEW, "--init", "slice", "--steps", "0", "--out", "sliced")
