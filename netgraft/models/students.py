@@ -66,7 +66,7 @@ def save_student(
         if student is not model:
             assert isinstance(student, nn.Sequential)
             _save_sequence(unfinished, student, model, cuts, data_config, sizes)
-        elif sizes:
+        elif sizes or _shares_tensors(model):
             _save_narrowed(unfinished, model, data_config, sizes)
         else:
             _save_plain(unfinished, model, data_config)
@@ -90,8 +90,8 @@ def _plain_config(data_config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def opens_with_timm(model: nn.Module, data_config: Mapping[str, Any]) -> bool:
-    """Return whether timm's constructor makes a model of these sizes, so that timm alone opens its folder."""
-    return not _sizes(model, data_config)
+    """Return whether timm's constructor makes a model of these sizes and saves it: timm alone opens its folder then."""
+    return not _sizes(model, data_config) and not _shares_tensors(model)
 
 
 def _sizes(model: nn.Module, data_config: Mapping[str, Any]) -> Sizes:
@@ -163,14 +163,40 @@ def _write_described(
         **described,
         "pretrained_cfg": {**_plain_config(data_config), **labels_of(model)},
     }
-    save_file({name: value.contiguous() for name, value in state.items()}, folder / _WEIGHTS)
+    save_file({name: value.contiguous() for name, value in _each_once(state).items()}, folder / _WEIGHTS)
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _each_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out what is another one's tensor: modules may stand in several places."""
+    seen: dict[object, str] = {}
+    for name, value in state.items():
+        seen.setdefault((value.data_ptr(), value.shape, value.stride()) if value.numel() else name, name)
+    return {name: state[name] for name in seen.values()}
+
+
+def _shares_tensors(model: nn.Module) -> bool:
+    """Whether a tensor of its state has several names, which timm doesn't save."""
+    state = model.state_dict()
+    return len(_each_once(state)) < len(state)
+
+
+def _everywhere(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return what :func:`_each_once` left, under all names that it has in ``model``."""
+    of_tensor: dict[int, str] = {}
+    whole = dict(state)
+    for name, value in model.state_dict(keep_vars=True).items():
+        first = of_tensor.setdefault(id(value), name)
+        if name not in whole and first in whole:
+            whole[name] = whole[first]
+    return whole
 
 
 def _layer_states(student: nn.Sequential) -> dict[str, Tensor]:
     """Weights under the layer's number and the name in the model, whichever blocks a layer was merged from."""
     states = [layer.state_dict() if _adapter_spec(layer) else state_of(layer) for layer in student]
-    return {f"{number}.{name}": value for number, state in enumerate(states) for name, value in state.items()}
+    # copies: what is shared between layers is read by each of them
+    return {f"{number}.{name}": value.clone() for number, state in enumerate(states) for name, value in state.items()}
 
 
 def load_student(folder: str | Path) -> nn.Module:
@@ -223,7 +249,7 @@ def _load_described(folder: Path) -> nn.Module:
     if "layers" in description:
         student = _sequence(model, description, state)
     else:
-        model.load_state_dict(state)
+        model.load_state_dict(_everywhere(state, model))
     student.pretrained_cfg = {**pretrained_cfg(student), **description["pretrained_cfg"]}
     student.num_classes = description["model_args"]["num_classes"]
     return cast(nn.Module, student.eval())

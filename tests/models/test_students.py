@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from netgraft.deriving.sizes import replace_tensor
 from netgraft.errors import RequestError, RunError
 from netgraft.grafting.folding import fold_with_report
 from netgraft.grafting.pairing import pair
@@ -53,6 +54,22 @@ def sequence(student: str, fold: bool = True) -> tuple[nn.Sequential, nn.Module,
     assembled = assemble(pairing, make_scions(pairing)).eval()
     built = fold_with_report(assembled).student if fold else assembled
     return built.eval(), model, pairing.student.names[:-1]
+
+
+@pytest.mark.parametrize("narrower", [False, True])
+def test_a_model_whose_modules_stand_in_several_places_is_saved(tmp_path: Path, *, narrower: bool) -> None:
+    model = build_model("coat_tiny", seed=0, num_classes=7).eval()
+    assert model.get_parameter("cpe1.proj.bias") is model.get_parameter("serial_blocks1.0.cpe.proj.bias")
+    if narrower:
+        mlp = model.get_submodule("serial_blocks1.0.mlp")
+        for name, value in (("fc1.weight", (8, 64)), ("fc1.bias", (8,)), ("fc2.weight", (64, 8))):
+            replace_tensor(mlp, name, torch.randn(value, generator=torch.Generator().manual_seed(0)))
+    save_student(tmp_path / "student", model, model, cuts=(), data_config=resolve_model_data_config(model))
+    again = load_student(tmp_path / "student")
+
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert snapshot(again) == snapshot(model)
+    assert again.get_parameter("cpe1.proj.bias") is again.get_parameter("serial_blocks1.0.cpe.proj.bias")
 
 
 def test_plain_student_opens_with_timm_alone(tmp_path: Path) -> None:
