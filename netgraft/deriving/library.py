@@ -25,6 +25,10 @@ from netgraft.deriving.statistics import input_moments
 from netgraft.errors import RequestError
 
 
+BATCH = 64
+"""Views that are run at once."""
+
+
 @dataclass(frozen=True, eq=False)
 class Entry:
     """A place at several widths.
@@ -205,15 +209,20 @@ def score_widths(
     model = copy.deepcopy(anatomy.model).eval()
     segments = anatomy.segments_of(model)
     segment_of = segment_of_layers(segments, model)
-    states = states_in_front(segments, held_back)
-    logits = states[-1]
+    # all views at once would take gigabytes at 224 px
+    batches = [states_in_front(segments, some) for some in held_back.split(BATCH)]
+    logits = torch.cat([states[-1] for states in batches])
     scale = _scale(logits)
 
     def error(first: int) -> float:
-        got = states[first].clone()
-        for segment in segments[first:]:
-            got = segment(got)
-        return float((got - logits).square().mean() / scale)
+        got = []
+        for states in batches:
+            # a segment may work in place
+            state = states[first].clone()
+            for segment in segments[first:]:
+                state = segment(state)
+            got.append(state)
+        return float((torch.cat(got) - logits).square().mean() / scale)
 
     for block in anatomy.blocks:
         # from the segment in which it stands
