@@ -322,6 +322,7 @@ def distill(
     *,
     keep: Mapping[str, float | str] | None = None,
     protect: Sequence[str] = (),
+    force: Mapping[str, int] | None = None,
     views: ViewPolicy | Views | None = None,
     runner: Runner | None = None,
     data_config: Mapping[str, Any] | None = None,
@@ -340,7 +341,8 @@ def distill(
         student: A timm model with as many classes; trained in place. Derived from the teacher if None.
         images: PIL images, without labels.
         keep: What a derived student may cost, as for :func:`netgraft.derive`; half of the multiply-accumulates if None.
-        protect: Names of modules that stay whole in a derived student.
+        protect: Names of modules that stay whole in a derived student, as for :func:`netgraft.derive`.
+        force: Widths of its places that are given and not chosen, likewise.
         views: As for :func:`prepare`.
         runner: Device, precision and seed.
         data_config: Preprocessing in timm's words; the teacher's own if None.
@@ -380,7 +382,14 @@ def distill(
         policy = views or VIEW_POLICIES["rich"]
         views = Views.of(images, policy, data_config, seed=runner.seed, labels=options.get("labels"))
         derivation = derive(
-            teacher, images, keep, protect=protect, views=views, data_config=data_config, reporter=reporter
+            teacher,
+            images,
+            keep,
+            protect=protect,
+            force=force,
+            views=views,
+            data_config=data_config,
+            reporter=reporter,
         )
         student = derivation.student
     prepared = prepare(

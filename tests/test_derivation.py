@@ -272,6 +272,7 @@ def test_without_a_student_distill_derives_one_and_trains_it(
         images=pictures,
         keep={"macs": 0.5},
         protect=["features.3"],
+        force={"features.7": 40},
         views=VIEW_POLICIES["plain"],
         runner=runner,
         method=steps,
@@ -282,11 +283,11 @@ def test_without_a_student_distill_derives_one_and_trains_it(
     assert (result.trained.steps, result.pairing.init) == (6, "solve")
     assert result.derivation is not None
     assert result.derivation.library is not None
-    assert {row.place: row.kept for row in result.derivation.choice.places}["features.3"] == 32
+    widths = {row.place: row.kept for row in result.derivation.choice.places}
+    assert (widths["features.3"], widths["features.7"]) == (32, 40)
     # where it started from is what derive gives for the same views
-    start = netgraft.derive(
-        teacher, pictures, {"macs": 0.5}, protect=["features.3"], views=VIEW_POLICIES["plain"], seed=3
-    )
+    asked = {"protect": ["features.3"], "force": {"features.7": 40}, "views": VIEW_POLICIES["plain"], "seed": 3}
+    start = netgraft.derive(teacher, pictures, {"macs": 0.5}, **asked)  # type: ignore[arg-type]
     assert [p.shape for p in start.student.parameters()] == [p.shape for p in result.student.parameters()]
     moved = [
         float((a - b).detach().abs().max())
