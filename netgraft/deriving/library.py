@@ -24,7 +24,6 @@ from netgraft.deriving.selection import Reader, Removal, kept_channels, surgeon_
 from netgraft.deriving.statistics import input_moments
 from netgraft.errors import RequestError
 
-
 BATCH = 64
 """Views that are run at once."""
 
