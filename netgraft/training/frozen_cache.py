@@ -26,6 +26,8 @@ FrozenBlocks = tuple[nn.Module, ...]
 
 PIXELS = 2**18  # of the views that are computed at a time, as far as CHUNKS allows
 
+WORTH_KEEPING = 1.1  # readings of a view, on average
+
 CHUNKS = (32, 256)
 
 
@@ -73,7 +75,7 @@ class ReadingOrder:
     rows: Tensor
     """Row of each view, (views,); -1 where it is never read."""
     repeated: bool
-    """Whether any view is read twice."""
+    """Whether views are read again often enough to keep what was computed of them: :data:`WORTH_KEEPING`."""
 
     @classmethod
     def of(cls, readings: Iterable[Tensor], views: int) -> ReadingOrder:
@@ -85,7 +87,7 @@ class ReadingOrder:
         numbers = first.argsort(stable=True)[: int((first < len(every)).sum())]
         rows = torch.full((views,), -1, dtype=torch.long)
         rows[numbers] = torch.arange(len(numbers))
-        return cls(numbers, rows, repeated=len(numbers) < len(every))
+        return cls(numbers, rows, repeated=len(every) > WORTH_KEEPING * len(numbers))
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class FrozenCache:
         wanted = list(dict.fromkeys(wanted))
         self._cached = {prefix: cached for prefix, cached in self._cached.items() if prefix in wanted}
         missing = [prefix for prefix in wanted if prefix not in self._cached]
-        # what is read once is not worth keeping
+        # what is read once, but for a few, is not worth keeping
         if missing and self.order.repeated:
             samples = self._compute(self.order.numbers[:1], missing)
             for prefix in missing:

@@ -40,17 +40,25 @@ def test_order_is_that_of_first_reading(seed: int) -> None:
     sizes = torch.randint(1, 9, (seed % 5,), generator=generator).tolist()
     batches = [torch.randint(0, views, (size,), generator=generator) for size in sizes]
     numbers: list[int] = []
-    repeated = False
     for batch in batches:
-        for view in batch.tolist():
-            if view in numbers:
-                repeated = True
-            else:
-                numbers.append(view)
+        numbers += [view for view in dict.fromkeys(batch.tolist()) if view not in numbers]
     order = ReadingOrder.of(iter(batches), views)
     assert order.numbers.tolist() == numbers
     assert order.rows.tolist() == [numbers.index(view) if view in numbers else -1 for view in range(views)]
-    assert order.repeated == repeated
+    assert order.repeated == (sum(sizes) > 1.1 * len(numbers))
+
+
+def test_a_last_batch_that_begins_anew_does_not_make_all_views_worth_keeping() -> None:
+    # sixty epochs of fifty thousand views in batches of 128 come to 2,880 readings more than there are views
+    rounds = torch.arange(100 * 64 + 30) % (100 * 64)
+    assert not ReadingOrder.of(rounds.split(64), 100 * 64).repeated
+    views = Pictures()
+    outputs = cache(views)
+    outputs.order = ReadingOrder.of([torch.arange(len(views)), torch.arange(1)], len(views))
+    outputs.keep([()], Notebook())
+    for numbers in (torch.arange(3), torch.arange(3)):
+        outputs.read([()], numbers)
+    assert views.rendered[-6:] == [0, 1, 2, 0, 1, 2]
 
 
 # --- what comes out
