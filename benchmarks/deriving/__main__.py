@@ -36,7 +36,8 @@ def main() -> None:
         if not asked or (name in results and not options.again):
             continue
         fits = sizes[name]["parameters"] <= LARGEST
-        results[name] = measure(name, check, LIMIT_SECONDS) if fits else {**sizes[name], "skipped": "needs more than 3 GiB"}
+        too_large = {**sizes[name], "skipped": "needs more than 3 GiB"}
+        results[name] = measure(name, check, LIMIT_SECONDS) if fits else too_large
         write(RESULTS, results)
         print(name, json.dumps(results[name]), flush=True)
 
