@@ -179,6 +179,7 @@ class Deriver:
         force: Widths that are given and not chosen, by the names of their places; 0 leaves a block out.
         options: Which channels go, and how many of each layer.
         init: How students start: ``solve``, or ``slice`` for the teacher's weights as they are.
+        anatomy: Of the teacher, where it was taken apart before.
         reporter: Told what happens.
 
     Raises:
@@ -196,6 +197,7 @@ class Deriver:
         force: Mapping[str, int] | None = None,
         options: DerivingOptions | None = None,
         init: Literal["solve", "slice"] = "solve",
+        anatomy: Anatomy | None = None,
         reporter: ProgressReporter | None = None,
     ) -> None:
         self._teacher = teacher.eval()
@@ -205,8 +207,10 @@ class Deriver:
         self._data_config = data_config
         self.reporter = reporter or SilentReporter()
         size = tuple(data_config["input_size"])
-        probe = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
-        self.anatomy = Anatomy.of(teacher, probe.to(next(teacher.parameters()).device))
+        if anatomy is None:
+            probe = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+            anatomy = Anatomy.of(teacher, probe.to(next(teacher.parameters()).device))
+        self.anatomy = anatomy
         self._forced = _forced(self.anatomy, force or {})
         settled = _protected(self.anatomy, protect) | {
             place.name for place in self.anatomy.all_places if place.atom in self._forced

@@ -16,6 +16,7 @@ from torch import nn
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver, derive
+from netgraft.deriving.twins import anatomy_of_wider_twin
 from netgraft.errors import RequestError, RunError
 from netgraft.grafting.folding import Folding, fold_with_report
 from netgraft.grafting.options import PairingOptions
@@ -25,7 +26,7 @@ from netgraft.methods.method import Budget, Method
 from netgraft.methods.registry import choose, name_of
 from netgraft.models.creation import class_count, describe_labels, labels_of
 from netgraft.models.students import opens_with_timm, save_student
-from netgraft.modules import parameters, state_digest
+from netgraft.modules import eval_mode, parameters, state_digest
 from netgraft.plan import Plan
 from netgraft.progress import ProgressReporter
 from netgraft.seeding import derived_seed
@@ -260,13 +261,14 @@ def prepare(
         >>> teacher = netgraft.load_teacher("digits_vgg7_bn")
         >>> student = timm.create_model("digits_vgg7_bn_half")
         >>> images = netgraft.open_data("digits").train.load_many(range(20))
-        >>> prepared = netgraft.prepare(teacher, student, images, inherit="none")
-        >>> prepared.plan.steps
-        4200
+        >>> prepared = netgraft.prepare(teacher, student, images)
+        >>> prepared.pairing.init, prepared.plan.steps
+        ('solve', 1000)
+        >>> prepared = netgraft.prepare(teacher, student, images, init="slice", inherit="none")
         >>> print(prepared.plan.phases[0].name)
         graft block 1
-        >>> prepared.pairing.init
-        'slice'
+        >>> prepared.plan.steps
+        4200
     """
     if not images:
         raise RequestError("there are no images to distill from; give at least one")
@@ -276,12 +278,17 @@ def prepare(
     digest = state_digest(teacher)
     # it learns the teacher's answers, whatever classes its architecture's own weights know
     describe_labels(student, labels_of(teacher))
+    anatomy = None
+    if derivation is None and options.init == "auto":
+        anatomy = anatomy_of_wider_twin(teacher, student, data_config["input_size"])
+        options = replace(options, init="auto" if anatomy is None else "solve")
     solved = (options.init if derivation is None else derivation.init) == "solve"
     default = choose("netgraft", "default", Budget(len(images), class_count(teacher), solved))
     method = method or default.method
     made = Views.of(images, views or default.views, data_config, seed=runner.seed, labels=labels)
     if derivation is None and options.init == "solve":
-        derivation = Deriver(teacher, made, data_config, reporter=reporter).like(student)
+        with eval_mode(teacher):
+            derivation = Deriver(teacher, made, data_config, anatomy=anatomy, reporter=reporter).like(student)
     # adapters start at random too
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("adapters", runner.seed))

@@ -208,7 +208,7 @@ def test_slicing_is_for_narrower_twins() -> None:
     assert short(teacher, student, init="auto").pairing.init == "random"
     for name, value in student.state_dict().items():
         assert torch.equal(value, start[name])
-    assert short(*models(), init="auto").pairing.init == "slice"
+    assert short(*models(), init="auto").pairing.init == "solve"
 
 
 def test_sliced_students_hold_the_teachers_numbers() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from netgraft.deriving.anatomy import Anatomy
@@ -11,6 +12,24 @@ from netgraft.deriving.axes import Atom, Axis
 from netgraft.deriving.following import Axes
 from netgraft.deriving.places import Block
 from netgraft.errors import RequestError
+
+
+def anatomy_of_wider_twin(teacher: nn.Module, student: nn.Module, input_size: Sequence[int]) -> Anatomy | None:
+    """Take a teacher apart if narrowing it, with all of its blocks, leads to the student's sizes; else return None.
+
+    Args:
+        teacher: A classifier, in any mode.
+        student: Another. One of the teacher's own sizes is no narrower twin.
+        input_size: Channels, height and width of images.
+    """
+    probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
+    try:
+        anatomy = Anatomy.of(teacher, probe.to(next(teacher.parameters()).device))
+        widths = widths_like(anatomy, student)
+    except RequestError:
+        return None
+    narrower = any(width < atom.size for atom, width in widths.items())
+    return anatomy if narrower and all(widths[block.atom] for block in anatomy.blocks) else None
 
 
 def widths_like(anatomy: Anatomy, student: nn.Module) -> dict[Atom, int]:

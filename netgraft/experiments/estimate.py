@@ -60,6 +60,7 @@ class Estimate:
     _pairings: dict[tuple[Any, ...], Pairing] = field(default_factory=dict)
     _workloads: dict[tuple[Any, ...], _Workload] = field(default_factory=dict)
     _speeds: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    _starts: dict[tuple[Any, ...], str] = field(default_factory=dict)
 
     def is_measured(self, cell: Cell) -> bool:
         """Whether cells of its row have been finished on this machine."""
@@ -90,8 +91,10 @@ class Estimate:
         # images without classes are drawn by their number alone
         classes = source.train.classes or models.classes
         images = job.images or (job.shots or DEFAULT_SHOTS) * classes
-        budget = Budget(images, classes, job.solves(source))
+        budget = Budget(images, classes)
         preset = choose(job.method, job.preset, budget, job.settings)
+        if self._start(job, source, models, preset.init) == "solve":
+            preset = choose(job.method, job.preset, replace(budget, solved=True), job.settings)
         workload = self._workload(job, models, preset.method)
         policy = preset.views if job.views is None else find_policy(job.views)
         views = min(workload.shown, max(images, policy.pool))
@@ -120,6 +123,13 @@ class Estimate:
                     key, alone, teacher, student, size, class_count(teacher), macs(teacher, size)
                 )
         return self._models[key]
+
+    def _start(self, job: DistillJob, source: DataSource, models: _Models, of_preset: str) -> str:
+        asked = (*models.key, job.pairing.init, of_preset)
+        if asked not in self._starts:
+            student = None if models.student_is_derived else models.student
+            self._starts[asked] = job.start(source, models.teacher, student, of_preset).init
+        return self._starts[asked]
 
     def _workload(self, job: DistillJob, models: _Models, method: Method) -> _Workload:
         # how the student starts decides rates alone; what is asked for may be impossible, though

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from timm.data import resolve_model_data_config
 from torch import nn
 
 from netgraft.data.image_set import DataSource, ImageSet
 from netgraft.data.sources import data_root, open_data
 from netgraft.data.subsets import FewShotSubset
 from netgraft.data.view_policy import find_policy
+from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.budget import Amount, parse_budget
 from netgraft.deriving.options import DerivingOptions
+from netgraft.deriving.twins import anatomy_of_wider_twin
 from netgraft.distillation import prepare
 from netgraft.errors import RequestError
 from netgraft.evaluation.class_matching import MatchedData, read_class_map
@@ -34,6 +37,19 @@ DEFAULT_KEEP = "macs=0.5"
 
 
 @dataclass(frozen=True)
+class Start:
+    """How a student starts.
+
+    Attributes:
+        init: As :class:`netgraft.grafting.options.PairingOptions` calls it.
+        anatomy: Of the teacher, where it had to be taken apart to know.
+    """
+
+    init: str
+    anatomy: Anatomy | None = None
+
+
+@dataclass(frozen=True)
 class DistillJob(DistillOptions, Job):
     """``netgraft distill``."""
 
@@ -48,8 +64,10 @@ class DistillJob(DistillOptions, Job):
         matched = MatchedData.of(source.train, test, teacher, name=self.teacher_name(source), class_map=named)
         about = find(self.method).about
         classes = source.train.classes or class_count(teacher)
-        budget = Budget(len(subset.indices), classes, self.solves(source))
-        chosen = choose(self.method, self.preset, budget, self.settings)
+        budget = Budget(len(subset.indices), classes)
+        student = None if self.derives(source) else self._student_model(source, teacher)
+        start = self.start(source, teacher, student, choose(self.method, self.preset, budget, self.settings).init)
+        chosen = choose(self.method, self.preset, replace(budget, solved=start.init == "solve"), self.settings)
         policy = chosen.views if self.views is None else find_policy(self.views)
         if not source.hflip:
             policy = replace(policy, hflip=0.0)
@@ -57,7 +75,9 @@ class DistillJob(DistillOptions, Job):
             policy = replace(policy, mixup=0.0, cutmix=0.0)
         few = source.train.load_many(subset.indices)
         labels = self._labels(replace(source, train=matched.train.images), subset)
-        if self.derives(source):
+        self._check_given(student)
+        pairing = replace(self.pairing, init=start.init)
+        if student is None or start.init == "solve":
             derivation = AskedDerivation(
                 teacher,
                 few,
@@ -65,21 +85,13 @@ class DistillJob(DistillOptions, Job):
                 policy,
                 chosen.method,
                 self._runner(),
-                self.budget(),
-                self.pairing,
+                () if student is not None else self.budget(),
+                self.pairing if student is None else pairing,
                 self.deriving,
+                twin=student,
+                anatomy=start.anatomy,
             )
             return PreparedDerivation(self, source, matched, subset, about, asked=derivation)
-        if self.deriving != DerivingOptions():
-            raise RequestError(
-                "--criterion and --allocation say how a student is derived, but one is given by its name; leave them "
-                "out, or give --keep instead of --student"
-            )
-        student = self._student_model(source, teacher)
-        pairing = self.pairing
-        if pairing.init == "auto":
-            kept = is_folder(self.student_name(source))
-            pairing = replace(pairing, init="keep" if kept else chosen.init)
         distillation = prepare(
             teacher,
             student,
@@ -92,6 +104,18 @@ class DistillJob(DistillOptions, Job):
         )
         return PreparedDistillation(self, source, matched, subset, about, distillation)
 
+    def _check_given(self, student: nn.Module | None) -> None:
+        """Refuse options that say how a student is derived where one is given."""
+        if student is None:
+            return
+        asked = {"--criterion and --allocation": self.deriving != DerivingOptions()}
+        asked |= {f"--{name}": getattr(self, name) is not None for name in ("protect", "force", "library")}
+        for flags in (flags for flags, given in asked.items() if given):
+            raise RequestError(
+                f"{flags} say how a student is derived, but one is given by its name; leave them out, or give --keep "
+                "instead of --student"
+            )
+
     def derives(self, source: DataSource) -> bool:
         """Whether the student is made of the teacher. Raises RequestError where it is named as well."""
         if self.keep is not None and self.student is not None:
@@ -100,9 +124,26 @@ class DistillJob(DistillOptions, Job):
             )
         return self.keep is not None or (self.student is None and source.name not in DEFAULT_MODELS)
 
-    def solves(self, source: DataSource) -> bool:
-        """Whether the student's weights are solved before it is trained."""
-        return self.pairing.init == "solve" or (self.pairing.init == "auto" and self.derives(source))
+    def start(self, source: DataSource, teacher: nn.Module, student: nn.Module | None, of_preset: str) -> Start:
+        """Say how the student starts where that is left open: as it is, as the preset wants it, or in closed form.
+
+        Args:
+            source: Of the images.
+            teacher: Loaded.
+            student: Built; None where it is derived from the teacher.
+            of_preset: The start that belongs to the preset.
+        """
+        init = self.pairing.init
+        if init != "auto":
+            return Start(init)
+        if student is None:
+            return Start("solve")
+        if is_folder(self.student_name(source)):
+            return Start("keep")
+        if of_preset != "auto":
+            return Start(of_preset)
+        anatomy = anatomy_of_wider_twin(teacher, student, resolve_model_data_config(teacher)["input_size"])
+        return Start("auto" if anatomy is None else "solve", anatomy)
 
     def budget(self) -> tuple[Amount, ...]:
         """Return what a derived student may cost. Raises RequestError where that can't be read."""

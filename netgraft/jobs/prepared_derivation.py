@@ -1,4 +1,4 @@
-"""A distillation whose student is first derived from the teacher: its library, its start, then training as always."""
+"""A distillation whose student first gets its weights from the teacher: library, start, then training as always."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from torch import nn
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver
+from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.budget import Amount
 from netgraft.deriving.library import Library
 from netgraft.deriving.options import DerivingOptions
+from netgraft.deriving.twins import widths_like
 from netgraft.distillation import Distillation, prepare
 from netgraft.errors import RequestError
 from netgraft.evaluation.comparison import predictions
@@ -50,9 +52,11 @@ class AskedDerivation:
         policy: How views are made of them.
         method: Trains the student from its start.
         runner: Trains.
-        budget: What the student may cost.
+        budget: What the student may cost; nothing where it is given.
         pairing: How both are cut and paired, and how the student starts.
         deriving: Which channels go, and how many of each layer.
+        twin: A smaller twin of the teacher that is to be started in closed form; None has a student derived.
+        anatomy: Of the teacher, where it was taken apart before.
 
     Raises:
         RequestError: A student that is derived can't start at random.
@@ -67,6 +71,8 @@ class AskedDerivation:
     budget: tuple[Amount, ...]
     pairing: PairingOptions
     deriving: DerivingOptions
+    twin: nn.Module | None = None
+    anatomy: Anatomy | None = None
 
     def __post_init__(self) -> None:
         if self.pairing.init in {"random", "keep"}:
@@ -108,8 +114,14 @@ class PreparedDerivation(PreparedDistillation):
             force=_parse_widths(self.job.force),
             options=asked.deriving,
             init=asked.init,
+            anatomy=asked.anatomy,
         )
-        self._deriver.check(asked.budget)
+        if asked.twin is None:
+            self._deriver.check(asked.budget)
+        else:
+            widths_like(self._deriver.anatomy, asked.twin)
+            # whether the pair can be trained at all is said before anything is written
+            self._blocks = len(self._prepared(asked.twin, replace(asked.pairing, init="random")).pairing)
         if self.job.library is not None:
             if not self._deriver.scores:
                 raise RequestError(
@@ -124,6 +136,8 @@ class PreparedDerivation(PreparedDistillation):
 
     @property
     def _student(self) -> str:
+        if self.asked.twin is not None:
+            return self.job.student_name(self.source)
         return f"{self.job.teacher_name(self.source)}-{','.join(map(_short, self.asked.budget))}"
 
     @cached_property
@@ -145,6 +159,7 @@ class PreparedDerivation(PreparedDistillation):
             pairing=replace(asked.pairing, init="slice" if asked.init == "slice" else "auto"),
             **({} if allocation == DerivingOptions().allocation else {"allocation": allocation}),
             **({} if self.job.force is None else {"force": self.job.force}),
+            **({} if asked.twin is None else {"sizes": _sizes(asked.twin)}),
             seed=asked.runner.seed,
             precision=asked.runner.precision,
             devices=asked.runner.devices,
@@ -152,18 +167,17 @@ class PreparedDerivation(PreparedDistillation):
 
     @property
     def _start(self) -> dict[str, Any]:
-        return {
-            "views": str(self.asked.policy),
-            "init": self.asked.init,
-            "keep": {each.unit: each.value for each in self.asked.budget},
-            **vars(self.asked.deriving),
-        }
+        start = {"views": str(self.asked.policy), "init": self.asked.init}
+        if self.asked.twin is not None:
+            return {**start, "blocks": self._blocks}
+        return {**start, "keep": {each.unit: each.value for each in self.asked.budget}, **vars(self.asked.deriving)}
 
     @property
     def notes(self) -> Sequence[str]:
         """Warnings, subset and budget."""
         budget = " and ".join(map(str, self.asked.budget))
-        return [*self._warnings, str(self.subset), f"deriving a student that keeps {budget}"]
+        what = f"a student that keeps {budget}" if self.asked.twin is None else f"the start of {self._student}"
+        return [*self._warnings, str(self.subset), f"deriving {what}"]
 
     def begin(self, folder: Path) -> None:
         """Write the subset; the plan follows once there is a student."""
@@ -175,30 +189,38 @@ class PreparedDerivation(PreparedDistillation):
         if fabric.is_global_zero and not (folder / CHOICE).exists():
             self._derive(folder, reporter)
         fabric.barrier()
-        asked, derivation = self.asked, self._derived(folder)
-        self.distillation = prepare(
+        derivation = self._derived(folder)
+        self.distillation = self._prepared(derivation.student, self.asked.pairing, derivation)
+        if fabric.is_global_zero:
+            super().begin(folder)
+        super().train(folder, resume=resume, reporter=reporter, stop=stop)
+
+    def _prepared(
+        self, student: nn.Module, pairing: PairingOptions, derivation: Derivation | None = None
+    ) -> Distillation:
+        asked = self.asked
+        return prepare(
             asked.teacher,
-            derivation.student,
+            student,
             asked.images,
             method=asked.method,
             views=asked.views,
             runner=asked.runner,
             derivation=derivation,
-            **vars(asked.pairing),
+            **vars(pairing),
         )
-        if fabric.is_global_zero:
-            super().begin(folder)
-        super().train(folder, resume=resume, reporter=reporter, stop=stop)
 
     def _derive(self, folder: Path, reporter: ProgressReporter) -> None:
         """Write the library as soon as it is known, then the start, and at last what was chosen."""
         deriver = self._deriver
         deriver.reporter = reporter
-        if deriver.scores:
+        twin = self.asked.twin
+        if twin is None and deriver.scores:
             self._keep_library(folder)
-        derived = deriver.derive(self.asked.budget)
+        derived = deriver.derive(self.asked.budget) if twin is None else deriver.like(twin)
         derived.save(folder / START)
-        reporter.note(str(derived.choice))
+        if twin is None:
+            reporter.note(str(derived.choice))
         chosen = {"kept": derived.kept_names(), **derived.choice.to_json()}
         write_text(folder / CHOICE, json.dumps(chosen) + "\n")
 
@@ -247,6 +269,10 @@ class PreparedDerivation(PreparedDistillation):
 
 def _read(path: Path) -> Mapping[str, Any]:
     return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _sizes(model: nn.Module) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in model.state_dict().items()}
 
 
 def _words(text: str | None) -> list[str]:

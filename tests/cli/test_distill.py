@@ -115,7 +115,7 @@ def test_distill_as_json_keeps_the_contract(capsys: pytest.CaptureFixture[str]) 
     assert result == json.loads(Path("run/result.json").read_text())
     assert result["gap"] == pytest.approx(result["teacher_top1"] - result["student_top1"])
     assert 0 <= result["agreement"] <= 100
-    assert result["steps"] == 2 * (result["blocks"] - result["inherited_blocks"]) + 2 * 2
+    assert result["steps"] == 2 * (result["blocks"] - result["inherited_blocks"]) + 2
     assert result["seconds"] >= result["train_seconds"] > 0
     assert {"teacher_digest", "student_digest", "subset", "macs"} <= result.keys()
     student = timm.create_model("local-dir:run/student", pretrained=True)
@@ -347,15 +347,16 @@ def test_output_into_a_closed_pipe_is_no_failure() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_full_disk_ends_with_one_sentence() -> None:
+@pytest.mark.parametrize(("init", "file"), [("solve", "start"), ("slice", "checkpoint.pt")])
+def test_a_full_disk_ends_with_one_sentence(init: str, file: str) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    done = shell(*QUICK, "--out", "run", preexec_fn=limit)
+    done = shell(*QUICK, "--init", init, "--out", "run", preexec_fn=limit)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     [said] = [line for line in done.stderr.splitlines() if line.startswith("netgraft: ")]
-    assert "could not write run/checkpoint.pt" in said
+    assert f"could not write run/{file}" in said
     assert "go on with --resume" in said
 
     with Path("/dev/full").open("w") as full:

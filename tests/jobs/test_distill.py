@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import timm
 from netgraft.cli.main import run
+from timm.data import resolve_model_data_config
 
 from netgraft.data.sources import open_data
 from netgraft.experiments.specification import Experiment
 from netgraft.grafting.options import PairingOptions
 from netgraft.jobs.distill import DistillJob
 from netgraft.jobs.prepared_distillation import PreparedDistillation
-from netgraft.models.creation import label_names, pretrained_cfg
+from netgraft.models.creation import build_model, label_names, pretrained_cfg
 from netgraft.models.loading import load_teacher
-from netgraft.models.students import load_student
+from netgraft.models.students import load_student, save_student
 from netgraft.training.options import DeviceOptions
 from tests.support.cli import FEW_STEPS, run_json
 from tests.support.digit_words import WORDS, counted, save_teacher, write_digits
@@ -65,7 +66,7 @@ def names_of(model: str | Path) -> tuple[str, ...]:
         ("reference", "auto", "random"),
         ("reference", "random", "random"),
         ("reference", "slice", "slice"),
-        ("default", "auto", "slice"),
+        ("default", "slice", "slice"),
         ("default", "random", "random"),
     ],
 )
@@ -79,9 +80,29 @@ def test_the_presets_own_start_is_taken_unless_another_is_asked_for(preset: str,
     assert prepared.distillation.pairing.inherited == 0
 
 
+@pytest.mark.parametrize(
+    ("models", "init"),
+    [
+        (("digits_vgg7_bn", "digits_vgg7_bn_half"), "solve"),
+        (("digits_vgg7_bn", "cifar_resnet8"), "random"),
+        (("cifar_resnet20", "cifar_resnet8"), "slice"),
+    ],
+)
+def test_a_student_starts_in_closed_form_where_it_is_a_narrower_twin(models: tuple[str, str], init: str) -> None:
+    teacher, student = models
+    if teacher != "digits_vgg7_bn":
+        model = build_model(teacher, seed=0, num_classes=10, in_chans=1)
+        config = {**resolve_model_data_config(model), "input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,)}
+        save_student(Path("teacher"), model, model, cuts=(), data_config=config)
+        teacher = "teacher"
+    prepared = DistillJob(shots=1, teacher=teacher, student=student).prepare()
+    assert prepared.config["init"] == init
+
+
 def test_the_presets_own_views_are_taken_unless_others_are_asked_for() -> None:
     def policy(preset: str, views: str | None = None) -> str:
-        return DistillJob(shots=1, preset=preset, views=views).prepare().distillation.views.policy.name
+        views_are: str = DistillJob(shots=1, preset=preset, views=views).prepare().config["views"]
+        return views_are.partition(":")[0]
 
     assert (policy("reference"), policy("reference", "rich")) == ("crop", "rich")
     assert (policy("default"), policy("default", "crop")) == ("rich", "crop")
@@ -119,7 +140,7 @@ def test_folders_without_labels_say_nothing_of_classes(capsys: pytest.CaptureFix
 def test_training_labels_are_the_teachers_classes(shown: dict[int, str]) -> None:
     write_words(train=shown, test=shown)
     save_teacher(Path("teacher"))
-    run_ = prepared(labeled=True, method="supervised")
+    run_ = prepared(labeled=True, method="supervised", pairing=PairingOptions(init="slice"))
     source = open_data("words")
     views, few = run_.distillation.views, run_.subset.indices
     assert len(few) == 2 * len(shown) == 2 * (run_.subset.classes or 0)

@@ -117,6 +117,7 @@ def job(**options: Any) -> DistillJob:
             "shots": 2,
             "views": "plain",
             "settings": SETTINGS,
+            "pairing": PairingOptions(init="slice"),
             "compute": DeviceOptions(accelerator="cpu", precision="32", checkpoint_seconds=1e9),
             "seed": 1,
             **options,
