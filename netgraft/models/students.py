@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, cast
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import netgraft.zoo  # noqa: F401  (folders may name its models)
@@ -20,10 +21,11 @@ from netgraft.deriving.sizes import Sizes
 from netgraft.errors import RequestError, RunError
 from netgraft.grafting.adapters import LinearAdapter, deployed_layer
 from netgraft.models.creation import class_count, labels_of, load_trained, pretrained_cfg
+from netgraft.models.descriptions import OWN, TIMM, Adapter, OwnDescription
+from netgraft.models.folders import bounded_memory, elements_of, reason_of
+from netgraft.models.weights import load_weights, read_weights
 from netgraft.splitting.chain import state_of
-from netgraft.splitting.split import split
-
-_DESCRIPTION = "netgraft.json"
+from netgraft.splitting.split import logits_of, split
 
 _WEIGHTS = "student.safetensors"
 
@@ -164,7 +166,7 @@ def _write_described(
         "pretrained_cfg": {**_plain_config(data_config), **labels_of(model)},
     }
     save_file({name: value.contiguous() for name, value in state.items()}, folder / _WEIGHTS)
-    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (folder / OWN).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def _layer_states(student: nn.Sequential) -> dict[str, Tensor]:
@@ -199,44 +201,59 @@ def load_student(folder: str | Path) -> nn.Module:
         True
     """
     folder = Path(folder)
-    if (folder / "config.json").is_file():
+    if (folder / TIMM).is_file():
         return load_trained(f"local-dir:{folder}")
-    if not (folder / _DESCRIPTION).is_file():
-        raise RequestError(
-            f"{folder} holds no student: expected config.json (timm's) or {_DESCRIPTION} in it; check the path"
-        )
+    if not (folder / OWN).is_file():
+        raise RequestError(f"{folder} holds no student: expected {TIMM} (timm's) or {OWN} in it; check the path")
     try:
         return _load_described(folder)
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise RequestError(
-            f"{folder} holds a damaged student ({type(error).__name__}: {error}); save it again"
-        ) from error
+    except RequestError as error:
+        raise RequestError(f"{folder} holds a damaged student: {error}") from error
+    except Exception as error:  # constructors raise many kinds for arguments that don't fit
+        raise RequestError(f"{folder} holds a damaged student ({reason_of(error)}); save it again") from error
 
 
 def _load_described(folder: Path) -> nn.Module:
-    description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-    model = _created(description["architecture"], description["model_args"], description["pretrained_cfg"]).eval()
-    if "sizes" in description:
-        Sizes.from_json(description["sizes"]).put_on(model)
-    state = load_file(folder / _WEIGHTS)
+    description = OwnDescription.read(folder)
+    state = read_weights(folder / _WEIGHTS)
+    size, classes = description.pretrained_cfg["input_size"], description.model_args["num_classes"]
+    with bounded_memory():
+        model = _created(description.architecture, description.model_args, description.pretrained_cfg).eval()
+    if description.sizes is not None:
+        _put_on(model, Sizes.from_json(description.sizes), elements_of(state))
     student: Any = model
-    if "layers" in description:
-        student = _sequence(model, description, state)
+    if description.layers is None:
+        load_weights(model, state, f"the weights of {folder}")
     else:
-        model.load_state_dict(state)
-    student.pretrained_cfg = {**pretrained_cfg(student), **description["pretrained_cfg"]}
-    student.num_classes = description["model_args"]["num_classes"]
-    return cast(nn.Module, student.eval())
+        student = _sequence(model, description, state)
+    student.pretrained_cfg = {**pretrained_cfg(student), **description.pretrained_cfg}
+    student.num_classes = classes
+    student.eval()
+    with torch.no_grad():
+        logits = logits_of(student, torch.zeros(1, *size))
+    if classes and logits.shape != (1, classes):
+        raise ValueError(f"expected logits of {classes} classes, got {tuple(logits.shape)}")
+    return cast(nn.Module, student)
 
 
-def _sequence(model: nn.Module, description: Mapping[str, Any], state: dict[str, Tensor]) -> nn.Sequential:
+def _put_on(model: nn.Module, sizes: Sizes, elements: int) -> None:
+    """Give a model its sizes, unless they are larger than its weights and what it had before explain."""
+    asked = sum(math.prod(shape) for shape in sizes.shapes.values())
+    had = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if asked > elements + had:
+        raise ValueError(f"expected sizes of at most {elements + had} numbers, got {asked}")
+    sizes.put_on(model)
+
+
+def _sequence(model: nn.Module, description: OwnDescription, state: dict[str, Tensor]) -> nn.Sequential:
     """Return a model's blocks, and adapters between them, with their weights."""
-    size = description["pretrained_cfg"]["input_size"]
-    blocks = iter(split(model, probe=torch.zeros(1, *size), cuts=description["cuts"]))
+    assert description.layers is not None
+    size = description.pretrained_cfg["input_size"]
+    blocks = iter(split(model, probe=torch.zeros(1, *size), cuts=description.cuts))
     student = nn.Sequential(
         *(
-            next(blocks) if layer == "block" else _adapter(*layer, bias=f"{number}.bias" in state)
-            for number, layer in enumerate(description["layers"])
+            next(blocks) if layer == "block" else _adapter(layer, bias=f"{number}.bias" in state)
+            for number, layer in enumerate(description.layers)
         )
     )
     for number, layer in enumerate(student):
@@ -253,6 +270,6 @@ def _adapter_spec(layer: nn.Module) -> list[int | str] | None:
     return [layer.in_channels, layer.out_channels] if isinstance(layer, nn.Conv2d) else None
 
 
-def _adapter(in_channels: int, out_channels: int, layout: str = "NCHW", *, bias: bool) -> nn.Module:
-    """Return the layer of an :func:`_adapter_spec`."""
+def _adapter(described: Adapter, *, bias: bool) -> nn.Module:
+    in_channels, out_channels, layout = described
     return deployed_layer(layout, in_channels, out_channels, bias=bias)

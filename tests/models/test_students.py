@@ -198,7 +198,7 @@ def test_damaged_plain_students_are_refused(damage: str, tmp_path: Path) -> None
         config.write_text("{")
     else:
         config.write_text(config.read_text().replace("cifar_resnet8", "cifar_resnet20"))
-    with pytest.raises(RequestError, match="timm could not make"):
+    with pytest.raises(RequestError, match=r"holds a damaged model|holds no weights|is no readable safetensors file"):
         load_student(tmp_path / "s")
 
 
