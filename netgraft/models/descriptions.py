@@ -203,6 +203,12 @@ class OwnDescription:
         root = _converted(content, _OwnRoot)
         _check_architecture(root.architecture)
         images = content["pretrained_cfg"]
+        channels = root.pretrained_cfg.input_size[0]
+        if root.model_args.in_chans != channels:
+            raise ValueError(f"expected in_chans {channels} as in input_size, got {root.model_args.in_chans}")
+        for name, values in (("mean", root.pretrained_cfg.mean), ("std", root.pretrained_cfg.std)):
+            if values is not None and len(values) not in {1, channels}:
+                raise ValueError(f"expected {channels} numbers as {name}, got {len(values)}")
         return cls(
             root.architecture,
             content["model_args"],

@@ -217,6 +217,8 @@ def _load_described(folder: Path) -> nn.Module:
     description = OwnDescription.read(folder)
     state = read_weights(folder / _WEIGHTS)
     size, classes = description.pretrained_cfg["input_size"], description.model_args["num_classes"]
+    if classes and not any(classes in tensor.shape for tensor in state.values()):
+        raise ValueError(f"expected weights of a classifier of {classes} classes, got none of that size")
     with bounded_memory():
         model = _created(description.architecture, description.model_args, description.pretrained_cfg).eval()
     if description.sizes is not None:
