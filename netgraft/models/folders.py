@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from threading import get_ident
 from typing import Any, cast
@@ -24,6 +25,7 @@ from torch.nn.modules.module import (
 )
 
 from netgraft.errors import RequestError
+from netgraft.files import check_checksums
 from netgraft.models.descriptions import TIMM, TimmDescription
 from netgraft.models.weights import read_weights
 
@@ -59,9 +61,11 @@ def open_folder(folder: Path, *, trained: bool, **options: Any) -> nn.Module:
     """
     if not (folder / TIMM).is_file():
         raise RequestError(f"{folder} holds no model: expected {TIMM} (timm's) in it; check the path")
+    weights = _weights_file(folder) if trained else None
+    check_checksums(folder, [TIMM] if weights is None else [TIMM, weights.name])
     try:
         description = TimmDescription.read(folder)
-        state = read_weights(_weights_file(folder)) if trained else None
+        state = _read(folder, weights) if trained else None
         with bounded_memory(None if state is None else elements_of(state)):
             return _made(description, state, options)
     except RequestError:
@@ -88,12 +92,16 @@ def _made(description: TimmDescription, state: dict[str, Tensor] | None, options
     return cast(nn.Module, model)
 
 
-def _weights_file(folder: Path) -> Path:
-    found = [folder / name for name in _NAMES if (folder / name).is_file()]
-    found += [path for ending in _ENDINGS for path in sorted(folder.glob(f"*{ending}")) if path.is_file()]
-    if not found:
+def _weights_file(folder: Path) -> Path | None:
+    found = (folder / name for name in _NAMES)
+    others = (path for ending in _ENDINGS for path in sorted(folder.glob(f"*{ending}")))
+    return next((path for path in chain(found, others) if path.is_file()), None)
+
+
+def _read(folder: Path, weights: Path | None) -> dict[str, Tensor]:
+    if weights is None:
         raise RequestError(f"{folder} holds no weights: expected {_NAMES[0]} in it; save the model again")
-    return found[0]
+    return read_weights(weights)
 
 
 def elements_of(state: Mapping[str, Tensor]) -> int:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import netgraft.zoo  # noqa: F401  (folders may name its models)
 from netgraft.deriving.sizes import Sizes
 from netgraft.errors import RequestError, RunError
+from netgraft.files import check_checksums, write_checksums
 from netgraft.grafting.adapters import LinearAdapter, deployed_layer
 from netgraft.models.creation import class_count, labels_of, load_trained, pretrained_cfg
 from netgraft.models.descriptions import OWN, TIMM, Adapter, OwnDescription
@@ -42,6 +43,8 @@ def save_student(
         cuts: Where ``model`` was cut; needed to rebuild a sequence.
         data_config: Preprocessing: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``.
 
+    Besides stands the SHA-256 of each file, in ``SHA256SUMS``; timm passes over it.
+
     The names of the model's classes, timm's ``label_names`` of its ``pretrained_cfg``, are written along: at the root
     of timm's ``config.json``, or in ``pretrained_cfg`` of ``netgraft.json``.
 
@@ -57,7 +60,7 @@ def save_student(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_student(Path(folder, "student"), model, model, cuts=(), data_config=model.pretrained_cfg)
         ...     sorted(path.name for path in Path(folder, "student").iterdir())
-        ['config.json', 'model.safetensors']
+        ['SHA256SUMS', 'config.json', 'model.safetensors']
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
     replaced = folder.with_name(folder.name + ".replaced")
@@ -72,6 +75,7 @@ def save_student(
             _save_narrowed(unfinished, model, data_config, sizes)
         else:
             _save_plain(unfinished, model, data_config)
+        write_checksums(unfinished)
         if folder.exists():
             # the old student goes only when the new one stands
             shutil.rmtree(replaced, ignore_errors=True)
@@ -186,7 +190,7 @@ def load_student(folder: str | Path) -> nn.Module:
         its preprocessing, and the ``label_names`` of its classes where they are known.
 
     Raises:
-        RequestError: The folder holds no student, or a damaged one.
+        RequestError: The folder holds no student, or a damaged one: other bits than were saved, or of another kind.
 
     Examples:
         >>> import tempfile
@@ -205,6 +209,7 @@ def load_student(folder: str | Path) -> nn.Module:
         return load_trained(f"local-dir:{folder}")
     if not (folder / OWN).is_file():
         raise RequestError(f"{folder} holds no student: expected {TIMM} (timm's) or {OWN} in it; check the path")
+    check_checksums(folder, (OWN, _WEIGHTS))
     try:
         return _load_described(folder)
     except RequestError as error:

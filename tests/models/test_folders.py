@@ -128,6 +128,7 @@ def saved(kind: str, folder: Path) -> nn.Module:
         "crop_pct": 1,
     }
     save_student(folder, model, model, cuts=(), data_config=config)
+    (folder / "SHA256SUMS").unlink()
     return model.eval()
 
 
