@@ -47,18 +47,18 @@ CHECKSUMS = "SHA256SUMS"
 """In a folder: the SHA-256 of each other file, as ``sha256sum`` writes and checks them."""
 
 
-def write_checksums(folder: Path) -> None:
-    """Write the SHA-256 of each file in ``folder``. Raises OSError."""
-    names = sorted(path.name for path in folder.iterdir() if path.name != CHECKSUMS)
-    _write_text(folder / CHECKSUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in names))
+def write_checksums(folder: Path, names: Iterable[str]) -> None:
+    """Write the SHA-256 of files in ``folder``. Raises OSError, or RunError like :func:`write_text`."""
+    write_text(folder / CHECKSUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in sorted(names)))
 
 
-def check_checksums(folder: Path, names: Iterable[str]) -> None:
+def check_checksums(folder: Path, names: Iterable[str], *, advice: str) -> None:
     """Compare the files of ``folder`` with their SHA-256; where none are written down, nothing is known.
 
     Args:
         folder: Of models, for instance.
         names: Of files that must be among those that are written down.
+        advice: What to do about a damaged file.
 
     Raises:
         RequestError: A file is missing or another than it was.
@@ -66,7 +66,7 @@ def check_checksums(folder: Path, names: Iterable[str]) -> None:
     path = folder / CHECKSUMS
     if not path.exists():
         return
-    advice = f"; copy the folder again or save it again, or remove {path} if you changed it yourself"
+    advice = f"; {advice}, or remove {path} if you changed the files yourself"
     try:
         text = path.read_text(encoding="ascii")
         known = {line[66:]: line[:64] for line in text.splitlines()}

@@ -48,6 +48,10 @@ _SPARE = 2**24
 """Parameters that a constructor may make for a while, besides twice those of the weights."""
 
 
+AGAIN = "copy the folder again or save it again"
+"""What can be done about a damaged one."""
+
+
 def open_folder(folder: Path, *, trained: bool, **options: Any) -> nn.Module:
     """Return the model of a folder that timm, :func:`netgraft.models.students.save_student` or a person wrote.
 
@@ -61,8 +65,8 @@ def open_folder(folder: Path, *, trained: bool, **options: Any) -> nn.Module:
     """
     if not (folder / TIMM).is_file():
         raise RequestError(f"{folder} holds no model: expected {TIMM} (timm's) in it; check the path")
-    weights = _weights_file(folder) if trained else None
-    check_checksums(folder, [TIMM] if weights is None else [TIMM, weights.name])
+    weights = weights_file(folder) if trained else None
+    check_checksums(folder, [TIMM] if weights is None else [TIMM, weights.name], advice=AGAIN)
     try:
         description = TimmDescription.read(folder)
         state = _read(folder, weights) if trained else None
@@ -92,7 +96,8 @@ def _made(description: TimmDescription, state: dict[str, Tensor] | None, options
     return cast(nn.Module, model)
 
 
-def _weights_file(folder: Path) -> Path | None:
+def weights_file(folder: Path) -> Path | None:
+    """Return the file with the weights of a folder in timm's format; None if there is none."""
     found = (folder / name for name in _NAMES)
     others = (path for ending in _ENDINGS for path in sorted(folder.glob(f"*{ending}")))
     return next((path for path in chain(found, others) if path.is_file()), None)

@@ -23,7 +23,7 @@ from netgraft.files import check_checksums, write_checksums
 from netgraft.grafting.adapters import LinearAdapter, deployed_layer
 from netgraft.models.creation import class_count, labels_of, load_trained, pretrained_cfg
 from netgraft.models.descriptions import OWN, TIMM, Adapter, OwnDescription
-from netgraft.models.folders import bounded_memory, elements_of, reason_of
+from netgraft.models.folders import AGAIN, bounded_memory, elements_of, reason_of, weights_file
 from netgraft.models.weights import load_weights, read_weights
 from netgraft.splitting.chain import state_of
 from netgraft.splitting.split import logits_of, split
@@ -75,17 +75,19 @@ def save_student(
             _save_narrowed(unfinished, model, data_config, sizes)
         else:
             _save_plain(unfinished, model, data_config)
-        write_checksums(unfinished)
+        write_checksums(unfinished, [path.name for path in unfinished.iterdir()])
         if folder.exists():
             # the old student goes only when the new one stands
             shutil.rmtree(replaced, ignore_errors=True)
             folder.replace(replaced)
         unfinished.replace(folder)
         shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+    except (OSError, SafetensorError, RunError) as error:  # safetensors reports a full disk in its own way
         shutil.rmtree(unfinished, ignore_errors=True)
         if replaced.exists() and not folder.exists():
             replaced.replace(folder)
+        if isinstance(error, RunError):
+            raise
         raise RunError(f"could not write {folder}: {error}; free some space and go on with --resume") from error
 
 
@@ -209,13 +211,27 @@ def load_student(folder: str | Path) -> nn.Module:
         return load_trained(f"local-dir:{folder}")
     if not (folder / OWN).is_file():
         raise RequestError(f"{folder} holds no student: expected {TIMM} (timm's) or {OWN} in it; check the path")
-    check_checksums(folder, (OWN, _WEIGHTS))
+    check_checksums(folder, (OWN, _WEIGHTS), advice=AGAIN)
     try:
         return _load_described(folder)
     except RequestError as error:
         raise RequestError(f"{folder} holds a damaged student: {error}") from error
     except Exception as error:  # constructors raise many kinds for arguments that don't fit
         raise RequestError(f"{folder} holds a damaged student ({reason_of(error)}); save it again") from error
+
+
+def stands(folder: Path) -> bool:
+    """Return whether a folder holds a student whose files are all there and have the bits that were saved."""
+    if (folder / TIMM).is_file():
+        weights = weights_file(folder)
+        names = [] if weights is None else [TIMM, weights.name]
+    else:
+        names = [name for name in (OWN, _WEIGHTS) if (folder / name).is_file()]
+    try:
+        check_checksums(folder, names, advice=AGAIN)
+    except RequestError:
+        return False
+    return len(names) == 2
 
 
 def _load_described(folder: Path) -> nn.Module:
