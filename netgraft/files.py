@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -47,6 +48,9 @@ CHECKSUMS = "SHA256SUMS"
 """In a folder: the SHA-256 of each other file, as ``sha256sum`` writes and checks them."""
 
 
+_MOST_CHECKSUMS = 2**16
+
+
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
     """Write the SHA-256 of files in ``folder``. Raises OSError, or RunError like :func:`write_text`."""
     write_text(folder / CHECKSUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in sorted(names)))
@@ -64,10 +68,12 @@ def check_checksums(folder: Path, names: Iterable[str], *, advice: str) -> None:
         RequestError: A file is missing or another than it was.
     """
     path = folder / CHECKSUMS
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     advice = f"; {advice}, or remove {path} if you changed the files yourself"
     try:
+        if not path.is_file() or path.stat().st_size > _MOST_CHECKSUMS:
+            raise RequestError(f"{path} is damaged: expected a short file{advice}")
         text = path.read_text(encoding="ascii")
         known = {line[66:]: line[:64] for line in text.splitlines()}
         if not re.fullmatch(r"([0-9a-f]{64}  [^/\\\n]+\n)+", text) or not known.keys() >= set(names):
@@ -85,6 +91,8 @@ def check_checksums(folder: Path, names: Iterable[str], *, advice: str) -> None:
 
 
 def _digest(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))  # a pipe or a device may have no end
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -117,6 +125,8 @@ def check_seal(path: Path) -> None:
         ValueError: They differ, or it has none.
         OSError: It can't be read.
     """
+    if not path.is_file():
+        raise ValueError("expected a file, got something else")
     with path.open("rb") as file:
         length = file.seek(0, os.SEEK_END) - _SEAL_LENGTH
         file.seek(max(0, length))

@@ -37,6 +37,8 @@ class MetricsLog:
         """
         if not self.path.exists():
             return
+        if not self.path.is_file():
+            raise self._damaged("expected a file, got something else")
         try:
             lines = self.path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeError) as error:
