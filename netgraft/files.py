@@ -1,14 +1,17 @@
-"""Atomic writing: a reader finds the old file or the new one, never half of one."""
+"""Files that can be believed: written whole or not at all, and with a SHA-256 that a damaged one doesn't have."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from netgraft.errors import RunError
+from netgraft.errors import RequestError, RunError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -39,3 +42,103 @@ def write_text(path: Path, text: str) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+CHECKSUMS = "SHA256SUMS"
+"""In a folder: the SHA-256 of each other file, as ``sha256sum`` writes and checks them."""
+
+
+_MOST_CHECKSUMS = 2**16
+
+
+def write_checksums(folder: Path, names: Iterable[str]) -> None:
+    """Write the SHA-256 of files in ``folder``. Raises OSError, or RunError like :func:`write_text`."""
+    write_text(folder / CHECKSUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in sorted(names)))
+
+
+def check_checksums(folder: Path, names: Iterable[str], *, advice: str) -> None:
+    """Compare the files of ``folder`` with their SHA-256; where none are written down, nothing is known.
+
+    Args:
+        folder: Of models, for instance.
+        names: Of files that must be among those that are written down.
+        advice: What to do about a damaged file.
+
+    Raises:
+        RequestError: A file is missing or another than it was.
+    """
+    path = folder / CHECKSUMS
+    if not os.path.lexists(path):
+        return
+    advice = f"; {advice}, or remove {path} if you changed the files yourself"
+    try:
+        if not path.is_file() or path.stat().st_size > _MOST_CHECKSUMS:
+            raise RequestError(f"{path} is damaged: expected a short file{advice}")
+        text = path.read_text(encoding="ascii")
+        known = {line[66:]: line[:64] for line in text.splitlines()}
+        if not re.fullmatch(r"([0-9a-f]{64}  [^/\\\n]+\n)+", text) or not known.keys() >= set(names):
+            raise RequestError(f"{path} is damaged: expected a SHA-256 and a name in each line{advice}")
+        for name, expected in known.items():
+            found = _digest(folder / name)
+            if found != expected:
+                raise RequestError(
+                    f"{folder / name} is damaged: expected SHA-256 {expected[:12]}, got {found[:12]}{advice}"
+                )
+    except UnicodeError as error:
+        raise RequestError(f"{path} is damaged: expected text, got something else{advice}") from error
+    except OSError as error:
+        raise RequestError(f"{folder} is damaged: can't read {error.filename}: {error.strerror}{advice}") from error
+
+
+def _digest(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))  # a pipe or a device may have no end
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_SEAL = re.compile(rb"sha256:[0-9a-f]{64}")
+
+_SEAL_LENGTH = 71
+
+
+def seal_archive(path: Path) -> None:
+    """Append the SHA-256 of a zip archive that has no comment as its comment, which every reader passes over.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    with path.open("r+b") as file:
+        # the last field of an archive is the length of its comment
+        file.seek(-2, os.SEEK_END)
+        file.write(_SEAL_LENGTH.to_bytes(2, "little"))
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256")
+        file.seek(0, os.SEEK_END)
+        file.write(b"sha256:" + digest.hexdigest().encode())
+
+
+def check_seal(path: Path) -> None:
+    """Compare an archive with the SHA-256 that :func:`seal_archive` appended.
+
+    Raises:
+        ValueError: They differ, or it has none.
+        OSError: It can't be read.
+    """
+    if not path.is_file():
+        raise ValueError("expected a file, got something else")
+    with path.open("rb") as file:
+        length = file.seek(0, os.SEEK_END) - _SEAL_LENGTH
+        file.seek(max(0, length))
+        seal = file.read()
+        if not _SEAL.fullmatch(seal):
+            raise ValueError("expected its SHA-256 at the end, got none")
+        digest, left = hashlib.sha256(), length
+        file.seek(0)
+        while left:
+            chunk = file.read(min(left, 2**20))
+            digest.update(chunk)
+            left -= len(chunk)
+    expected, found = seal[7:].decode(), digest.hexdigest()
+    if expected != found:
+        raise ValueError(f"expected SHA-256 {expected[:12]}, got {found[:12]}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -85,7 +84,7 @@ def cached_predictions(
     """Return :func:`predictions`, read from a file where this model has been run on these images before.
 
     A file is known by the model's weights, the preprocessing, the device, the name, number and labels of the images
-    and the pixels of a few of them. A damaged one is written again.
+    and the pixels of a few of them, and carries a SHA-256. A damaged one is written again.
 
     Args:
         folder: Of the files; made if it isn't there.
@@ -112,15 +111,40 @@ def cached_predictions(
     )
     path = folder / f"{identity[:32]}.safetensors"
     if path.exists():
-        with suppress(SafetensorError, KeyError, OSError):  # damaged: computed again
-            tensors = load_file(path)
+        kept = _kept(path, identity)
+        if kept is not None:
             reporter.note(f"{what}: kept in {path}")
-            return tensors["logits"], tensors["labels"]
+            return kept
+        reporter.note(f"{what}: {path} is damaged, or of an older version, and is computed again")
     logits, labels = predictions(model, images, data_config, reporter, what)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {"logits": logits.contiguous(), "labels": labels.contiguous()}
-    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+    about = {_DIGEST: _digest(tensors, identity)}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=about))
     return logits, labels
+
+
+_DIGEST = "sha256"
+
+
+def _kept(path: Path, identity: str) -> tuple[Tensor, Tensor] | None:
+    """Return logits and labels of a file; None where they are other bits than were written."""
+    try:
+        with safe_open(path, "pt") as file:
+            expected = (file.metadata() or {})[_DIGEST]
+        tensors = load_file(path)
+        found = tensors["logits"], tensors["labels"]
+    except (SafetensorError, KeyError, OSError, ValueError):
+        return None
+    return found if _digest(tensors, identity) == expected else None
+
+
+def _digest(tensors: Mapping[str, Tensor], identity: str) -> str:
+    digest = hashlib.sha256(identity.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def compare(

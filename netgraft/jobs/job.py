@@ -122,7 +122,7 @@ def claimed(prepared: PreparedJob, out: Path | None, *, resume: bool) -> Iterato
                 folder = RunFolder(path)
                 held.enter_context(folder.lock())
                 folder.claim(config, resume=resume)
-                found = (str(path), folder.result())
+                found = (str(path), folder.finished())
             except (RequestError, RunError) as error:
                 failure = error
         found, failure = fabric.broadcast((found, failure))

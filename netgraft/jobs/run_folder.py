@@ -13,13 +13,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from netgraft.errors import RequestError
-from netgraft.files import write_text
+from netgraft.files import CHECKSUMS, check_checksums, write_checksums, write_text
+from netgraft.models.students import stands
 
 CONFIG = "config.json"
 
 RESULT = "result.json"
 
 LOCK = ".lock"
+
+STUDENTS = ("student", "model")
+"""What a finished run has of: the folder of a distilled student, or of a trained model."""
+
+_FINISH = f"remove {RESULT}, and --resume finishes the run again"
 
 
 class RunFolderBusyError(RequestError):
@@ -47,6 +53,24 @@ class RunFolder:
             RequestError: The result is damaged.
         """
         return _read(self.path / RESULT)
+
+    def finished(self) -> dict[str, Any] | None:
+        """What came out; None while unfinished, or where the student or model is missing or damaged.
+
+        Raises:
+            RequestError: The result is damaged, or another run's.
+        """
+        result = self.result()
+        if result is None:
+            return None
+        check_checksums(self.path, [RESULT], advice=_FINISH)
+        expected, found = (self.config() or {}).get("fingerprint"), result.get("fingerprint")
+        if expected != found:
+            raise RequestError(
+                f"{self.path / RESULT} is damaged: expected the result of run {_brief(expected)}, as {CONFIG} says, "
+                f"got that of {_brief(found)}; {_FINISH}"
+            )
+        return result if any(stands(self.path / name) for name in STUDENTS) else None
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -120,8 +144,14 @@ class RunFolder:
             self.write(CONFIG, config)
 
     def write(self, name: str, content: dict[str, Any]) -> None:
-        """Write JSON atomically."""
+        """Write JSON atomically, a result with its SHA-256 beside it."""
+        if name == RESULT:
+            # of another one; a kill in between leaves none
+            with suppress(OSError):
+                (self.path / CHECKSUMS).unlink()
         write_text(self.path / name, json.dumps(content, indent=2) + "\n")
+        if name == RESULT:
+            write_checksums(self.path, [RESULT])
 
     def _make(self) -> None:
         if self.path.exists() and not self.path.is_dir():
@@ -150,9 +180,15 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise RequestError(f"{path} is damaged ({error}); remove the folder or choose another --out") from error
+    if not isinstance(content, dict):
+        raise RequestError(
+            f"{path} is damaged: expected an object, got {type(content).__name__}; remove the folder or choose another "
+            "--out"
+        )
+    return content
 
 
 def default_folder(name: str, *, resume: bool, fingerprint: str) -> Path:

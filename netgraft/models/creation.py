@@ -13,15 +13,17 @@ from typing import Any, cast
 
 import timm
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import netgraft.zoo  # noqa: F401  (registers the CIFAR-size models)
 from netgraft.errors import RequestError
-from netgraft.models.weights import load_weights, read_weights
+from netgraft.models.folders import in_a_line, open_folder
+from netgraft.models.weights import load_weights, read_weights, without_unpickling
 from netgraft.seeding import derived_seed
 
 _TORCHVISION = "torchvision:"
+
+_FOLDER = "local-dir:"
 
 
 def load_trained(name: str, *, weights: Path | None = None, image_size: int | None = None) -> nn.Module:
@@ -168,10 +170,13 @@ def _create(name: str, **options: Any) -> nn.Module:
         close = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "see timm.list_models()"
         raise RequestError(f"timm has no model {name!r}; {hint}")
+    if name.startswith(_FOLDER):
+        return open_folder(Path(name.removeprefix(_FOLDER)), trained=options.pop("pretrained", False), **options)
     try:
-        return timm.create_model(name, **options)
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError, AssertionError, SafetensorError) as error:
-        raise RequestError(f"timm could not make {name!r}: {error}") from error
+        with without_unpickling():
+            return timm.create_model(name, **options)
+    except Exception as error:  # constructors and readers raise many kinds
+        raise RequestError(f"timm could not make {name!r}: {in_a_line(error)}") from error
 
 
 def _create_torchvision(name: str, options: dict[str, Any]) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +13,20 @@ from typing import Any, cast
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import netgraft.zoo  # noqa: F401  (folders may name its models)
 from netgraft.deriving.sizes import Sizes
 from netgraft.errors import RequestError, RunError
+from netgraft.files import check_checksums, write_checksums
 from netgraft.grafting.adapters import LinearAdapter, deployed_layer
 from netgraft.models.creation import class_count, labels_of, load_trained, pretrained_cfg
+from netgraft.models.descriptions import OWN, TIMM, Adapter, OwnDescription
+from netgraft.models.folders import AGAIN, bounded_memory, elements_of, reason_of, weights_file
+from netgraft.models.weights import load_weights, read_weights
 from netgraft.splitting.chain import state_of
-from netgraft.splitting.split import split
-
-_DESCRIPTION = "netgraft.json"
+from netgraft.splitting.split import logits_of, split
 
 _WEIGHTS = "student.safetensors"
 
@@ -40,6 +43,8 @@ def save_student(
         cuts: Where ``model`` was cut; needed to rebuild a sequence.
         data_config: Preprocessing: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``.
 
+    Besides stands the SHA-256 of each file, in ``SHA256SUMS``; timm passes over it.
+
     The names of the model's classes, timm's ``label_names`` of its ``pretrained_cfg``, are written along: at the root
     of timm's ``config.json``, or in ``pretrained_cfg`` of ``netgraft.json``.
 
@@ -55,7 +60,7 @@ def save_student(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_student(Path(folder, "student"), model, model, cuts=(), data_config=model.pretrained_cfg)
         ...     sorted(path.name for path in Path(folder, "student").iterdir())
-        ['config.json', 'model.safetensors']
+        ['SHA256SUMS', 'config.json', 'model.safetensors']
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
     replaced = folder.with_name(folder.name + ".replaced")
@@ -70,16 +75,19 @@ def save_student(
             _save_narrowed(unfinished, model, data_config, sizes)
         else:
             _save_plain(unfinished, model, data_config)
+        write_checksums(unfinished, [path.name for path in unfinished.iterdir()])
         if folder.exists():
             # the old student goes only when the new one stands
             shutil.rmtree(replaced, ignore_errors=True)
             folder.replace(replaced)
         unfinished.replace(folder)
         shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk in its own way
+    except (OSError, SafetensorError, RunError) as error:  # safetensors reports a full disk in its own way
         shutil.rmtree(unfinished, ignore_errors=True)
         if replaced.exists() and not folder.exists():
             replaced.replace(folder)
+        if isinstance(error, RunError):
+            raise
         raise RunError(f"could not write {folder}: {error}; free some space and go on with --resume") from error
 
 
@@ -164,7 +172,7 @@ def _write_described(
         "pretrained_cfg": {**_plain_config(data_config), **labels_of(model)},
     }
     save_file({name: value.contiguous() for name, value in _each_once(state).items()}, folder / _WEIGHTS)
-    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (folder / OWN).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def _each_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -210,7 +218,7 @@ def load_student(folder: str | Path) -> nn.Module:
         its preprocessing, and the ``label_names`` of its classes where they are known.
 
     Raises:
-        RequestError: The folder holds no student, or a damaged one.
+        RequestError: The folder holds no student, or a damaged one: other bits than were saved, or of another kind.
 
     Examples:
         >>> import tempfile
@@ -225,44 +233,76 @@ def load_student(folder: str | Path) -> nn.Module:
         True
     """
     folder = Path(folder)
-    if (folder / "config.json").is_file():
+    if (folder / TIMM).is_file():
         return load_trained(f"local-dir:{folder}")
-    if not (folder / _DESCRIPTION).is_file():
-        raise RequestError(
-            f"{folder} holds no student: expected config.json (timm's) or {_DESCRIPTION} in it; check the path"
-        )
+    if not (folder / OWN).is_file():
+        raise RequestError(f"{folder} holds no student: expected {TIMM} (timm's) or {OWN} in it; check the path")
+    check_checksums(folder, (OWN, _WEIGHTS), advice=AGAIN)
     try:
         return _load_described(folder)
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, StopIteration) as error:
-        raise RequestError(
-            f"{folder} holds a damaged student ({type(error).__name__}: {error}); save it again"
-        ) from error
+    except RequestError as error:
+        raise RequestError(f"{folder} holds a damaged student: {error}") from error
+    except Exception as error:  # constructors raise many kinds for arguments that don't fit
+        raise RequestError(f"{folder} holds a damaged student ({reason_of(error)}); save it again") from error
+
+
+def stands(folder: Path) -> bool:
+    """Return whether a folder holds a student whose files are all there and have the bits that were saved."""
+    if (folder / TIMM).is_file():
+        weights = weights_file(folder)
+        names = [] if weights is None else [TIMM, weights.name]
+    else:
+        names = [name for name in (OWN, _WEIGHTS) if (folder / name).is_file()]
+    try:
+        check_checksums(folder, names, advice=AGAIN)
+    except RequestError:
+        return False
+    return len(names) == 2
 
 
 def _load_described(folder: Path) -> nn.Module:
-    description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
-    model = _created(description["architecture"], description["model_args"], description["pretrained_cfg"]).eval()
-    if "sizes" in description:
-        Sizes.from_json(description["sizes"]).put_on(model)
-    state = load_file(folder / _WEIGHTS)
+    description = OwnDescription.read(folder)
+    state = read_weights(folder / _WEIGHTS)
+    size, classes = description.pretrained_cfg["input_size"], description.model_args["num_classes"]
+    if classes and not any(classes in tensor.shape for tensor in state.values()):
+        raise ValueError(f"expected weights of a classifier of {classes} classes, got none of that size")
+    with bounded_memory():
+        model = _created(description.architecture, description.model_args, description.pretrained_cfg).eval()
+    if description.sizes is not None:
+        _put_on(model, Sizes.from_json(description.sizes), elements_of(state))
     student: Any = model
-    if "layers" in description:
-        student = _sequence(model, description, state)
+    if description.layers is None:
+        load_weights(model, _everywhere(state, model), f"the weights of {folder}")
     else:
-        model.load_state_dict(_everywhere(state, model))
-    student.pretrained_cfg = {**pretrained_cfg(student), **description["pretrained_cfg"]}
-    student.num_classes = description["model_args"]["num_classes"]
-    return cast(nn.Module, student.eval())
+        student = _sequence(model, description, state)
+    student.pretrained_cfg = {**pretrained_cfg(student), **description.pretrained_cfg}
+    student.num_classes = classes
+    student.eval()
+    with torch.no_grad():
+        logits = logits_of(student, torch.zeros(1, *size))
+    if classes and logits.shape != (1, classes):
+        raise ValueError(f"expected logits of {classes} classes, got {tuple(logits.shape)}")
+    return cast(nn.Module, student)
 
 
-def _sequence(model: nn.Module, description: Mapping[str, Any], state: dict[str, Tensor]) -> nn.Sequential:
+def _put_on(model: nn.Module, sizes: Sizes, elements: int) -> None:
+    """Give a model its sizes, unless they are larger than its weights and what it had before explain."""
+    asked = sum(math.prod(shape) for shape in sizes.shapes.values())
+    had = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if asked > elements + had:
+        raise ValueError(f"expected sizes of at most {elements + had} numbers, got {asked}")
+    sizes.put_on(model)
+
+
+def _sequence(model: nn.Module, description: OwnDescription, state: dict[str, Tensor]) -> nn.Sequential:
     """Return a model's blocks, and adapters between them, with their weights."""
-    size = description["pretrained_cfg"]["input_size"]
-    blocks = iter(split(model, probe=torch.zeros(1, *size), cuts=description["cuts"]))
+    assert description.layers is not None
+    size = description.pretrained_cfg["input_size"]
+    blocks = iter(split(model, probe=torch.zeros(1, *size), cuts=description.cuts))
     student = nn.Sequential(
         *(
-            next(blocks) if layer == "block" else _adapter(*layer, bias=f"{number}.bias" in state)
-            for number, layer in enumerate(description["layers"])
+            next(blocks) if layer == "block" else _adapter(layer, bias=f"{number}.bias" in state)
+            for number, layer in enumerate(description.layers)
         )
     )
     for number, layer in enumerate(student):
@@ -279,6 +319,6 @@ def _adapter_spec(layer: nn.Module) -> list[int | str] | None:
     return [layer.in_channels, layer.out_channels] if isinstance(layer, nn.Conv2d) else None
 
 
-def _adapter(in_channels: int, out_channels: int, layout: str = "NCHW", *, bias: bool) -> nn.Module:
-    """Return the layer of an :func:`_adapter_spec`."""
+def _adapter(described: Adapter, *, bias: bool) -> nn.Module:
+    in_channels, out_channels, layout = described
     return deployed_layer(layout, in_channels, out_channels, bias=bias)

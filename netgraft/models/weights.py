@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import timm
@@ -37,6 +40,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             content: object = load_file(path)
         else:
+            _check_archive(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise RequestError(f"{path} is no readable safetensors file ({error}); save it again") from error
@@ -54,6 +58,34 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     ):
         raise RequestError(f"{path} holds no state dict: expected names and tensors; save the model's state_dict()")
     return timm.models.clean_state_dict(dict(content))
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive that is larger than its file: PyTorch writes none, and a few bytes could become many."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > path.stat().st_size:
+        raise ValueError("it is compressed")
+
+
+_SAFE, _UNSAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+@contextmanager
+def without_unpickling() -> Iterator[None]:
+    """Let every ``torch.load`` in this context, of whatever package, read nothing but tensors and plain values.
+
+    For weights that timm fetches itself: what it asks of ``torch.load`` depends on its version and on where they are.
+    """
+    before = {name: os.environ.pop(name, None) for name in (_SAFE, _UNSAFE)}
+    os.environ[_SAFE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_SAFE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,21 @@ import torch
 from torch import Tensor
 
 from netgraft.errors import RequestError, RunError
-from netgraft.files import write_atomically
+from netgraft.files import check_seal, seal_archive, write_atomically
+from netgraft.training.options import PRECISIONS
+
+ANEW = "remove it, and the run begins anew with --resume"
+"""What can be done about a checkpoint that can't be used."""
+
+_TYPES = {
+    "fingerprint": str,
+    "precision": str,
+    "phase": int,
+    "step": int,
+    "seconds": float,
+    "weights": dict,
+    "optimizer": dict,
+}
 
 
 def what_stays(path: Path) -> str:
@@ -52,22 +68,89 @@ class Checkpoint:
                     f"{name} is no longer finite at step {self.step} of phase {self.phase + 1}; {what_stays(path)}; "
                     "try a lower rate"
                 )
-        write_atomically(path, lambda temporary: torch.save(self.__dict__, temporary))
+        write_atomically(path, self._write)
+
+    def _write(self, path: Path) -> None:
+        torch.save(self.__dict__, path)
+        seal_archive(path)
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> Checkpoint:
         """Read a checkpoint of the run with this fingerprint; nothing is unpickled but tensors and plain values.
 
         Raises:
-            RequestError: The file can't be read or belongs to another run.
+            RequestError: The file can't be read, has other bits than were written, or belongs to another run.
         """
         try:
+            check_seal(path)
             checkpoint = cls(**torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as error:  # torch.load raises many kinds for a damaged or hostile file
-            raise RequestError(f"{path} is no checkpoint of netgraft ({type(error).__name__}); remove it") from error
+            checkpoint._check_types()
+        except ValueError as error:
+            raise RequestError(f"{path} is no checkpoint of netgraft, or a damaged one: {error}; {ANEW}") from error
+        except Exception as error:  # torch.load raises many kinds for a hostile file
+            raise RequestError(f"{path} is no checkpoint of netgraft ({type(error).__name__}); {ANEW}") from error
         if checkpoint.fingerprint != fingerprint:
             raise RequestError(
                 f"{path} belongs to another plan, subset, teacher or seed (fingerprint {checkpoint.fingerprint[:12]}, "
                 f"expected {fingerprint[:12]}); give the options of that run, or another --out"
             )
         return checkpoint
+
+    def _check_types(self) -> None:
+        for name, kind in _TYPES.items():
+            value = getattr(self, name)
+            if type(value) is not kind:
+                raise ValueError(f"expected {kind.__name__} as {name}, got {type(value).__name__}")
+        if not all(isinstance(value, Tensor) for value in self.weights.values()):
+            raise ValueError("expected tensors as weights, got something else")
+        if not 0 <= self.seconds < math.inf:
+            raise ValueError(f"expected seconds of training, got {self.seconds}")
+
+    def check_fits(self, path: Path, steps: Sequence[int], weights: Mapping[str, Tensor]) -> None:
+        """Compare with what the run would train.
+
+        Args:
+            path: Of the checkpoint, for people.
+            steps: Of each phase of the plan.
+            weights: State of everything that any phase trains, as the plan makes it.
+
+        Raises:
+            RequestError: It can't be of this plan.
+        """
+        phase, step = self.phase, self.step
+        if not 0 <= phase <= len(steps):
+            wrong = f"expected one of {len(steps)} phases, got phase {phase + 1}"
+        elif not 0 <= step <= (steps[phase] if phase < len(steps) else 0):
+            wrong = f"expected a step of phase {phase + 1}, which has {[*steps, 0][phase]}, got step {step}"
+        elif self.precision not in PRECISIONS[1:]:
+            wrong = f"expected precision {' or '.join(PRECISIONS[1:])}, got {self.precision!r}"
+        elif _forms(self.weights) != _forms(weights):
+            names = [name for name, _ in sorted(_forms(self.weights) ^ _forms(weights), key=str)]
+            wrong = f"expected the weights of this plan, got others, first {names[0]!r}"
+        else:
+            return
+        raise RequestError(f"{path} doesn't fit the plan: {wrong}; {ANEW}")
+
+
+def _forms(state: Mapping[str, Tensor]) -> set[tuple[str, tuple[tuple[int, ...], torch.dtype]]]:
+    return {(name, (tuple(value.shape), value.dtype)) for name, value in state.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Give an optimiser the state of a checkpoint.
+
+    Raises:
+        RequestError: It is the state of another optimiser.
+    """
+    try:
+        optimizer.load_state_dict(state)
+        _check_shapes(optimizer)
+    except Exception as error:  # PyTorch raises many kinds
+        raise RequestError(f"the checkpoint holds the state of another optimiser ({error}); {ANEW}") from error
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from netgraft.errors import RunError
+from netgraft.errors import RequestError, RunError
 from netgraft.files import write_text
 
 
@@ -30,15 +30,33 @@ class MetricsLog:
             raise RunError(f"could not write {self.path}: {error}; go on with --resume") from error
 
     def rewind(self, phase: int, step: int) -> None:
-        """Drop the lines behind the point from which the run goes on: they will be written again."""
+        """Drop the lines behind the point from which the run goes on: they will be written again.
+
+        Raises:
+            RequestError: A line is none of a run's, other than the last, which a kill may have cut off.
+        """
         if not self.path.exists():
             return
+        if not self.path.is_file():
+            raise self._damaged("expected a file, got something else")
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeError) as error:
+            raise self._damaged(str(error)) from error
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
+        for number, line in enumerate(lines, start=1):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
-                break  # cut off by a kill
-            if (row["phase"], row["step"]) <= (phase, step):
+            except (ValueError, RecursionError) as error:
+                if number == len(lines):
+                    break  # cut off by a kill
+                raise self._damaged(f"line {number} is no JSON") from error
+            place = (row.get("phase"), row.get("step")) if isinstance(row, dict) else ()
+            if not place or not all(type(value) is int for value in place):
+                raise self._damaged(f"expected an object with phase and step in line {number}, got {line[:50]!r}")
+            if place <= (phase, step):
                 kept.append(line + "\n")
         write_text(self.path, "".join(kept))
+
+    def _damaged(self, what: str) -> RequestError:
+        return RequestError(f"{self.path} is damaged: {what}; remove it, and the run goes on without its lines")

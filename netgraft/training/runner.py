@@ -20,6 +20,7 @@ from netgraft.plan import Phase, Plan
 from netgraft.progress import ProgressReporter, SilentReporter, training_steps
 from netgraft.seeding import derived_seed, seed_generators
 from netgraft.training.cache_storage import storages
+from netgraft.training.checkpoint import load_optimizer
 from netgraft.training.frozen_cache import FrozenCache, ReadingOrder
 from netgraft.training.fusion import EXAMPLES, fused_copies
 from netgraft.training.onednn_workaround import zeroed_gradients_of_padding_taps
@@ -151,6 +152,7 @@ class Runner(DeviceOptions):
             save_every=self.checkpoint_seconds,
             stop=stop or _never,
             trainables=_trainables(plan),
+            steps=[phase.schedule.steps for phase in plan.phases],
             processes=processes,
         )
         frozen_seconds = 0.0
@@ -232,7 +234,7 @@ class _Loop:
                 keep_statistics(self.plan.keeps_statistics)
             optimizer = make_optimizer(phase)
             if start.optimizer:
-                optimizer.load_state_dict(start.optimizer)
+                load_optimizer(optimizer, start.optimizer)
             # the network's own mode means nothing to its blocks, which keep theirs
             module = StepModule(phase, self.cache.faster, self.cache.autocast)
             network = self.processes.connect(module)

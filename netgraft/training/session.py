@@ -43,6 +43,7 @@ class Session:
         save_every: Seconds, at least, between two checkpoints within a phase.
         stop: Says whether to save and leave.
         trainables: What each phase trains.
+        steps: How many each phase takes.
         processes: That carry out the run.
 
     Attributes:
@@ -58,6 +59,7 @@ class Session:
         save_every: float,
         stop: Callable[[], bool],
         trainables: nn.ModuleList,
+        steps: Sequence[int],
         processes: Processes,
     ) -> None:
         suffix = f"-{processes.rank}" if processes.rank else ""
@@ -68,6 +70,7 @@ class Session:
         self._save_every = save_every
         self._stop = stop
         self._trainables = trainables
+        self._steps = steps
         self._processes = processes
         self._saved_at = time.monotonic()
         self._started: float | None = None
@@ -82,11 +85,12 @@ class Session:
             groups: Of independent phases.
 
         Raises:
-            RequestError: The checkpoint belongs to another run, or was computed in another precision.
+            RequestError: The checkpoint is damaged, belongs to another run, or was computed in another precision.
         """
         own: Checkpoint | None = None
         if resume and self._path is not None and self._path.exists():
             own = Checkpoint.load(self._path, self._fingerprint)
+            own.check_fits(self._path, self._steps, self._trainables.state_dict())
         first = self._processes.of_first(own)
         if first is None:
             return self._begin_at(ResumePoint())

@@ -51,7 +51,11 @@ def test_a_narrowed_student_opens_with_the_same_bits(tmp_path: Path, name: str, 
     again = load_student(tmp_path / "student")
 
     probe = images(3, 3, size, size, seed=1)
-    assert {path.name for path in (tmp_path / "student").iterdir()} == {"netgraft.json", "student.safetensors"}
+    assert {path.name for path in (tmp_path / "student").iterdir()} == {
+        "netgraft.json",
+        "student.safetensors",
+        "SHA256SUMS",
+    }
     assert again.state_dict().keys() == student.state_dict().keys()
     assert all(torch.equal(value, student.state_dict()[key]) for key, value in again.state_dict().items())
     assert torch.equal(again(probe), student(probe))
@@ -80,7 +84,11 @@ def test_a_student_that_was_not_narrowed_is_a_plain_timm_folder(tmp_path: Path) 
     model = build("cifar_resnet8", num_classes=7)
     save_student(tmp_path / "student", model, model, cuts=(), data_config=config(32))
 
-    assert {path.name for path in (tmp_path / "student").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "student").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "SHA256SUMS",
+    }
     assert torch.equal(load_student(tmp_path / "student")(images(2, 3, 32, 32)), model(images(2, 3, 32, 32)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -312,3 +313,34 @@ def test_a_kept_file_that_does_not_open_is_written_again(
         again, _ = cached_predictions(tmp_path, model, numbered, GRAY, heard, "evaluating")
     assert torch.equal(kept, again)
     assert len(heard.passes) == 2
+
+
+def test_a_flipped_bit_in_a_kept_file_is_noticed_and_the_file_written_again(tmp_path: Path, numbered: ImageSet) -> None:
+    model, heard = Answering(logits(TEACHER, CONFIDENT), 12), Listening()
+    kept, labels = cached_predictions(tmp_path, model, numbered, GRAY, heard, "evaluating")
+    [path] = tmp_path.iterdir()
+    content = path.read_bytes()
+    positions = range(0, len(content), 7)
+    for position in positions:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        again = cached_predictions(tmp_path, model, numbered, GRAY, heard, "evaluating")
+        assert torch.equal(again[0], kept)
+        assert torch.equal(again[1], labels)
+        assert path.read_bytes() == content
+    assert len(heard.passes) == 1 + len(positions)
+    assert heard.notes == [f"evaluating: {path} is damaged, or of an older version, and is computed again"] * len(
+        positions
+    )
+
+
+def test_a_kept_file_under_another_s_name_is_not_taken(tmp_path: Path, numbered: ImageSet) -> None:
+    heard = Listening()
+    first, second = Answering(logits(TEACHER, CONFIDENT), 12), Answering(torch.eye(10, 3), 12)
+    for number, model in enumerate((first, second)):
+        cached_predictions(tmp_path / str(number), model, numbered, GRAY, heard, "evaluating")
+    [other], [own] = (tmp_path / "0").iterdir(), (tmp_path / "1").iterdir()
+    shutil.copy(other, own)
+    found, _ = cached_predictions(tmp_path / "1", second, numbered, GRAY, heard, "evaluating")
+    assert torch.equal(found, predictions(second, numbered, GRAY, SilentReporter())[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from filelock import FileLock
 from netgraft.errors import RequestError
 from netgraft.jobs.distill import DistillJob
 from netgraft.jobs.run_folder import RunFolder, RunFolderBusyError, default_folder
+from netgraft.training.options import DeviceOptions
 
 CONFIG: dict[str, Any] = {"fingerprint": "aaa", "data": "digits", "seed": 0}
 
@@ -205,6 +207,77 @@ def test_result_comes_back(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(RequestError, match=r"result\.json is damaged"):
         folder.result()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("finished") / "run"
+    DistillJob(method="none", shots=1, out=path, compute=DeviceOptions(accelerator="cpu", precision="32")).run()
+    return path
+
+
+@pytest.fixture
+def done(finished: Path, tmp_path: Path) -> RunFolder:
+    """A finished run that a test may damage."""
+    shutil.copytree(finished, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+def job(folder: RunFolder) -> DistillJob:
+    compute = DeviceOptions(accelerator="cpu", precision="32")
+    return DistillJob(method="none", shots=1, out=folder.path, compute=compute, resume=True)
+
+
+def test_a_finished_run_is_known_by_its_result_and_its_student(done: RunFolder) -> None:
+    result = done.finished()
+    assert result is not None
+    assert result == done.result() == job(done).run()
+    # as a version without checksums left it
+    (done.path / "SHA256SUMS").unlink()
+    (done.path / "student" / "SHA256SUMS").unlink()
+    assert done.finished() == result
+
+
+@pytest.mark.parametrize("damage", ["gone", "weights gone", "description gone", "a bit", "empty"])
+def test_a_run_without_a_whole_student_is_not_finished(done: RunFolder, damage: str, finished: Path) -> None:
+    student = done.path / "student"
+    if damage == "gone":
+        shutil.rmtree(student)
+    elif damage == "empty":
+        for path in student.iterdir():
+            path.unlink()
+    elif damage == "a bit":
+        content = bytearray((student / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (student / "model.safetensors").write_bytes(content)
+    else:
+        (student / ("model.safetensors" if damage.startswith("weights") else "config.json")).unlink()
+    assert done.finished() is None
+    job(done).run()
+    assert done.finished() is not None
+    for name in ("model.safetensors", "config.json", "SHA256SUMS"):
+        assert (student / name).read_bytes() == (finished / "student" / name).read_bytes()
+
+
+DAMAGED = ("{}", "[]", '[["fingerprint", 3]]', "null", "3", "", "[" * 100_000, '{"fingerprint": 3}')
+
+
+@pytest.mark.parametrize(
+    ("text", "sums"),
+    [(text, sums) for text in (*DAMAGED, "other figures") for sums in (True, False)][:-1],
+    ids=range(2 * len(DAMAGED) + 1),
+)
+def test_a_result_that_is_not_the_run_s_is_refused(done: RunFolder, text: str, sums: bool) -> None:
+    path = done.path / "result.json"
+    if not sums:
+        (done.path / "SHA256SUMS").unlink()
+    path.write_text(text if text in DAMAGED else path.read_text().replace('"gap": ', '"gap": 1'))
+    with pytest.raises(RequestError, match=r"result\.json is damaged.*; remove (the folder|result\.json)") as refusal:
+        job(done).run()
+    assert "\n" not in str(refusal.value)
+    path.unlink()
+    job(done).run()
+    assert done.finished() is not None
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def test_plain_student_opens_with_timm_alone(tmp_path: Path) -> None:
         assert torch.equal(loaded(X), model(X))
         assert snapshot(loaded) == snapshot(model)
         assert preprocessing(loaded) == CONFIG
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "config.json", "model.safetensors"]
     assert [path.name for path in folder.parent.iterdir()] == ["student"]
 
 
@@ -189,6 +191,7 @@ def test_damaged_sequences_are_refused(damage: str, tmp_path: Path) -> None:
     student, model, cuts = sequence("cifar_resnet20")
     folder = tmp_path / "s"
     save_student(folder, student, model, cuts=cuts, data_config=CONFIG)
+    (folder / "SHA256SUMS").unlink()
     weights, description = folder / "student.safetensors", folder / "netgraft.json"
     text = description.read_text()
     if damage == "weights cut":
@@ -206,6 +209,7 @@ def test_damaged_sequences_are_refused(damage: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["weights cut", "weights gone", "no JSON", "other model"])
 def test_damaged_plain_students_are_refused(damage: str, tmp_path: Path) -> None:
     save_plain(tmp_path / "s")
+    (tmp_path / "s" / "SHA256SUMS").unlink()
     weights, config = tmp_path / "s" / "model.safetensors", tmp_path / "s" / "config.json"
     if damage == "weights cut":
         weights.write_bytes(weights.read_bytes()[:1000])
@@ -215,8 +219,69 @@ def test_damaged_plain_students_are_refused(damage: str, tmp_path: Path) -> None
         config.write_text("{")
     else:
         config.write_text(config.read_text().replace("cifar_resnet8", "cifar_resnet20"))
-    with pytest.raises(RequestError, match="timm could not make"):
+    with pytest.raises(RequestError, match=r"holds a damaged model|holds no weights|is no readable safetensors file"):
         load_student(tmp_path / "s")
+
+
+def flip(path: Path, position: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A plain folder, and one of a sequence."""
+    folder = tmp_path_factory.mktemp("whole")
+    save_plain(folder / "plain")
+    student, model, cuts = sequence("cifar_resnet20")
+    save_student(folder / "sequence", student, model, cuts=cuts, data_config=CONFIG)
+    return {kind: folder / kind for kind in ("plain", "sequence")}
+
+
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["plain", "sequence"])
+def test_a_flipped_bit_is_noticed(kind: str, which: int, place: float, whole: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(whole[kind], folder)
+    load_student(folder)
+    path = sorted(folder.iterdir())[which]
+    flip(path, int(place * (path.stat().st_size - 1)), which)
+    with pytest.raises(RequestError, match=r"is damaged: .*; copy the folder again or save it again, or remove ") as it:
+        load_student(folder)
+    assert "\n" not in str(it.value)
+
+
+@pytest.mark.parametrize("kind", ["plain", "sequence"])
+def test_a_file_that_is_gone_is_noticed(kind: str, whole: dict[str, Path], tmp_path: Path) -> None:
+    for name in sorted(path.name for path in whole[kind].iterdir()):
+        shutil.copytree(whole[kind], tmp_path / name)
+        (tmp_path / name / name).unlink()
+        if name == "SHA256SUMS":  # as of a model that timm saved: nothing is known of its files
+            load_student(tmp_path / name)
+        else:
+            with pytest.raises(RequestError, match=r"is damaged: can't read|holds no student"):
+                load_student(tmp_path / name)
+
+
+def test_checksums_are_those_of_sha256sum(whole: dict[str, Path]) -> None:
+    for folder in whole.values():
+        done = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=False)
+        assert done.returncode == 0
+
+
+def test_other_checksums_than_those_of_the_files_that_are_read_are_refused(
+    whole: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(whole["plain"], tmp_path / "s")
+    sums = tmp_path / "s" / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    outside = f"{'0' * 64}  ../s\n"
+    for text in ("", *lines, "".join([*lines, outside]), "".join(lines).upper(), "".join(lines) + "\xe9"):
+        sums.write_text(text, encoding="latin-1")
+        with pytest.raises(RequestError, match="SHA256SUMS is damaged"):
+            load_student(tmp_path / "s")
 
 
 LABELS = {

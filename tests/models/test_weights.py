@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,23 +83,75 @@ class Malicious:
         return os.mkdir, (str(self.proof),)
 
 
-@pytest.mark.parametrize("way", ["file", "folder"])
-def test_pickles_are_refused_and_not_executed(way: str, tmp_path: Path) -> None:
-    proof = tmp_path / "executed"
-    content = {"state_dict": state()[0], "extra": Malicious(proof)}
-    if way == "file":
-        torch.save(content, tmp_path / "w.pth")
-        with pytest.raises(RequestError, match="holds more than tensors, or is damaged, and was not loaded"):
-            load_teacher("cifar_resnet8", weights=tmp_path / "w.pth")
-    else:
-        folder = tmp_path / "model"
-        timm.models.save_for_hf(state()[1], str(folder), safe_serialization=False)
-        torch.save(content, folder / "pytorch_model.bin")
-        with pytest.raises(RequestError, match="timm could not make 'local-dir:"):
-            load_teacher(f"local-dir:{folder}")
+REFUSED = "holds more than tensors, or is damaged, and was not loaded"
+
+
+def unguarded(path: Path) -> Any:
+    """As timm read folders up to release 1.0.25."""
+    return torch.load(path, weights_only=False)["state_dict"]
+
+
+@pytest.fixture
+def old_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every reader of timm unpickles what it finds."""
+
+    def of_folder(path: Path, *_: object, **__: object) -> Any:
+        return unguarded(next(Path(path).glob("*.bin")))
+
+    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_path", of_folder)
+    monkeypatch.setattr(timm.models._builder, "load_state_dict", lambda path, *_, **__: unguarded(path))
+    monkeypatch.setattr(timm.models._helpers, "_torch_load", lambda path, *_, **__: unguarded(path))
+
+
+@pytest.mark.usefixtures("old_timm")
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.pth", "other.pth", "other.bin"])
+@pytest.mark.parametrize("prefix", ["local-dir:", ""])
+def test_a_folder_runs_no_code_whatever_timm_does(prefix: str, name: str, tmp_path: Path) -> None:
+    proof, folder = tmp_path / "executed", tmp_path / "model"
+    timm.models.save_for_hf(state()[1], str(folder), safe_serialization=False)
+    (folder / "pytorch_model.bin").unlink()
+    torch.save({"state_dict": state()[0], "extra": Malicious(proof)}, folder / name)
+    with pytest.raises(RequestError, match=f"{name} {REFUSED} .*; export its state dict as safetensors$") as refusal:
+        load_teacher(f"{prefix}{folder}")
+    assert "\n" not in str(refusal.value)
     assert not proof.exists()
-    torch.load(tmp_path / "w.pth" if way == "file" else folder / "pytorch_model.bin", weights_only=False)
+    unguarded(folder / name)
     assert proof.exists(), "the pickle would have been executed by an unguarded reader"
+
+
+def test_a_weights_file_runs_no_code(tmp_path: Path) -> None:
+    proof, path = tmp_path / "executed", tmp_path / "w.pth"
+    torch.save({"state_dict": state()[0], "extra": Malicious(proof)}, path)
+    with pytest.raises(RequestError, match=REFUSED):
+        load_teacher("cifar_resnet8", weights=path)
+    assert not proof.exists()
+    unguarded(path)
+    assert proof.exists(), "the pickle would have been executed by an unguarded reader"
+
+
+def test_weights_that_timm_fetches_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proof, path = tmp_path / "executed", tmp_path / "fetched.bin"
+    torch.save({"state_dict": {}, "extra": Malicious(proof)}, path)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    for name in ("load_state_dict_from_hf", "load_state_dict_from_url"):
+        monkeypatch.setattr(timm.models._builder, name, lambda *_, **__: unguarded(path))
+    with pytest.raises(RequestError, match=r"timm could not make 'resnet18': .*Weights only load failed") as refusal:
+        load_teacher("resnet18")
+    assert "\n" not in str(refusal.value)
+    assert not proof.exists()
+    # what others do later is their own
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_an_archive_that_grows_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(2**22)}, tmp_path / "flat.pth")
+    with zipfile.ZipFile(tmp_path / "flat.pth") as flat, zipfile.ZipFile(tmp_path / "w.pth", "w", 8) as packed:
+        for entry in flat.namelist():
+            packed.writestr(entry, flat.read(entry))
+    assert (tmp_path / "w.pth").stat().st_size < 2**18
+    with pytest.raises(RequestError, match=REFUSED):
+        read_weights(tmp_path / "w.pth")
 
 
 def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:

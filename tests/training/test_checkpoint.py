@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ import torch
 from torch import Tensor
 
 from netgraft.errors import RequestError, RunError
-from netgraft.files import write_atomically, write_text
+from netgraft.files import check_seal, seal_archive, write_atomically, write_text
 from netgraft.training import checkpoint as module
-from netgraft.training.checkpoint import Checkpoint
+from netgraft.training.checkpoint import Checkpoint, load_optimizer
 
 
 def make(**changes: Any) -> Checkpoint:
@@ -206,6 +207,8 @@ def test_hostile_file_is_refused_and_runs_nothing(tmp_path: Path, wrapped: bool)
     content = {**make().__dict__, "optimizer": _Bomb(mark)}
     if wrapped:
         torch.save(content, path)
+        # whoever wrote it knows how
+        seal_archive(path)
     else:
         path.write_bytes(pickle.dumps(content, protocol=2))
     with pytest.raises(RequestError, match="is no checkpoint of netgraft"):
@@ -235,8 +238,109 @@ def test_damaged_file_is_refused(tmp_path: Path, kind: str) -> None:
         Checkpoint.load(path, "f" * 64)
 
 
+@pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("content", [{}, {"weights": {}}, [1, 2], torch.zeros(3)], ids=["no", "few", "list", "tensor"])
-def test_other_peoples_files_are_refused(tmp_path: Path, content: dict[str, Any] | list[int] | Tensor) -> None:
+def test_other_peoples_files_are_refused(
+    tmp_path: Path, content: dict[str, Any] | list[int] | Tensor, sealed: bool
+) -> None:
     torch.save(content, tmp_path / "c.pt")
+    if sealed:
+        seal_archive(tmp_path / "c.pt")
     with pytest.raises(RequestError, match="is no checkpoint of netgraft"):
         Checkpoint.load(tmp_path / "c.pt", "f" * 64)
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    make().save(path)
+    content = path.read_bytes()
+    refused = 0
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=r"expected (its )?SHA-256"):
+            check_seal(path)
+        refused += 1
+    assert refused > 1000
+    with pytest.raises(RequestError, match=r"c\.pt is no checkpoint of netgraft, or a damaged one: .*; remove it, and"):
+        Checkpoint.load(path, "f" * 64)
+    path.write_bytes(content)
+    assert Checkpoint.load(path, "f" * 64).step == 5
+
+
+def test_other_programs_read_a_checkpoint(tmp_path: Path) -> None:
+    make().save(tmp_path / "c.pt")
+    assert torch.load(tmp_path / "c.pt", weights_only=True)["step"] == 5
+    with zipfile.ZipFile(tmp_path / "c.pt") as archive:
+        assert archive.testzip() is None
+        assert archive.comment.startswith(b"sha256:")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"phase": "1"},
+        {"phase": True},
+        {"step": 5.0},
+        {"step": None},
+        {"seconds": "2"},
+        {"seconds": float("nan")},
+        {"seconds": -1.0},
+        {"precision": 32},
+        {"fingerprint": 3},
+        {"weights": []},
+        {"weights": {"a": 1}},
+        {"optimizer": None},
+    ],
+    ids=str,
+)
+def test_fields_of_other_types_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    torch.save({**make().__dict__, **changes}, tmp_path / "c.pt")
+    seal_archive(tmp_path / "c.pt")
+    with pytest.raises(RequestError, match=r"is no checkpoint of netgraft, or a damaged one: expected .*, got ") as it:
+        Checkpoint.load(tmp_path / "c.pt", "f" * 64)
+    assert "\n" not in str(it.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"phase": 99}, "expected one of 2 phases, got phase 100"),
+        ({"phase": -1}, "expected one of 2 phases, got phase 0"),
+        ({"step": 10**9}, "expected a step of phase 2, which has 8, got step 1000000000"),
+        ({"step": -1}, "expected a step of phase 2, which has 8, got step -1"),
+        ({"phase": 2, "step": 1}, "expected a step of phase 3, which has 0, got step 1"),
+        ({"precision": "64"}, "expected precision 32 or bf16, got '64'"),
+        ({"precision": "auto"}, "expected precision 32 or bf16, got 'auto'"),
+        ({"weights": {}}, "expected the weights of this plan, got others, first 'a"),
+        ({"weights": {"a.weight": torch.zeros(3, 5), "a.count": torch.tensor(7)}}, "got others, first 'a.weight'"),
+        ({"weights": {"a.weight": torch.zeros(3, 4), "a.count": torch.tensor(7.0)}}, "got others, first 'a.count'"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_plan_is_refused(changes: dict[str, Any], said: str) -> None:
+    weights = make().weights
+    for fitting in ({"phase": 0, "step": 4}, {"phase": 1, "step": 8}, {"phase": 2, "step": 0}):
+        make(**fitting).check_fits(Path("c.pt"), [4, 8], weights)
+    with pytest.raises(RequestError, match=r"^c\.pt doesn't fit the plan: .*; remove it, and the run begins") as it:
+        make(**changes).check_fits(Path("c.pt"), [4, 8], weights)
+    assert said in str(it.value)
+
+
+def test_the_state_of_another_optimiser_is_refused() -> None:
+    def optimizer(*shape: int, kind: type[torch.optim.Optimizer] = torch.optim.Adam) -> torch.optim.Optimizer:
+        parameter = torch.nn.Parameter(torch.ones(shape))
+        made = kind([parameter], lr=0.1)  # type: ignore[call-arg]
+        parameter.sum().backward()
+        made.step()
+        return made
+
+    state = optimizer(3, 4).state_dict()
+    load_optimizer(optimizer(3, 4), state)
+    two = {**state, "param_groups": state["param_groups"] * 2}
+    for wrong in ({}, two, {"state": 3, "param_groups": 4}, optimizer(4, 3).state_dict()):
+        with pytest.raises(
+            RequestError, match=r"holds the state of another optimiser .*; remove it, and the run begins"
+        ):
+            load_optimizer(optimizer(3, 4), wrong)

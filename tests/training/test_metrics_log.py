@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from netgraft.errors import RunError
+from netgraft.errors import RequestError, RunError
 from netgraft.training.metrics_log import MetricsLog
 
 ROWS: list[dict[str, Any]] = [
@@ -65,3 +65,23 @@ def test_no_file_has_no_lines_to_drop(tmp_path: Path) -> None:
 def test_what_can_not_be_written_says_how_to_go_on(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"could not write .*metrics.jsonl: .*; go on with --resume"):
         MetricsLog(tmp_path / "missing" / "metrics.jsonl").append(ROWS[0])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("3", "[]", '"text"', "null", "{}", "{", "[" * 100_000, "\udcff"),
+        *('{"phase": 0}', '{"phase": "0", "step": 1}', '{"phase": 0, "step": 1.5}', '{"phase": true, "step": 1}'),
+        '{"phase": [0], "step": {}}',
+    ],
+    ids=range(13),
+)
+def test_a_line_of_another_kind_is_refused(tmp_path: Path, line: str) -> None:
+    log = written(tmp_path)
+    content = f"{line}\n".encode(errors="surrogateescape") + log.path.read_bytes()
+    log.path.write_bytes(content)
+    with pytest.raises(RequestError, match=r"metrics.jsonl is damaged: .*; remove it, and the run goes on") as refusal:
+        log.rewind(2, 20)
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 400
+    assert log.path.read_bytes() == content

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from netgraft.errors import InterruptedRunError, RequestError, RunError
+from netgraft.files import seal_archive
 from netgraft.modules import state_digest
 from netgraft.training.checkpoint import Checkpoint
 from netgraft.training.runner import Runner
@@ -137,3 +139,21 @@ def test_loss_that_is_not_finite_before_any_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"step 1 of phase 1 .* no checkpoint had been saved yet"):
         Case(objective=Squared(surprise_at=0, spoil=math.nan)).run(folder=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("changes", [{"phase": 99}, {"step": 10**9}, {"precision": "64"}, {"weights": {}}], ids=str)
+def test_a_checkpoint_that_can_not_be_this_run_s_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InterruptedRunError):
+        Case().run(folder=tmp_path, stop=iter([False] * 5 + [True]).__next__)
+    path = tmp_path / "checkpoint.pt"
+    torch.save({**torch.load(path, weights_only=True), **changes}, path)
+    with pytest.raises(RequestError, match="is no checkpoint of netgraft, or a damaged one: expected its SHA-256"):
+        Case().run(folder=tmp_path, resume=True)
+    seal_archive(path)
+    with pytest.raises(RequestError, match=r"doesn't fit the plan: .*; remove it, and the run begins anew"):
+        Case().run(folder=tmp_path, resume=True)
+    path.unlink()
+    again, whole = Case(), Case()
+    again.run(folder=tmp_path, resume=True)
+    whole.run()
+    assert state_digest(again.student) == state_digest(whole.student)

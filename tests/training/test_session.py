@@ -25,6 +25,7 @@ def session(folder: Path | None, *, save_every: float = 0.0, stop: bool = False)
         save_every=save_every,
         stop=lambda: stop,
         trainables=nn.ModuleList([nn.Linear(2, 2)]),
+        steps=[4],
         processes=Processes(Fabric(accelerator="cpu", devices=1)),
     )
 
