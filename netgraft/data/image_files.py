@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from netgraft.data.image_modes import to_8_bits
 from netgraft.errors import RequestError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -41,14 +42,14 @@ class ImageFiles(Protocol):
 
 
 def decode(content: bytes, name: str) -> Image.Image:
-    """Decode an image in its own mode.
+    """Decode an image: upright, with 8 bits a channel, otherwise in its own mode.
 
     Args:
         content: An encoded image.
         name: Of the file, for people.
 
     Raises:
-        RequestError: The content is no whole image; says which file.
+        RequestError: The content is no whole image, or in no mode that is known; says which file.
     """
     try:
         image = Image.open(io.BytesIO(content))
@@ -57,7 +58,7 @@ def decode(content: bytes, name: str) -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError) as error:
         reason = str(error) if not isinstance(error, Image.UnidentifiedImageError) else "no known image format"
         raise RequestError(f"expected an image in {name}, got: {reason}; repair or remove the file") from None
-    return image
+    return to_8_bits(image, name)
 
 
 class FolderFiles:
