@@ -11,9 +11,10 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from netgraft.errors import RequestError
-from netgraft.experiments.specification import Cell, Experiment
-from netgraft.files import write_text
+from netgraft.errors import RequestError, RunError
+from netgraft.experiments.specification import Cell, Experiment, path_component
+from netgraft.files import write_atomically, write_text
+from netgraft.reading import parse_json, read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ def _home(path: Path, folder: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise RequestError(f"{path} is damaged ({error}); remove it to compute it again") from error
     if not isinstance(content, dict):
@@ -176,17 +177,19 @@ class ResultStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if source.resolve() != (self.folder / EXPERIMENT).resolve():
-                shutil.copyfile(source, self.folder / EXPERIMENT)
-        except OSError as error:
-            raise RequestError(f"can't write into {self.folder}: {error.strerror}; choose another --out") from error
+                # in the place of a link, not through it
+                write_atomically(self.folder / EXPERIMENT, lambda temporary: _copy(source, temporary))
+        except (OSError, RunError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RequestError(f"can't write into {self.folder}: {reason}; choose another --out") from error
 
     def experiment(self) -> Experiment:
         """Read the copy. Raises like :meth:`Experiment.load`."""
         return Experiment.load(self.folder / EXPERIMENT)
 
     def path(self, cell: Cell) -> Path:
-        """Where a cell's result lies."""
-        return self.folder / f"{cell.name}.json"
+        """Where a cell's result lies. Raises RequestError where its name would lead out of the folder."""
+        return self.folder / f"{_inside(cell)}.json"
 
     @property
     def scratch(self) -> Path:
@@ -194,8 +197,8 @@ class ResultStore:
         return self.folder / WORK
 
     def work(self, cell: Cell) -> Path:
-        """Where a cell's run lies while it isn't finished."""
-        return self.scratch / cell.name
+        """Where a cell's run lies while it isn't finished. Raises RequestError like :meth:`path`."""
+        return self.scratch / _inside(cell)
 
     def find(self, cell: Cell) -> dict[str, Any] | None:
         """Return the cell's result; None while there is none.
@@ -207,7 +210,7 @@ class ResultStore:
         if not path.exists():
             return None
         try:
-            result = dict(json.loads(path.read_text(encoding="utf-8")))
+            result = dict(parse_json(read_text(path)))
             asked = dict(result["asked"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"{path} is damaged ({error!r}); remove it to compute it again") from error
@@ -227,3 +230,14 @@ class ResultStore:
         write_text(self.path(cell), json.dumps(content, indent=1) + "\n")
         shutil.rmtree(self.work(cell), ignore_errors=True)
         return content
+
+
+def _inside(cell: Cell) -> str:
+    parts = cell.name.split("/")
+    if any(part != path_component(part) for part in parts):
+        raise RequestError(f"expected a name that stays within the folder, got {cell.name!r}; name the cell otherwise")
+    return cell.name
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
