@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from netgraft.errors import RequestError
 
-
 MOST_PADDING = 2048  # pixels
 
 MOST_VIEWS = 10**9  # their order alone takes 12 GB
@@ -55,7 +54,8 @@ class ViewPolicy:
             raise ValueError("a view is cropped by crop_scale or by pad, not by both; leave one out")
         if not (0 <= self.pad <= MOST_PADDING and 0 <= self.pool <= MOST_VIEWS):
             raise RequestError(
-                f"pad must be from 0 to {MOST_PADDING:,} and pool from 0 to {MOST_VIEWS:,}, got {self.pad} and {self.pool}"
+                f"pad must be from 0 to {MOST_PADDING:,} and pool from 0 to {MOST_VIEWS:,}, got {self.pad} and "
+                f"{self.pool}; give others"
             )
         if not 0 <= self.colour <= 1:
             raise ValueError(f"colour must lie within [0, 1], not {self.colour}")
