@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from netgraft.data.text_files import parse_json, read_text
 from netgraft.errors import RequestError
 from netgraft.files import write_text
-from netgraft.reading import parse_json, read_text
 
 
 @dataclass(frozen=True)

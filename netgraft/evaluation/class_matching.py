@@ -16,9 +16,9 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from netgraft.data.image_set import ImageSet
+from netgraft.data.text_files import parse_json, read_text
 from netgraft.errors import RequestError
 from netgraft.models.creation import class_count, label_names, pretrained_cfg
-from netgraft.reading import parse_json, read_text
 
 MatchedBy = Literal["names", "wnid", "map", "number"]
 """The model's own names or ImageNet's words; ImageNet's synset numbers; a class map; the order alone."""

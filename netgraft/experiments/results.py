@@ -11,10 +11,10 @@ from typing import Any, get_type_hints
 
 import msgspec
 
+from netgraft.data.text_files import parse_json, read_text
 from netgraft.errors import RequestError, RunError
 from netgraft.experiments.specification import Cell, Experiment, path_component
 from netgraft.files import write_atomically, write_text
-from netgraft.reading import parse_json, read_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,10 +41,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from netgraft.data.text_files import read_text
 from netgraft.errors import RequestError
 from netgraft.jobs.options import DistillOptions, ordered
 from netgraft.options import build
-from netgraft.reading import read_text
 
 if TYPE_CHECKING:
     from netgraft.jobs.distill import DistillJob
