@@ -147,7 +147,7 @@ class FewShotSubset:
         subset = cls(**_checked_fields(content))
         if content["digest"] != subset.digest:
             raise RequestError(
-                f"expected a subset with digest {subset.digest[:12]}, got {str(content['digest'])[:12]}: "
+                f"expected a subset with digest {subset.digest[:12]}, got {str(content['digest'])[:12]!r}: "
                 "its fields were changed after it was saved; draw it again"
             )
         return subset

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,6 +53,19 @@ class NeededFacts:
     threads: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class OptionalFacts:
+    """What tables show as well where a result has it, and of which types it is."""
+
+    test_images: int | None
+    ensemble_top1: float | None
+    start_top1: float | None
+    selected_on: str
+
+
+FACTS: Mapping[str, Any] = {**get_type_hints(OptionalFacts), **get_type_hints(NeededFacts)}
+
+
 @dataclass(frozen=True)
 class ResultFolder:
     """The results of one folder.
@@ -75,7 +90,7 @@ def load(folders: Sequence[Path]) -> list[ResultFolder]:
         RequestError: A folder is missing or holds no results; a file is damaged or is no result.
     """
     homes: dict[Path, list[Path]] = {}
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for folder in folders:
         if not folder.is_dir():
             raise RequestError(f"there is no folder {folder}; give one with the results of an experiment")
@@ -86,8 +101,9 @@ def load(folders: Sequence[Path]) -> list[ResultFolder]:
             )
         for path in paths:
             # one folder may be named twice, or lie in another
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
+            real = os.path.realpath(path)  # unlike Path.resolve, of links in circles too
+            if real not in seen:
+                seen.add(real)
                 homes.setdefault(_home(path, folder), []).append(path)
     names = [home.resolve().name for home in homes]
     return [
@@ -119,7 +135,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RequestError(f"{path} holds no result but {type(content).__name__}; move it away, or give another folder")
     result = in_present_form(content)
-    wrong = [name for name, kind in get_type_hints(NeededFacts).items() if not _holds(result, name, kind)]
+    needed = get_type_hints(NeededFacts)
+    wrong = [
+        name for name, kind in FACTS.items() if (name in needed or name in result) and not _holds(result, name, kind)
+    ]
+    if not wrong and not isinstance(result["policy"].get("name"), str):
+        wrong = ["policy"]
+    # these are differences from the teacher's
+    dependent = ("student_top1", "gap", "agreement", "start_top1")
+    if not wrong and result["teacher_top1"] is None and any(result.get(name) is not None for name in dependent):
+        wrong = ["teacher_top1"]
     if wrong:
         named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise RequestError(
@@ -131,10 +156,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _holds(result: Mapping[str, Any], name: str, kind: Any) -> bool:
     try:
-        msgspec.convert(result.get(name, msgspec.UNSET), kind)
-    except msgspec.ValidationError:
+        value = msgspec.convert(result.get(name, msgspec.UNSET), kind)
+    except (msgspec.ValidationError, OverflowError):
         return False
-    return name in result
+    return name in result and not (isinstance(value, float) and not math.isfinite(value))
 
 
 LABEL_SOURCES = {"none": "none", "real": "real", "the teacher's answers": "teacher"}

@@ -231,7 +231,7 @@ class Experiment:
             try:
                 choose(method, preset, Budget(ASSUMED_IMAGES, ASSUMED_CLASSES), cell.settings)
             except RequestError as error:
-                raise RequestError(f"{cell.row}: {error}") from error
+                raise RequestError(f"{cell.name}: {error}") from error
 
 
 def path_component(name: str) -> str:

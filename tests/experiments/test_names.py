@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
@@ -245,3 +246,43 @@ def test_a_result_that_lacks_facts_says_nothing_of_the_time(seconds: object) -> 
     assert not Estimate([(cell, found)]).is_measured(cell)
     with pytest.raises(RequestError, match="no valid seconds"):
         load([Path("out")])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("test_images", [1]),
+        ("test_images", "many"),
+        ("ensemble_top1", "high"),
+        ("start_top1", {}),
+        ("selected_on", 3),
+        ("policy", {}),
+        ("policy", {"name": 3}),
+        ("teacher_top1", None),
+        ("teacher_top1", math.nan),
+        ("seconds", math.inf),
+        ("gap", 10**400),
+    ],
+)
+@pytest.mark.parametrize("form", ["markdown", "latex", "csv"])
+def test_a_table_refuses_a_result_with_facts_of_wrong_types(
+    name: str, value: object, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(Path("out"), "whole")
+    write(Path("out"), "tampered", seed=77, **{name: value})
+    message = fails(capsys, "table", "out", "--format", form)
+    assert "tampered.json" in message
+    assert message.count("\n") == 1
+
+
+def test_a_table_takes_results_with_and_without_a_subsets_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    write(Path("out"), "drawn")
+    write(Path("out"), "published", subset_seed=None)
+    assert run(["table", "out", "--format", "csv"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_links_in_circles_among_results_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    write(Path("out"), "whole")
+    Path("out/loop.json").symlink_to("loop.json")
+    assert "loop.json" in fails(capsys, "table", "out")
