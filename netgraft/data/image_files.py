@@ -378,7 +378,7 @@ def _unpacked(compressed: bytes) -> bytes | None:
 def _cut(whole: bytes) -> list[tuple[str, int, int, bytes]]:
     """Name, number, size and content of each image; cut from the whole, which takes half as long as asking for each."""
     entries = []
-    with tarfile.open(fileobj=io.BytesIO(whole), tarinfo=_BoundedHeader) as archive:
+    with tarfile.open(None, "r:", io.BytesIO(whole), tarinfo=_BoundedHeader) as archive:
         for number, (name, member) in enumerate(_image_members(archive, len(whole))):
             content = whole[member.offset_data : member.offset_data + member.size]
             entries.append((name, number, member.size, content))

@@ -167,6 +167,7 @@ IMAGE = content(3)
 FIRST = header("a/0.png", len(IMAGE)) + padded(IMAGE)
 
 HOSTILE = {
+    "no-tar": b"no archive at all" * 99,
     "negative": FIRST + header("a/1.png", -512) + FIRST,
     "negative-back-to-itself": FIRST + header("a/1.png", -1024) + bytes(1024),
     "negative-first": header("a/1.png", -512) + FIRST,
@@ -208,6 +209,7 @@ def test_archives_whose_headers_lie_are_refused_or_read(
         return
     assert isinstance(error, RequestError), error
     assert "expected a whole tar archive" in str(error)
+    assert "\n" not in str(error)
     assert path.name in str(error)
 
 
