@@ -56,10 +56,14 @@ def _click_option(option: Option) -> click.Option:
 
 def _checked(option: Option) -> Callable[[click.Context, click.Parameter, Any], Any]:
     """Refuse numbers out of range, for commands that make no job of their options too."""
+    from netgraft.errors import RequestError
 
     def check(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
-        if value is not None:
-            option.check_held(value)
+        try:
+            if value is not None:
+                option.check_held(value)
+        except RequestError as error:
+            raise click.BadParameter(str(error), context, parameter) from error
         return value
 
     return check

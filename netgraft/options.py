@@ -94,6 +94,7 @@ class Option:
             raise RequestError(f"{self.name} can't be {value!r}: {str(error).lower()}; correct it") from error
         if self.choices and value not in self.choices:
             raise RequestError(f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}")
+        self._check_text(value)
         self._check_range(value)
         return Path(value) if self.type is Path else value
 
@@ -113,7 +114,14 @@ class Option:
         for each in value if isinstance(value, tuple | list) and several else (value,):
             if not _is_of(kind, each):
                 raise RequestError(f"{self.name} must be {expected[kind]}, not {_brief(each)}; correct it")
+            self._check_text(each)
         self._check_range(value)
+
+    def _check_text(self, value: object) -> None:
+        """Refuse what no path and no command line can hold, and what would be taken for not given."""
+        if isinstance(value, str | Path) and (value == "" or "\0" in str(value)):
+            what = "empty" if value == "" else f"a text with a NUL, {_brief(str(value))}"
+            raise RequestError(f"{self.name} can't be {what}; give another, or leave it out")
 
     def _check_range(self, value: Any) -> None:
         for each in value if isinstance(value, tuple | list) else (value,):

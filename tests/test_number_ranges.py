@@ -202,3 +202,26 @@ def test_a_grid_with_such_settings_is_refused_before_anything_is_written(
     message = fails(capsys, "benchmark", "grid.toml")
     assert message.count("\n") == 1
     assert settings.partition(" ")[0] in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("teacher", ""), ("data", "a\0b"), ("out", Path("a\0b")), ("teacher", "a\0")]
+)
+def test_texts_that_no_command_line_holds_are_refused(name: str, value: object) -> None:
+    with pytest.raises(RequestError) as error:
+        build(DistillJob, {name: value})
+    said(error, name)
+    if name != "out":
+        with pytest.raises(RequestError, match=name):
+            Experiment.parse({"run": [{name: value}]})
+
+
+def test_a_file_in_the_place_of_the_folder_of_answers_is_refused_before_training(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("file").write_text("")
+    assert "keep_answers" in fails(capsys, "distill", "--shots", "1", "--keep-answers", "file")
+    assert "NUL" in fails(capsys, "table", "x\0")
+    for target in ("file", "file/x"):
+        assert "path that can be used" in fails(capsys, "subset", "--data", "digits", "--shots", "1", "--out", target)
+    assert "no module ''" in fails(capsys, "split", "digits_vgg7_bn", "--cuts", "")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from netgraft.deriving.options import DerivingOptions
+from netgraft.errors import RequestError
 from netgraft.grafting.options import PairingOptions
 from netgraft.options import SCOPES, Option, check_held, declared, group, option
 from netgraft.training.options import DeviceOptions
@@ -120,3 +121,8 @@ class DistillOptions(JobOptions):
     keep_answers: Path | None = option(
         None, "Folder that keeps the teacher's test answers, and libraries, for other runs."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_answers is not None and self.keep_answers.exists() and not self.keep_answers.is_dir():
+            raise RequestError(f"expected a folder for keep_answers, got {self.keep_answers}, a file; give another")
