@@ -247,8 +247,6 @@ def _flag(name: str) -> str:
 
 
 def _is_of(kind: type, value: object) -> bool:
-    if kind is Path:
-        return isinstance(value, str | Path)
     if kind in {int, float}:  # NumPy's numbers too
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     return isinstance(value, kind)

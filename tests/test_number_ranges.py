@@ -16,6 +16,8 @@ from netgraft.jobs.train import SupervisedTraining, TrainJob
 from netgraft.methods.registry import METHODS, find
 from netgraft.options import build, declared
 from netgraft.plan import TrainingSchedule
+from netgraft.training.options import DeviceOptions
+from netgraft.training.runner import Runner
 from tests.support.cli import fails
 
 HUGE = 10**12
@@ -84,6 +86,10 @@ def test_a_schedule_holds_numbers_that_training_can_use(changes: dict[str, Any],
 JOBS = [
     ("cache_gib", math.nan),
     ("cache_gib", math.inf),
+    ("cache_gib", -1.0),
+    ("cache_gib", 1e300),
+    ("checkpoint_seconds", -5.0),
+    ("devices", 1000),
     ("checkpoint_seconds", math.nan),
     ("image_size", 0),
     ("image_size", -5),
@@ -97,6 +103,7 @@ JOBS = [
     ("data", 5),
     ("labeled", "yes"),
     ("out", 3),
+    ("out", "folder"),
 ]
 
 
@@ -105,6 +112,9 @@ def test_a_job_of_a_program_is_checked_when_it_is_made(name: str, value: object)
     with pytest.raises(RequestError) as error:
         build(DistillJob, {name: value})
     said(error, name)
+    if name in declared(DeviceOptions):
+        with pytest.raises(RequestError):
+            Runner(**{name: value})  # type: ignore[arg-type]
     if name in declared(TrainJob):
         with pytest.raises(RequestError):
             build(TrainJob, {"model": "resnet18", "data": "digits", name: value})
@@ -137,6 +147,9 @@ def test_the_training_of_a_teacher_is_checked(name: str, value: Any, capsys: pyt
     [
         ["--cache-memory", "nan"],
         ["--cache-memory", "inf"],
+        ["--cache-memory", "-1"],
+        ["--cache-memory", "1e300"],
+        ["--checkpoint-seconds", "-5"],
         ["--checkpoint-seconds", "nan"],
         ["--image-size", "0"],
         ["--image-size", "1000000"],
