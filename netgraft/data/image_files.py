@@ -6,6 +6,7 @@ Nothing is ever extracted to disk.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import tarfile
 import zlib
@@ -37,6 +38,8 @@ LARGEST_RATIO = 100  # bytes to which one of a compressed archive may unpack, be
 LARGEST_IMAGE = 2**30  # bytes of an encoded image
 
 LARGEST_HEADER = 2**20  # bytes of a tar's long name or PAX header
+
+LONGEST_PATH = 4096  # characters of a name in an archive, as file systems have it
 
 MOST_FOLDERS = 100_000  # links make any number of them
 
@@ -222,15 +225,16 @@ def arrange(names: Sequence[str], location: Path) -> tuple[Partition, Partition 
     Raises:
         RequestError: Images lie beside class folders.
     """
-    paths = {position: name.split("/") for position, name in enumerate(names)}
-    while True:
-        tops = {path[0] for path in paths.values() if len(path) > 1}
+    parts = [name.split("/") for name in names]
+    for skipped in itertools.count():
+        tops = {path[skipped] for path in parts if len(path) > skipped + 1}
         evaluation = [top for top in EVALUATION if top in tops]
-        if TRAIN in tops and (evaluation or tops == {TRAIN}):
+        labelled_apart = TRAIN in tops and (evaluation or tops == {TRAIN})
+        if labelled_apart or len(tops) > 1 or any(len(path) < skipped + 3 for path in parts):
             break
-        if len(tops) > 1 or any(len(path) < 3 for path in paths.values()):
-            return _partition(paths, location), None
-        paths = {position: path[1:] for position, path in paths.items()}
+    paths = {position: path[skipped:] for position, path in enumerate(parts)}
+    if not labelled_apart:
+        return _partition(paths, location), None
     inside = {
         top: _partition({p: path[1:] for p, path in paths.items() if len(path) > 1 and path[0] == top}, location / top)
         for top in (TRAIN, *evaluation)
@@ -353,6 +357,8 @@ def _image_members(archive: tarfile.TarFile, end: int) -> Iterator[tuple[str, ta
         has_content = member.isreg() or member.type not in tarfile.SUPPORTED_TYPES
         if member.size < 0 or (has_content and member.offset_data + member.size > end):
             raise tarfile.ReadError(f"{member.name[:100]!r} of {member.size:,} bytes, which can't be")
+        if len(member.name) > LONGEST_PATH:
+            raise tarfile.ReadError(f"{member.name[:100]!r}... of {len(member.name):,} characters")
         parts = [part for part in member.name.split("/") if part not in {"", "."}]
         if member.isreg() and parts and _is_image(parts[-1]) and not any(p.startswith(".") for p in parts):
             _check_size(member.size, member.name)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from netgraft.data import image_files
-from netgraft.data.image_files import FolderFiles, TarFiles
+from netgraft.data.image_files import FolderFiles, TarFiles, arrange
 from netgraft.data.sources import open_data
 from netgraft.errors import RequestError
 from tests.support.image_data import content, write_files
@@ -167,6 +167,7 @@ IMAGE = content(3)
 FIRST = header("a/0.png", len(IMAGE)) + padded(IMAGE)
 
 HOSTILE = {
+    "deep-name": FIRST + header("n", 900_000, tarfile.GNUTYPE_LONGNAME) + padded(b"a/" * 449_997 + b"0.png\0") + FIRST,
     "no-tar": b"no archive at all" * 99,
     "negative": FIRST + header("a/1.png", -512) + FIRST,
     "negative-back-to-itself": FIRST + header("a/1.png", -1024) + bytes(1024),
@@ -261,3 +262,10 @@ def test_a_compressed_archive_too_large_for_the_memory_is_read_from_front_to_bac
     monkeypatch.setattr(image_files, "UNPACKED_IN_MEMORY", len(whole) - 1)
     monkeypatch.setattr(image_files, "LARGEST_RATIO", 1000)
     assert TarFiles(path).read(range(9)) == [content(number) for number in range(9)]
+
+
+def test_many_deep_folders_that_hold_everything_are_skipped_in_time() -> None:
+    names = [f"{'a/' * 1500}{label}/{number}.png" for number in range(600) for label in "xy"]
+    partition, evaluation = arrange(names, Path("data"))
+    assert evaluation is None
+    assert partition.folders == ("x", "y") * 600
