@@ -42,10 +42,10 @@ def benchmark(
     """
     from netgraft.experiments.results import ResultStore
     from netgraft.experiments.scheduler import Grid
-    from netgraft.experiments.specification import Experiment
+    from netgraft.experiments.specification import Experiment, path_component
 
     experiment = Experiment.load(file)
-    results = ResultStore(out or Path("results") / file.stem)
+    results = ResultStore(out or Path("results") / path_component(file.stem))
     grid = Grid(results, workers, () if accelerator is None else ("--device", accelerator))
     cells = [cell for cell in experiment.cells if not only or any(text in cell.name for text in only)]
     if not cells:
@@ -55,6 +55,7 @@ def benchmark(
         _preview(grid, cells, title=experiment.title, quiet=bool(quiet))
         return
     pending = grid.pending(cells)
+    experiment.check_methods()
     results.claim(file)
     _compute(grid, cells, pending, title=experiment.title, quiet=bool(quiet))
 

@@ -47,11 +47,26 @@ def _click_option(option: Option) -> click.Option:
     if option.type is bool:
         return click.Option([option.flag, option.name], is_flag=True, default=None, help=text)
     kind = kinds[option.type]
-    if option.minimum is not None:
-        kind = click.IntRange(min=option.minimum)
     if option.choices:
         kind = click.Choice(option.choices)
-    return click.Option([option.flag, option.name], type=kind, required=option.required, help=text)
+    return click.Option(
+        [option.flag, option.name], type=kind, required=option.required, help=text, callback=_checked(option)
+    )
+
+
+def _checked(option: Option) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Refuse numbers out of range, for commands that make no job of their options too."""
+    from netgraft.errors import RequestError
+
+    def check(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+        try:
+            if value is not None:
+                option.check_held(value)
+        except RequestError as error:
+            raise click.BadParameter(str(error), context, parameter) from error
+        return value
+
+    return check
 
 
 class HyperparameterOption(click.Option):

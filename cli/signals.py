@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+INTERRUPTED = 130
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """Leave at once: by an exception, which cleans up behind it, but not where a module is being imported.
+
+    There, libraries written in C make other errors of it, or report it and go on.
+
+    Raises:
+        KeyboardInterrupt: Nothing is being imported.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            with suppress(OSError):
+                os.write(2, b"netgraft: interrupted; a run that had begun goes on with --resume\n")
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 class Interruption:
@@ -31,7 +51,7 @@ class Interruption:
             KeyboardInterrupt: It is the second one, or nobody would hear of it.
         """
         if self._requested or not self._will_be_heard():
-            raise KeyboardInterrupt
+            interrupt(signum, frame)
         self._requested = True
 
 

@@ -55,7 +55,7 @@ def split(
         other = load_teacher(student) if is_folder(student) else build_student(student, teacher=network, seed=0)
         _show_pairing(model, network, student, other, size)
         return
-    chain = _chain(network, size, cuts.split(",") if cuts else None, blocks, all_cuts)
+    chain = _chain(network, size, None if cuts is None else cuts.split(","), blocks, all_cuts)
     if as_json:
         _print_blocks(model, network, chain, size)
     else:

@@ -1,5 +1,5 @@
 """``python -m netgraft``: the command line."""
 
-from netgraft.cli.main import main
+from netgraft.cli.entry import main
 
 main()

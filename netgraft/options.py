@@ -5,9 +5,11 @@ Command lines, the keys of experiments, and what a run's configuration repeats a
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -35,10 +37,12 @@ class Option:
         default: ``dataclasses.MISSING`` where a value must be given.
         meaning: In a phrase.
         choices: All that a text may be; any if empty.
-        minimum: Smallest number; any if None.
+        minimum: Smallest number; any finite one if None.
+        maximum: Largest number, likewise.
         flag: On the command line.
         scope: Where it may stand in an experiment: a ``pair`` of data, teacher and student, a ``run``, or nowhere.
         recorded: Whether a run's configuration repeats it as it was asked for.
+        optional: Whether None is a value.
     """
 
     name: str
@@ -46,15 +50,21 @@ class Option:
     default: Any
     meaning: str
     choices: tuple[str, ...]
-    minimum: int | None
+    minimum: float | None
+    maximum: float | None
     flag: str
     scope: Scope
     recorded: bool
+    optional: bool
 
     @property
     def required(self) -> bool:
         """Whether a value must be given."""
         return self.default is MISSING
+
+    @property
+    def _called(self) -> str:
+        return self.name if self.flag == _flag(self.name) else f"{self.name} ({self.flag})"
 
     def read(self, text: str) -> Any:
         """Read a value from a command line's text; numbers of a list are separated by commas.
@@ -75,7 +85,7 @@ class Option:
         """Return a value from a TOML file as the field takes it.
 
         Raises:
-            RequestError: It is of another type, or none of the choices.
+            RequestError: It is of another type, none of the choices, or outside its range.
         """
         kind = str if self.type is Path else self.type
         try:
@@ -84,7 +94,45 @@ class Option:
             raise RequestError(f"{self.name} can't be {value!r}: {str(error).lower()}; correct it") from error
         if self.choices and value not in self.choices:
             raise RequestError(f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}")
+        self._check_text(value)
+        self._check_range(value)
         return Path(value) if self.type is Path else value
+
+    def check_held(self, value: object) -> None:
+        """Make sure of a value that a field holds, whoever set it.
+
+        Raises:
+            RequestError: It is of another type or outside its range.
+        """
+        if value is None and self.optional:
+            return
+        several = get_origin(self.type) is tuple
+        kind = get_args(self.type)[0] if several else self.type
+        expected = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+        if several and not isinstance(value, tuple | list):
+            raise RequestError(f"{self.name} must be a tuple, each of it {expected[kind]}, not {_brief(value)}")
+        for each in value if isinstance(value, tuple | list) and several else (value,):
+            if not _is_of(kind, each):
+                raise RequestError(f"{self.name} must be {expected[kind]}, not {_brief(each)}; correct it")
+            self._check_text(each)
+        self._check_range(value)
+
+    def _check_text(self, value: object) -> None:
+        """Refuse what no path and no command line can hold, and what would be taken for not given."""
+        if isinstance(value, str | Path) and (value == "" or "\0" in str(value)):
+            what = "empty" if value == "" else f"a text with a NUL, {_brief(str(value))}"
+            raise RequestError(f"{self.name} can't be {what}; give another, or leave it out")
+
+    def _check_range(self, value: Any) -> None:
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if not (_is_of(int, each) or _is_of(float, each)):
+                continue
+            if not isinstance(each, Integral) and not math.isfinite(each):
+                raise RequestError(f"{self._called} must be a finite number, not {each}; give one")
+            if self.minimum is not None and each < self.minimum:
+                raise RequestError(f"{self._called} must be at least {self.minimum:,}, not {_brief(each)}; give more")
+            if self.maximum is not None and each > self.maximum:
+                raise RequestError(f"{self._called} must be at most {self.maximum:,}, not {_brief(each)}; give less")
 
 
 def option(
@@ -92,18 +140,19 @@ def option(
     meaning: str,
     *,
     choices: Sequence[str] = (),
-    minimum: int | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
     flag: str = "",
     scope: Scope = "",
     recorded: bool = False,
 ) -> T:
     """Declare a field with a default. Arguments as the attributes of :class:`Option`."""
-    return field(default=default, metadata=_declaration(meaning, choices, minimum, flag, scope, recorded))
+    return field(default=default, metadata=_declaration(meaning, choices, (minimum, maximum), flag, scope, recorded))
 
 
 def required(meaning: str, *, scope: Scope = "") -> Any:
     """Declare a field without a default."""
-    return field(metadata=_declaration(meaning, (), None, "", scope, recorded=False))
+    return field(metadata=_declaration(meaning, (), (None, None), "", scope, recorded=False))
 
 
 def group(kind: type[T]) -> T:
@@ -112,12 +161,18 @@ def group(kind: type[T]) -> T:
 
 
 def _declaration(
-    meaning: str, choices: Sequence[str], minimum: int | None, flag: str, scope: Scope, recorded: bool
+    meaning: str,
+    choices: Sequence[str],
+    bounds: tuple[float | None, float | None],
+    flag: str,
+    scope: Scope,
+    recorded: bool,
 ) -> dict[str, Any]:
     return {
         "meaning": meaning,
         "choices": tuple(choices),
-        "minimum": minimum,
+        "minimum": bounds[0],
+        "maximum": bounds[1],
         "flag": flag,
         "scope": scope,
         "recorded": recorded,
@@ -133,9 +188,24 @@ def declared(kind: type) -> dict[str, Option]:
             found |= declared(f.metadata["group"])
         elif "meaning" in f.metadata:
             facts = dict(f.metadata)
-            facts["flag"] = facts["flag"] or f"--{f.name.replace('_', '-')}"
-            found[f.name] = Option(f.name, _without_none(hints[f.name]), f.default, **facts)
+            facts["flag"] = facts["flag"] or _flag(f.name)
+            kind = _without_none(hints[f.name])
+            found[f.name] = Option(f.name, kind, f.default, **facts, optional=kind is not hints[f.name])
     return found
+
+
+def check_held(instance: Any) -> None:
+    """Make sure that a dataclass holds values of its options' types and ranges, those of its groups included.
+
+    Raises:
+        RequestError: One is of another type, not finite, too small or too large.
+    """
+    known = declared(type(instance))
+    for f in fields(instance):
+        if "group" in f.metadata:
+            check_held(getattr(instance, f.name))
+        elif f.name in known:
+            known[f.name].check_held(getattr(instance, f.name))
 
 
 def build(kind: type[D], values: Mapping[str, Any]) -> D:
@@ -170,6 +240,24 @@ def _without_none(hint: Any) -> Any:
     if get_origin(hint) in {Union, types.UnionType}:
         [hint] = [kind for kind in get_args(hint) if kind is not type(None)]
     return hint
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _is_of(kind: type, value: object) -> bool:
+    if kind in {int, float}:  # NumPy's numbers too
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _brief(value: object) -> str:
+    try:
+        text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else repr(value)
+    except ValueError:  # of thousands of digits
+        return "a number without end"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _value(kind: Any, text: str) -> Any:

@@ -9,6 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from netgraft.errors import RequestError
+
+MOST_STEPS = 10**8  # of a phase: months of any training
+
+MOST_VIEWS_A_STEP = 10**6
+
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Return the number of batches in an epoch when none crosses its end.
@@ -34,6 +40,9 @@ class TrainingSchedule:
         weight_decay: L2 penalty on weights with more than one dimension; of ``adamw`` the part of them, times the rate,
             that goes at each step (Loshchilov & Hutter, ICLR 2019).
         whole_epochs: A batch never crosses the end of an epoch; the last of an epoch is smaller.
+
+    Raises:
+        RequestError: A number is not finite or outside its range.
     """
 
     steps: int
@@ -44,6 +53,20 @@ class TrainingSchedule:
     lr_schedule: str = "constant"
     weight_decay: float = 0.0
     whole_epochs: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.steps <= MOST_STEPS:
+            raise RequestError(
+                f"steps of a phase must be from 0 to {MOST_STEPS:,}, not {self.steps:.12g}; give another"
+            )
+        if not 1 <= self.batch_size <= MOST_VIEWS_A_STEP:
+            raise RequestError(
+                f"batch_size must be from 1 to {MOST_VIEWS_A_STEP:,}, not {self.batch_size:.12g}; give another"
+            )
+        rates = {"lr": self.lr, "adapter_lr": self.adapter_lr, "weight_decay": self.weight_decay}
+        for name, rate in rates.items():
+            if rate is not None and not (rate >= 0 and math.isfinite(rate)):
+                raise RequestError(f"{name} must be a finite number of at least 0, not {rate}; give another")
 
     def factor(self, step: int) -> float:
         """Return what the peak rates are multiplied by at a step.

@@ -5,18 +5,20 @@ Nothing is ever extracted to disk.
 
 from __future__ import annotations
 
-import gzip
 import io
+import itertools
 import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
+from netgraft.data.image_modes import to_8_bits
 from netgraft.errors import RequestError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -28,6 +30,18 @@ TRAIN = "train"
 EVALUATION = ("test", "val", "validation")
 
 KEPT_IN_MEMORY = 256 * 2**20  # bytes of a compressed archive, up to which its files are kept
+
+UNPACKED_IN_MEMORY = 2**30  # bytes, likewise, of what it unpacks to
+
+LARGEST_RATIO = 100  # bytes to which one of a compressed archive may unpack, beyond those above
+
+LARGEST_IMAGE = 2**30  # bytes of an encoded image
+
+LARGEST_HEADER = 2**20  # bytes of a tar's long name or PAX header
+
+LONGEST_PATH = 4096  # characters of a name in an archive, as file systems have it
+
+MOST_FOLDERS = 100_000  # links make any number of them
 
 
 class ImageFiles(Protocol):
@@ -41,14 +55,14 @@ class ImageFiles(Protocol):
 
 
 def decode(content: bytes, name: str) -> Image.Image:
-    """Decode an image in its own mode.
+    """Decode an image: upright, with 8 bits a channel, otherwise in its own mode.
 
     Args:
         content: An encoded image.
         name: Of the file, for people.
 
     Raises:
-        RequestError: The content is no whole image; says which file.
+        RequestError: The content is no whole image, or in no mode that is known; says which file.
     """
     try:
         image = Image.open(io.BytesIO(content))
@@ -57,7 +71,7 @@ def decode(content: bytes, name: str) -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError) as error:
         reason = str(error) if not isinstance(error, Image.UnidentifiedImageError) else "no known image format"
         raise RequestError(f"expected an image in {name}, got: {reason}; repair or remove the file") from None
-    return image
+    return to_8_bits(image, name)
 
 
 class FolderFiles:
@@ -67,18 +81,15 @@ class FolderFiles:
         location: The folder; names that start with a dot are left out.
 
     Raises:
-        RequestError: The folder can't be read or holds no image.
+        RequestError: The folder can't be read or holds no image, links lead in circles, or something with the name of
+            an image is no file.
     """
 
     def __init__(self, location: Path) -> None:
-        def refuse(error: OSError) -> None:
-            raise RequestError(f"expected a readable folder, got: {error}; check its permissions") from None
-
-        found: list[str] = []
-        for folder, subfolders, files in os.walk(location, onerror=refuse, followlinks=True):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            inside = Path(folder).relative_to(location)
-            found.extend((inside / name).as_posix() for name in files if _is_image(name))
+        try:
+            found = list(_image_paths(location))
+        except OSError as error:
+            raise RequestError(f"expected a readable folder, got: {error}; check its permissions and links") from None
         if not found:
             raise RequestError(_no_image(location))
         self.location = location
@@ -94,6 +105,7 @@ class FolderFiles:
         for position in positions:
             path = self.location / self.names[position]
             try:
+                _check_size(path.stat().st_size, path)
                 contents.append(path.read_bytes())
             except OSError as error:
                 raise RequestError(
@@ -106,7 +118,8 @@ class TarFiles:
     """The image files in a tar archive, plain or compressed by gzip.
 
     A plain archive is read by offset. Of a small compressed one the files are kept in memory; a large one is read
-    from front to back, again from the front only for a file before the last one read.
+    from front to back, again from the front only for a file before the last one read. What hostile headers may ask for,
+    in time or in memory, is bounded.
 
     Args:
         location: The archive.
@@ -118,13 +131,13 @@ class TarFiles:
 
     def __init__(self, location: Path, *, kept_in_memory: int = KEPT_IN_MEMORY) -> None:
         self.location = location
-        try:
+        with _whole_archive(location):
             with location.open("rb") as file:
                 self._compressed = file.read(2) == b"\x1f\x8b"
             keep = self._compressed and location.stat().st_size < kept_in_memory
-            entries = _unpacked(location) if keep else _listed(location, compressed=self._compressed)
-        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-            raise RequestError(f"expected a whole tar archive at {location}, got: {error}; fetch it again") from None
+            whole = _unpacked(location.read_bytes()) if keep else None
+            keep = whole is not None
+            entries = _cut(whole) if whole is not None else _listed(location, compressed=self._compressed)
         if not entries:
             raise RequestError(_no_image(location))
         entries.sort(key=lambda entry: _by_folder(entry[0]))
@@ -144,7 +157,7 @@ class TarFiles:
         """
         if self._contents is not None:
             return [self._contents[position] for position in positions]
-        try:
+        with _whole_archive(self.location):
             if self._compressed:
                 return self._read_stream(positions)
             contents = []
@@ -152,10 +165,6 @@ class TarFiles:
                 for position in positions:
                     file.seek(self._offsets[position])
                     contents.append(file.read(self._sizes[position]))
-        except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-            raise RequestError(
-                f"expected a whole tar archive at {self.location}, got: {error}; fetch it again"
-            ) from None
         return contents
 
     def _read_stream(self, positions: Sequence[int]) -> list[bytes]:
@@ -174,8 +183,8 @@ class TarFiles:
         return [found[self._offsets[position]] for position in positions]
 
     def _contents_in_order(self) -> Iterator[bytes]:
-        with tarfile.open(self.location, "r|gz") as archive:
-            for _, member in _image_members(archive):
+        with tarfile.open(self.location, "r|gz", tarinfo=_BoundedHeader) as archive:
+            for _, member in _image_members(archive, _end(self.location, compressed=True)):
                 yield _content(archive, member)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -216,15 +225,16 @@ def arrange(names: Sequence[str], location: Path) -> tuple[Partition, Partition 
     Raises:
         RequestError: Images lie beside class folders.
     """
-    paths = {position: name.split("/") for position, name in enumerate(names)}
-    while True:
-        tops = {path[0] for path in paths.values() if len(path) > 1}
+    parts = [name.split("/") for name in names]
+    for skipped in itertools.count():
+        tops = {path[skipped] for path in parts if len(path) > skipped + 1}
         evaluation = [top for top in EVALUATION if top in tops]
-        if TRAIN in tops and (evaluation or tops == {TRAIN}):
+        labelled_apart = TRAIN in tops and (evaluation or tops == {TRAIN})
+        if labelled_apart or len(tops) > 1 or any(len(path) < skipped + 3 for path in parts):
             break
-        if len(tops) > 1 or any(len(path) < 3 for path in paths.values()):
-            return _partition(paths, location), None
-        paths = {position: path[1:] for position, path in paths.items()}
+    paths = {position: path[skipped:] for position, path in enumerate(parts)}
+    if not labelled_apart:
+        return _partition(paths, location), None
     inside = {
         top: _partition({p: path[1:] for p, path in paths.items() if len(path) > 1 and path[0] == top}, location / top)
         for top in (TRAIN, *evaluation)
@@ -257,32 +267,136 @@ def _no_image(location: Path) -> str:
     return f"expected images ({kinds}) in {location}, got none; name another place"
 
 
-def _image_members(archive: tarfile.TarFile) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    for member in archive:
+def _image_paths(location: Path) -> Iterator[str]:
+    """Yield the images below a folder, by their paths inside it. Raises OSError where a folder can't be read."""
+    waiting: list[tuple[Path, frozenset[tuple[int, int]]]] = [(Path(), frozenset())]
+    folders = 0
+    while waiting:
+        inside, above = waiting.pop()
+        here = location / inside
+        status = here.stat()
+        own = (status.st_dev, status.st_ino)
+        folders += 1
+        if own in above or folders > MOST_FOLDERS:
+            what = "a link to a folder above it" if own in above else f"more than {MOST_FOLDERS:,} folders"
+            raise RequestError(f"expected folders of images in {location}, got {what}, {here}; remove it")
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    waiting.append((inside / entry.name, above | {own}))
+                elif _is_image(entry.name):
+                    _check_is_file(entry)
+                    yield (inside / entry.name).as_posix()
+
+
+def _check_is_file(entry: os.DirEntry[str]) -> None:
+    """Make sure that reading it will end."""
+    if not entry.is_file():
+        broken = entry.is_symlink() and not Path(entry).exists()
+        what = "a link to nothing" if broken else "a pipe, socket or device"
+        raise RequestError(f"expected an image file at {entry.path}, got {what}; remove it")
+
+
+def _check_size(size: int, name: Path | str) -> None:
+    if size > LARGEST_IMAGE:
+        most, got = (f"{count / 2**30:,.1f} GiB" for count in (LARGEST_IMAGE, size))
+        raise RequestError(f"expected an image of at most {most} at {name}, got {got}; make it smaller or remove it")
+
+
+class _BoundedHeader(tarfile.TarInfo):
+    """A member's header, refused where its size would make ``tarfile`` go back or read without bounds."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _BoundedHeader:
+        header = super().frombuf(buf, encoding, errors)
+        describes_next = header.type in {
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.SOLARIS_XHDTYPE,
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+        }
+        if header.size < 0 or (describes_next and header.size > LARGEST_HEADER):
+            # not a HeaderError: tarfile would take that for the end of the archive
+            raise tarfile.ReadError(f"a header that gives a size of {header.size:,} bytes")
+        return header
+
+
+@contextmanager
+def _whole_archive(location: Path) -> Iterator[None]:
+    """Say that an archive is damaged, whatever ``tarfile`` makes of its bytes.
+
+    Raises:
+        RequestError: With what was raised inside.
+    """
+    try:
+        yield
+    except RequestError:
+        raise
+    except RecursionError:
+        raise RequestError(
+            f"expected a whole tar archive at {location}, got hundreds of headers for one file; fetch it again"
+        ) from None
+    except Exception as error:  # numbers in headers lead to ValueError, OverflowError, IndexError, ...
+        raise RequestError(
+            f"expected a whole tar archive at {location}, got: {error or type(error).__name__}; fetch it again"
+        ) from None
+
+
+def _end(location: Path, *, compressed: bool) -> int:
+    """Where an archive must have ended, unpacked, in bytes."""
+    size = location.stat().st_size
+    return max(UNPACKED_IN_MEMORY, LARGEST_RATIO * size) if compressed else size
+
+
+def _image_members(archive: tarfile.TarFile, end: int) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    while (member := archive.next()) is not None:
+        archive.members = []  # type: ignore[attr-defined]  # nobody asks for them again
+        has_content = member.isreg() or member.type not in tarfile.SUPPORTED_TYPES
+        if member.size < 0 or (has_content and member.offset_data + member.size > end):
+            raise tarfile.ReadError(f"{member.name[:100]!r} of {member.size:,} bytes, which can't be")
+        if len(member.name) > LONGEST_PATH:
+            raise tarfile.ReadError(f"{member.name[:100]!r}... of {len(member.name):,} characters")
         parts = [part for part in member.name.split("/") if part not in {"", "."}]
         if member.isreg() and parts and _is_image(parts[-1]) and not any(p.startswith(".") for p in parts):
+            _check_size(member.size, member.name)
             yield "/".join(parts), member
 
 
-def _unpacked(location: Path) -> list[tuple[str, int, int, bytes]]:
+def _unpacked(compressed: bytes) -> bytes | None:
+    """Unpack gzip, all its members; None where that is too much for the memory."""
+    parts: list[bytes] = []
+    left = UNPACKED_IN_MEMORY
+    while compressed:
+        stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        parts.append(stream.decompress(compressed, left + 1))
+        left -= len(parts[-1])
+        if left < 0:
+            return None
+        if not stream.eof:
+            raise EOFError("the end within the compressed data")
+        compressed = stream.unused_data.lstrip(b"\0")  # members may be padded
+    return b"".join(parts)
+
+
+def _cut(whole: bytes) -> list[tuple[str, int, int, bytes]]:
     """Name, number, size and content of each image; cut from the whole, which takes half as long as asking for each."""
-    whole = gzip.decompress(location.read_bytes())
     entries = []
-    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
-        for number, (name, member) in enumerate(_image_members(archive)):
+    with tarfile.open(None, "r:", io.BytesIO(whole), tarinfo=_BoundedHeader) as archive:
+        for number, (name, member) in enumerate(_image_members(archive, len(whole))):
             content = whole[member.offset_data : member.offset_data + member.size]
-            if len(content) < member.size:
-                raise EOFError(f"the end within {name}")
             entries.append((name, number, member.size, content))
     return entries
 
 
 def _listed(location: Path, *, compressed: bool) -> list[tuple[str, int, int, bytes]]:
     """Name, offset and size of each image; in a stream, which has no offsets, its number instead."""
-    with tarfile.open(location, "r|gz" if compressed else "r:") as archive:
+    with tarfile.open(location, "r|gz" if compressed else "r:", tarinfo=_BoundedHeader) as archive:
         return [
             (name, number if compressed else member.offset_data, member.size, b"")
-            for number, (name, member) in enumerate(_image_members(archive))
+            for number, (name, member) in enumerate(_image_members(archive, _end(location, compressed=compressed)))
         ]
 
 

@@ -46,7 +46,7 @@ class ImageSet:
         return self.size
 
     def load(self, index: int) -> Image.Image:
-        """Return an image, decoded, in its own mode.
+        """Return an image, decoded, upright, with 8 bits a channel, otherwise in its own mode.
 
         Raises:
             IndexError: There is no such image.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from netgraft.data.image_modes import to_8_bits
 from netgraft.data.image_set import ImageSet, image_mode
 
 
@@ -40,7 +41,10 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
         """Return several at once: the loader asks for a batch this way."""
         labels = self._images.labels
         return [
-            (self._transform(image.convert(self._mode)), -1 if labels is None else labels[index])
+            (
+                self._transform(to_8_bits(image, self._images.name).convert(self._mode)),
+                -1 if labels is None else labels[index],
+            )
             for index, image in zip(indices, self._images.load_many(indices), strict=True)
         ]
 

@@ -35,8 +35,21 @@ DIGITS_TRAIN = 1197
 
 
 def data_root() -> Path:
-    """Return the folder that ``NETGRAFT_DATA`` names, ``~/.cache/netgraft`` by default."""
-    return Path(os.environ.get(DATA_FOLDER) or "~/.cache/netgraft").expanduser()
+    """Return the folder that ``NETGRAFT_DATA`` names, ``~/.cache/netgraft`` by default.
+
+    Raises:
+        RequestError: It lies in a home folder, and there is none.
+    """
+    return _expanded(os.environ.get(DATA_FOLDER) or "~/.cache/netgraft")
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise RequestError(
+            f"expected a home folder for {path}, got none; set HOME, or {DATA_FOLDER} to the folder of the data sets"
+        ) from None
 
 
 def open_data(spec: str, *, root: Path | None = None, download: bool = False) -> DataSource:
@@ -66,17 +79,22 @@ def open_data(spec: str, *, root: Path | None = None, download: bool = False) ->
         >>> source.train.load(0).size, source.train.labels[0]
         ((8, 8), 0)
     """
-    root = data_root() if root is None else root
     if spec in _NAMED:
         return _NAMED[spec](spec, root, download)
     if spec.startswith("timm:"):
         return _open_timm(spec.removeprefix("timm:"), root, download)
-    path = Path(spec).expanduser()
-    if path.is_dir():
+    path = _expanded(spec)
+    try:
+        kind = "folder" if path.is_dir() else "file" if path.is_file() else "other" if path.exists() else ""
+    except OSError as error:
+        raise RequestError(
+            f"expected a folder or an archive of images, got {spec[:200]!r}: {error.strerror}; check the path"
+        ) from None
+    if kind == "folder":
         return _open_files(path.resolve().name, FolderFiles(path))
-    if path.is_file() and is_tar(path):
+    if kind == "file" and is_tar(path):
         return _open_files(path.name.partition(".")[0], TarFiles(path))
-    if path.exists():
+    if kind:
         raise RequestError(
             f"expected a folder or a .tar, .tar.gz or .tgz archive of images, got {spec}; name one of these"
         )
@@ -88,7 +106,7 @@ def open_data(spec: str, *, root: Path | None = None, download: bool = False) ->
     )
 
 
-def _open_digits(name: str, root: Path, download: bool) -> DataSource:
+def _open_digits(name: str, root: Path | None, download: bool) -> DataSource:
     """Open the 1,797 scanned digits, 8x8 pixels in 17 levels, that scikit-learn bundles.
 
     The first 1,197 train, the last 600 test: UCI lists the scans by writer, so other hands wrote the test set.
@@ -108,10 +126,11 @@ def _open_digits(name: str, root: Path, download: bool) -> DataSource:
     )
 
 
-def _open_cifar(name: str, root: Path, download: bool) -> DataSource:
+def _open_cifar(name: str, root: Path | None, download: bool) -> DataSource:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]
+    root = root or data_root()
     try:
         train, test = (kind(str(root), train=part, download=download) for part in (True, False))
     except (OSError, RuntimeError) as error:
@@ -125,8 +144,9 @@ def _open_cifar(name: str, root: Path, download: bool) -> DataSource:
     )
 
 
-def _open_archives(name: str, root: Path, download: bool) -> DataSource:
+def _open_archives(name: str, root: Path | None, download: bool) -> DataSource:
     archives, note = _ARCHIVES[name]
+    root = root or data_root()
     sets: list[ImageSet] = []
     for part, archive in archives.items():
         path = root / archive
@@ -138,8 +158,9 @@ def _open_archives(name: str, root: Path, download: bool) -> DataSource:
     return DataSource(name, sets[0], sets[1], note=note)
 
 
-def _open_imagenet(name: str, root: Path, download: bool) -> DataSource:
+def _open_imagenet(name: str, root: Path | None, download: bool) -> DataSource:
     sets: list[ImageSet] = []
+    root = root or data_root()
     for part in ("train", "val"):
         folder = root / name / part
         if not folder.is_dir():
@@ -158,13 +179,14 @@ def _open_files(name: str, files: ImageFiles) -> DataSource:
     return DataSource(name, train_set, _from_files(f"{name}/test", files, evaluation, train_set.class_names))
 
 
-def _open_timm(name: str, root: Path, download: bool) -> DataSource:
+def _open_timm(name: str, root: Path | None, download: bool) -> DataSource:
     kind, _, which = name.partition("/")
     if kind not in {"torch", "hfds"} or which in {"folder", "image_folder"}:
         raise RequestError(
             f"expected timm:torch/NAME or timm:hfds/NAME, got timm:{name}, which is no data set with numbered images "
             "and partitions; give a folder by its path"
         )
+    root = root or data_root()
     try:
         train = _from_timm(name, "train", root, download)
         test = None
@@ -240,7 +262,7 @@ _ARCHIVES = {
     ),
 }
 
-_NAMED: dict[str, Callable[[str, Path, bool], DataSource]] = {
+_NAMED: dict[str, Callable[[str, Path | None, bool], DataSource]] = {
     "digits": _open_digits,
     "cifar10": _open_cifar,
     "cifar100": _open_cifar,

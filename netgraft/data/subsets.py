@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from netgraft.data.text_files import parse_json, read_text
 from netgraft.errors import RequestError
 from netgraft.files import write_text
 
@@ -140,13 +141,13 @@ class FewShotSubset:
             RequestError: The text is no subset, or its digest doesn't belong to its fields.
         """
         try:
-            content = json.loads(text)
+            content = parse_json(text)
         except ValueError as error:
             raise RequestError(f"expected a subset in JSON, got a text that is none ({error}); draw it again") from None
         subset = cls(**_checked_fields(content))
         if content["digest"] != subset.digest:
             raise RequestError(
-                f"expected a subset with digest {subset.digest[:12]}, got {str(content['digest'])[:12]}: "
+                f"expected a subset with digest {subset.digest[:12]}, got {str(content['digest'])[:12]!r}: "
                 "its fields were changed after it was saved; draw it again"
             )
         return subset
@@ -167,7 +168,7 @@ class FewShotSubset:
             RequestError: There is no such file, or it is no intact subset.
         """
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            return cls.from_json(read_text(path))
         except (OSError, UnicodeDecodeError) as error:
             raise RequestError(f"expected a readable subset file at {path}, got: {error}; check the path") from None
         except RequestError as error:

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from netgraft.errors import RequestError
 
+MOST_PADDING = 2048  # pixels
+
+MOST_VIEWS = 10**9  # their order alone takes 12 GB
+
 
 @dataclass(frozen=True)
 class ViewPolicy:
@@ -48,13 +52,16 @@ class ViewPolicy:
             raise ValueError(f"crop_scale must be a range within (0, 1], not {self.crop_scale}")
         if self.crop_scale is not None and self.pad:
             raise ValueError("a view is cropped by crop_scale or by pad, not by both; leave one out")
-        if self.pad < 0 or self.pool < 0:
-            raise ValueError(f"pad and pool can't be negative, got {self.pad} and {self.pool}")
+        if not (0 <= self.pad <= MOST_PADDING and 0 <= self.pool <= MOST_VIEWS):
+            raise RequestError(
+                f"pad must be from 0 to {MOST_PADDING:,} and pool from 0 to {MOST_VIEWS:,}, got {self.pad} and "
+                f"{self.pool}; give others"
+            )
         if not 0 <= self.colour <= 1:
             raise ValueError(f"colour must lie within [0, 1], not {self.colour}")
         if not 0 <= self.hflip <= 1:
             raise ValueError(f"hflip must be a probability, not {self.hflip}; give a number from 0 to 1")
-        if min(self.mixup, self.cutmix) < 0 or self.mixup + self.cutmix > 1:
+        if not (self.mixup >= 0 and self.cutmix >= 0 and self.mixup + self.cutmix <= 1):  # nor NaN
             raise ValueError(f"mixup and cutmix must share one probability, got {self.mixup} and {self.cutmix}")
 
     @property

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor
 
 from netgraft.data.counter_rng import uniform_numbers
+from netgraft.data.image_modes import to_8_bits
 from netgraft.data.image_set import image_mode
 from netgraft.data.view_policy import ViewPolicy
 
@@ -67,7 +68,8 @@ class Views:
 
     Raises:
         ValueError: No images, labels together with a policy that mixes images, or another number of them.
-        RequestError: The model takes images of other than 1 or 3 channels, or ``mean`` or ``std`` is of other channels.
+        RequestError: The model takes images of other than 1 or 3 channels, ``mean`` or ``std`` is of other channels, or
+            an image is in no mode that is known.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Views:
         self._std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
         self._mode = "bilinear" if interpolation == "bilinear" else "bicubic"
         self._labels = None if labels is None else torch.tensor(labels, dtype=torch.long)
+        upright = (to_8_bits(image, f"image {number}") for number, image in enumerate(images))
         if policy.crop_scale is None:
             evaluation = create_transform(
                 (channels, height, width),
@@ -111,10 +114,10 @@ class Views:
                 crop_mode=crop_mode,
                 normalize=False,
             )
-            self._sources = [evaluation(image.convert(mode)) for image in images]
+            self._sources = [evaluation(image.convert(mode)) for image in upright]
         else:
             shorter = math.ceil(max(height, width) / math.sqrt(policy.crop_scale[0] * ASPECT[0]))
-            self._sources = [pil_to_tensor(_shrink(image.convert(mode), shorter, interpolation)) for image in images]
+            self._sources = [pil_to_tensor(_shrink(image.convert(mode), shorter, interpolation)) for image in upright]
         self._extents = np.array([source.shape[1:] for source in self._sources], dtype=np.int64)
 
     @classmethod

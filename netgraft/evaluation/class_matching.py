@@ -6,7 +6,6 @@ as many as a list of ImageNet's that timm brings along, of which each class has 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
 from netgraft.data.image_set import ImageSet
+from netgraft.data.text_files import parse_json, read_text
 from netgraft.errors import RequestError
 from netgraft.models.creation import class_count, label_names, pretrained_cfg
 
@@ -153,7 +153,7 @@ def read_class_map(path: Path) -> dict[str, int]:
     if path.suffix.lower() not in {".txt", ".json"}:
         raise RequestError(f"expected {expected} as class map, got {path}; write one of these")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, encoding="utf-8-sig")
         named = _read_json(text) if path.suffix.lower() == ".json" else _read_lines(text)
     except (OSError, ValueError, TypeError) as error:
         raise RequestError(f"expected {expected}, got {path}: {error}; correct it") from error
@@ -163,7 +163,7 @@ def read_class_map(path: Path) -> dict[str, int]:
 
 
 def _read_json(text: str) -> dict[str, int]:
-    content = json.loads(text)
+    content = parse_json(text)
     if not isinstance(content, dict):
         raise TypeError(f"{type(content).__name__} instead of a dictionary")
     for name, number in content.items():

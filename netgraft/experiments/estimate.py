@@ -80,7 +80,8 @@ class Estimate:
         here = processor()
         measured: dict[tuple[str, str], list[float]] = {}
         for cell, result in self.finished:
-            if result["machine"] == here:
+            # a tampered one may lack them, or hold something else
+            if result.get("machine") == here and isinstance(result.get("seconds"), int | float):
                 measured.setdefault((cell.pair, cell.row), []).append(result["seconds"])
         return measured
 

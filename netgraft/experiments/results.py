@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +13,10 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from netgraft.errors import RequestError
-from netgraft.experiments.specification import Cell, Experiment
-from netgraft.files import write_text
+from netgraft.data.text_files import parse_json, read_text
+from netgraft.errors import RequestError, RunError
+from netgraft.experiments.specification import Cell, Experiment, path_component
+from netgraft.files import write_atomically, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,19 @@ class NeededFacts:
     threads: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class OptionalFacts:
+    """What tables show as well where a result has it, and of which types it is."""
+
+    test_images: int | None
+    ensemble_top1: float | None
+    start_top1: float | None
+    selected_on: str
+
+
+FACTS: Mapping[str, Any] = {**get_type_hints(OptionalFacts), **get_type_hints(NeededFacts)}
+
+
 @dataclass(frozen=True)
 class ResultFolder:
     """The results of one folder.
@@ -74,7 +90,7 @@ def load(folders: Sequence[Path]) -> list[ResultFolder]:
         RequestError: A folder is missing or holds no results; a file is damaged or is no result.
     """
     homes: dict[Path, list[Path]] = {}
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for folder in folders:
         if not folder.is_dir():
             raise RequestError(f"there is no folder {folder}; give one with the results of an experiment")
@@ -85,8 +101,9 @@ def load(folders: Sequence[Path]) -> list[ResultFolder]:
             )
         for path in paths:
             # one folder may be named twice, or lie in another
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
+            real = os.path.realpath(path)  # unlike Path.resolve, of links in circles too
+            if real not in seen:
+                seen.add(real)
                 homes.setdefault(_home(path, folder), []).append(path)
     names = [home.resolve().name for home in homes]
     return [
@@ -112,13 +129,22 @@ def _home(path: Path, folder: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path))
     except (OSError, ValueError) as error:
         raise RequestError(f"{path} is damaged ({error}); remove it to compute it again") from error
     if not isinstance(content, dict):
         raise RequestError(f"{path} holds no result but {type(content).__name__}; move it away, or give another folder")
     result = in_present_form(content)
-    wrong = [name for name, kind in get_type_hints(NeededFacts).items() if not _holds(result, name, kind)]
+    needed = get_type_hints(NeededFacts)
+    wrong = [
+        name for name, kind in FACTS.items() if (name in needed or name in result) and not _holds(result, name, kind)
+    ]
+    if not wrong and not isinstance(result["policy"].get("name"), str):
+        wrong = ["policy"]
+    # these are differences from the teacher's
+    dependent = ("student_top1", "gap", "agreement", "start_top1")
+    if not wrong and result["teacher_top1"] is None and any(result.get(name) is not None for name in dependent):
+        wrong = ["teacher_top1"]
     if wrong:
         named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise RequestError(
@@ -130,10 +156,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _holds(result: Mapping[str, Any], name: str, kind: Any) -> bool:
     try:
-        msgspec.convert(result.get(name, msgspec.UNSET), kind)
-    except msgspec.ValidationError:
+        value = msgspec.convert(result.get(name, msgspec.UNSET), kind)
+    except (msgspec.ValidationError, OverflowError):
         return False
-    return name in result
+    return name in result and not (isinstance(value, float) and not math.isfinite(value))
 
 
 LABEL_SOURCES = {"none": "none", "real": "real", "the teacher's answers": "teacher"}
@@ -176,17 +202,19 @@ class ResultStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if source.resolve() != (self.folder / EXPERIMENT).resolve():
-                shutil.copyfile(source, self.folder / EXPERIMENT)
-        except OSError as error:
-            raise RequestError(f"can't write into {self.folder}: {error.strerror}; choose another --out") from error
+                # in the place of a link, not through it
+                write_atomically(self.folder / EXPERIMENT, lambda temporary: _copy(source, temporary))
+        except (OSError, RunError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RequestError(f"can't write into {self.folder}: {reason}; choose another --out") from error
 
     def experiment(self) -> Experiment:
         """Read the copy. Raises like :meth:`Experiment.load`."""
         return Experiment.load(self.folder / EXPERIMENT)
 
     def path(self, cell: Cell) -> Path:
-        """Where a cell's result lies."""
-        return self.folder / f"{cell.name}.json"
+        """Where a cell's result lies. Raises RequestError where its name would lead out of the folder."""
+        return self.folder / f"{_inside(cell)}.json"
 
     @property
     def scratch(self) -> Path:
@@ -194,8 +222,8 @@ class ResultStore:
         return self.folder / WORK
 
     def work(self, cell: Cell) -> Path:
-        """Where a cell's run lies while it isn't finished."""
-        return self.scratch / cell.name
+        """Where a cell's run lies while it isn't finished. Raises RequestError like :meth:`path`."""
+        return self.scratch / _inside(cell)
 
     def find(self, cell: Cell) -> dict[str, Any] | None:
         """Return the cell's result; None while there is none.
@@ -207,7 +235,7 @@ class ResultStore:
         if not path.exists():
             return None
         try:
-            result = dict(json.loads(path.read_text(encoding="utf-8")))
+            result = dict(parse_json(read_text(path)))
             asked = dict(result["asked"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"{path} is damaged ({error!r}); remove it to compute it again") from error
@@ -227,3 +255,14 @@ class ResultStore:
         write_text(self.path(cell), json.dumps(content, indent=1) + "\n")
         shutil.rmtree(self.work(cell), ignore_errors=True)
         return content
+
+
+def _inside(cell: Cell) -> str:
+    parts = cell.name.split("/")
+    if any(part != path_component(part) for part in parts):
+        raise RequestError(f"expected a name that stays within the folder, got {cell.name!r}; name the cell otherwise")
+    return cell.name
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)

@@ -157,7 +157,7 @@ class Grid:
         """Return the command that computes a cell."""
         folders = ["--out", str(self.results.work(cell)), "--keep-answers", str(self.results.scratch / PREDICTIONS)]
         # -P: what lies in the current folder is not what is installed
-        start = [sys.executable, "-P", "-m", "netgraft.cli.main"]
+        start = [sys.executable, "-P", "-m", "netgraft"]
         return [*start, *cell.arguments(), *folders, "--resume", "--json", *self.extra]
 
 

@@ -7,14 +7,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from netgraft.deriving.options import DerivingOptions
+from netgraft.errors import RequestError
 from netgraft.grafting.options import PairingOptions
-from netgraft.options import SCOPES, Option, declared, group, option
+from netgraft.options import SCOPES, Option, check_held, declared, group, option
 from netgraft.training.options import DeviceOptions
+
+LARGEST_IMAGE = 2048  # pixels a side, at which a layer of 64 channels takes 1 GiB
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """Of every job."""
+    """Of every job.
+
+    Raises:
+        RequestError: A value is of another type than its option, not finite, or outside its range.
+    """
 
     seed: int = option(0, "Of weights, views, batches and the subset.", recorded=True)
     out: Path | None = option(None, "Run folder; a new one under runs/ by default.")
@@ -22,9 +29,16 @@ class JobOptions:
     data_root: Path | None = option(None, "Folder of the named data sets; NETGRAFT_DATA by default.")
     download: bool = option(False, "Let torchvision download the data set.")
     image_size: int | None = option(
-        None, "Height and width of what the model takes; its own by default.", minimum=1, scope="pair"
+        None,
+        "Height and width of what the model takes; its own by default.",
+        minimum=1,
+        maximum=LARGEST_IMAGE,
+        scope="pair",
     )
     compute: DeviceOptions = group(DeviceOptions)
+
+    def __post_init__(self) -> None:
+        check_held(self)
 
 
 def ordered(kind: type[JobOptions]) -> dict[str, Option]:
@@ -114,3 +128,8 @@ class DistillOptions(JobOptions):
     keep_answers: Path | None = option(
         None, "Folder that keeps the teacher's test answers, and libraries, for other runs."
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_answers is not None and self.keep_answers.exists() and not self.keep_answers.is_dir():
+            raise RequestError(f"expected a folder for keep_answers, got {self.keep_answers}, a file; give another")

@@ -17,7 +17,6 @@ from netgraft.data.image_set import DataSource
 from netgraft.data.sources import open_data
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
-from netgraft.errors import RequestError
 from netgraft.evaluation.comparison import predictions
 from netgraft.evaluation.metrics import macs, top1
 from netgraft.jobs.job import Job
@@ -25,7 +24,7 @@ from netgraft.methods.hyperparameters import check_choices, hyperparameter
 from netgraft.models.creation import build_model, describe_labels
 from netgraft.models.students import save_student
 from netgraft.modules import eval_mode, parameters, state_digest
-from netgraft.options import recorded, required
+from netgraft.options import check_held, recorded, required
 from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule, steps_per_epoch
 from netgraft.progress import ProgressReporter
 from netgraft.splitting.split import logits_of
@@ -34,23 +33,28 @@ from netgraft.training.runner import Runner, Trained
 
 OPTIMIZERS = ("sgd", "adamw")
 
+MOST_EPOCHS = 100_000
+
 
 @dataclass(frozen=True)
 class SupervisedTraining:
     """One learning-rate cycle on labels (Smith 2018): SGD with Nesterov momentum (He et al. 2016), or AdamW."""
 
-    epochs: int = hyperparameter(30, "how often each image is seen, each time through another view")
-    batch_size: int = hyperparameter(128, "views a step")
+    epochs: int = hyperparameter(
+        30, "how often each image is seen, each time through another view", minimum=1, maximum=MOST_EPOCHS
+    )
+    batch_size: int = hyperparameter(128, "views a step", minimum=1)
     optimizer: str = hyperparameter(
         "sgd", "with Nesterov momentum 0.9; or adamw, for transformers, with a rate near 0.001", choices=OPTIMIZERS
     )
-    lr: float = hyperparameter(0.1, "peak rate")
-    weight_decay: float = hyperparameter(5e-4, "L2 penalty on convolutions and linear layers; of adamw near 0.05")
-    label_smoothing: float = hyperparameter(0.0, "probability mass spread over the other classes")
+    lr: float = hyperparameter(0.1, "peak rate", minimum=0)
+    weight_decay: float = hyperparameter(
+        5e-4, "L2 penalty on convolutions and linear layers; of adamw near 0.05", minimum=0
+    )
+    label_smoothing: float = hyperparameter(0.0, "probability mass spread over the other classes", minimum=0, maximum=1)
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise RequestError(f"epochs and batch_size must be at least 1, not {self.epochs} and {self.batch_size}")
+        check_held(self)
         check_choices(self, "optimizer")
 
     def views(self, images: int, size: tuple[int, int, int], hflip: bool) -> ViewPolicy:

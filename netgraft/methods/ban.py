@@ -46,7 +46,7 @@ class BAN(StudentTraining):
     )
     presets: ClassVar[Mapping[str, Preset]] = {"default": THE_DEFAULTS}
 
-    generations: int = hyperparameter(3, "how many generations (k)")
+    generations: int = hyperparameter(3, "how many generations (k)", maximum=100)
     temperature: float = hyperparameter(1.0, "what logits are divided by in front of the softmax")
     ce_weight: float = hyperparameter(1.0, "weight of the labels' cross-entropy; 0 on the unlabeled track")
 

@@ -15,6 +15,7 @@ from netgraft.errors import RequestError
 from netgraft.grafting.pairing import Pairing
 from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.methods.method import About, Preset
+from netgraft.options import check_held
 from netgraft.plan import Feature, ObjectiveFunction, Phase, Plan, StepOutputs, TrainingSchedule
 
 
@@ -61,6 +62,7 @@ class StudentTraining:
     sliced_rate: float = hyperparameter(0.1, "factor on all rates where the student starts with slices of all layers")
 
     def __post_init__(self) -> None:
+        check_held(self)
         if self.batch_size < 1 or self.steps < 0 or self.weight_decay < 0:
             raise RequestError(f"batch_size must be at least 1, steps and weight_decay at least 0, not {self}")
         if not min(self.lr, self.sliced_rate) > 0:

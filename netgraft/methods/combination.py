@@ -19,6 +19,7 @@ from netgraft.methods.baseline import (
     TermBesideClasses,
 )
 from netgraft.methods.method import About, Method
+from netgraft.options import check_held
 from netgraft.plan import StepOutputs
 
 
@@ -105,6 +106,7 @@ def combine(parts: Mapping[str, type[Baseline]], about: About) -> type[Method]:
         }
 
     def check(self: Any) -> None:
+        check_held(self)  # under its own names, before each part does under its
         single(self)
 
     def objective(self: Any, pairing: Pairing) -> Objective:

@@ -43,7 +43,7 @@ class DML(StudentTraining):
     )
     presets: ClassVar[Mapping[str, Preset]] = {"default": THE_DEFAULTS}
 
-    peers: int = hyperparameter(2, "how many students learn together")
+    peers: int = hyperparameter(2, "how many students learn together", maximum=100)
     mutual_weight: float = hyperparameter(1.0, "weight of the divergence from the other peers")
 
     def __post_init__(self) -> None:

@@ -8,19 +8,32 @@ from typing import Any, TypeVar
 
 from netgraft.errors import RequestError
 from netgraft.options import declared, option
+from netgraft.plan import MOST_STEPS
 
 T = TypeVar("T")
 
 
-def hyperparameter(default: T, meaning: str, *, choices: Sequence[str] = ()) -> T:
+def hyperparameter(
+    default: T,
+    meaning: str,
+    *,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> T:
     """Declare a field of a method's dataclass; command lines and lists are made from it.
 
     Args:
         default: Of the field's type.
         meaning: In a phrase.
         choices: All that a text may be; any if empty.
+        minimum: Smallest number; any finite one if None.
+        maximum: Largest number; of whole ones ``MOST_STEPS`` if None.
     """
-    return option(default, meaning, choices=choices)
+    one = default[0] if isinstance(default, tuple) else default
+    if maximum is None and not isinstance(one, float | str | bool):
+        maximum = MOST_STEPS  # whatever it counts, no run comes to the end of more
+    return option(default, meaning, choices=choices, minimum=minimum, maximum=maximum)
 
 
 def parse(method: type, name: str, text: str) -> object:

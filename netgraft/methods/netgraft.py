@@ -19,6 +19,7 @@ from netgraft.losses import LogitMSE, NormalizedLogits, RelativeError, SoftTarge
 from netgraft.methods.baseline import logits_of_both
 from netgraft.methods.hyperparameters import check_choices, checked, hyperparameter
 from netgraft.methods.method import About, Budget, Preset
+from netgraft.options import check_held
 from netgraft.plan import Feature, Phase, Plan, StepOutputs, TrainingSchedule, steps_per_epoch
 
 
@@ -174,6 +175,7 @@ class NetGraft:
     temperature: float = hyperparameter(4.0, "what logits are divided by in front of the softmax of soft targets (kl)")
 
     def __post_init__(self) -> None:
+        check_held(self)
         check_choices(self, *(known.name for known in fields(self)))
         if self.batch_size < 1 or min(self.join_steps, *self.block_steps, 0) < 0:
             raise RequestError(f"batch_size must be at least 1 and steps at least 0, not {self}")

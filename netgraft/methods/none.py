@@ -13,6 +13,7 @@ from netgraft.grafting.pairing import Pairing
 from netgraft.methods.baseline import preset_on_rich_views
 from netgraft.methods.hyperparameters import hyperparameter
 from netgraft.methods.method import About, Preset
+from netgraft.options import check_held
 from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule
 
 
@@ -45,6 +46,7 @@ class Untrained:
     batch_size: int = hyperparameter(64, "views a batch")
 
     def __post_init__(self) -> None:
+        check_held(self)
         if self.batch_size < 1 or self.steps < 0:
             raise RequestError(f"batch_size must be at least 1 and steps at least 0, not {self}")
 

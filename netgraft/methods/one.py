@@ -89,7 +89,7 @@ class ONE(StudentTraining):
     )
     presets: ClassVar[Mapping[str, Preset]] = {"default": THE_DEFAULTS}
 
-    branches: int = hyperparameter(3, "how many branches")
+    branches: int = hyperparameter(3, "how many branches", maximum=100)
     temperature: float = hyperparameter(3.0, "what logits are divided by in front of the softmax")
     rampup: float = hyperparameter(0.267, "share of the steps over which the ensemble's lesson sets in; 0: at once")
 

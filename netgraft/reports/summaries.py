@@ -182,7 +182,8 @@ def _ordered(folder: ResultFolder) -> list[Mapping[str, Any]]:
     def key(result: Mapping[str, Any]) -> tuple[Any, ...]:
         pair, row = result["pair"], result["row"]
         named = (result["data"], result["teacher"], result["student"])
-        return rank(pairs, pair), named, rank(rows, row), row, _size(result).rank, result["subset_seed"], result["seed"]
+        subset = -1 if result["subset_seed"] is None else result["subset_seed"]  # a published subset may have none
+        return rank(pairs, pair), named, rank(rows, row), row, _size(result).rank, subset, result["seed"]
 
     return sorted(folder.results, key=key)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from netgraft.options import option
+from netgraft.options import check_held, option
 
 PRECISIONS = ("auto", "32", "bf16")
 """What can be asked for; ``auto`` becomes one of the others by a measurement."""
@@ -12,19 +12,31 @@ PRECISIONS = ("auto", "32", "bf16")
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """Devices, precision, and what is kept of a run while it goes on."""
+    """Devices, precision, and what is kept of a run while it goes on.
+
+    Raises:
+        RequestError: A value is of another type than its option, not finite, or outside its range.
+    """
 
     accelerator: str = option("auto", "Where to compute.", choices=("auto", "cpu", "cuda", "mps"), flag="--device")
     devices: int = option(
         1,
         "Processes that share each batch; phases that don't depend on one another run side by side instead.",
         minimum=1,
+        maximum=64,
         recorded=True,
     )
     precision: str = option(
         "auto", "Of the arithmetic; auto: the faster one here.", choices=PRECISIONS, scope="run", recorded=True
     )
-    checkpoint_seconds: float = option(30.0, "Save at least so often.")
+    checkpoint_seconds: float = option(30.0, "Save at least so often.", minimum=0)
     cache_gib: float | None = option(
-        None, "GiB for the outputs of frozen blocks; half of what is free by default.", flag="--cache-memory"
+        None,
+        "GiB for the outputs of frozen blocks; half of what is free by default.",
+        minimum=0,
+        maximum=2**20,
+        flag="--cache-memory",
     )
+
+    def __post_init__(self) -> None:
+        check_held(self)

@@ -76,11 +76,12 @@ def test_a_grid_is_computed_and_not_again(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_failed_cells_are_named_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("bad.toml").write_text(EXPERIMENT.replace("steps = 2", "steps = -2").replace("[1, 2]", "1"))
+    weights = "steps = 2 }\nteacher_weights = 'no-such-file.safetensors'"
+    Path("bad.toml").write_text(EXPERIMENT.replace("steps = 2 }", weights).replace("[1, 2]", "1"))
     assert run(["benchmark", "bad.toml", "--out", "out", "--workers", "2"]) == 1
     said = capsys.readouterr().err
     assert "1 of 2 cells failed; the same command tries them again\n  kd-1shot-subset0: " in said
-    assert "steps" in said.rpartition("kd-1shot-subset0: ")[2]
+    assert "no-such-file.safetensors" in said.rpartition("kd-1shot-subset0: ")[2]
     assert Path("out/none-1shot-subset0.json").exists()
 
 

@@ -239,8 +239,10 @@ def test_a_wrong_request_gets_one_sentence(arguments: list[str], said: str, caps
     ],
 )
 def test_wrong_usage_ends_with_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(arguments) == 2
-    assert "Usage: netgraft" in capsys.readouterr().err
+    message = fails(capsys, *arguments)
+    assert message.count("\n") == 1
+    assert "; see netgraft" in message
+    assert message.endswith(" --help\n")
 
 
 def test_class_counts_must_agree(capsys: pytest.CaptureFixture[str]) -> None:

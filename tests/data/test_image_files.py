@@ -66,9 +66,9 @@ def test_large_compressed_tar_is_read_in_one_pass(tmp_path: Path, monkeypatch: p
     opened = []
     original: Any = tarfile.open
 
-    def counted(*given: Any) -> tarfile.TarFile:
+    def counted(*given: Any, **options: Any) -> tarfile.TarFile:
         opened.append(given)
-        return original(*given)
+        return original(*given, **options)
 
     monkeypatch.setattr(tarfile, "open", counted)
     for start in range(0, 30, 7):

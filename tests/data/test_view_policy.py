@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -18,6 +19,11 @@ from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
         {"colour": 1.5},
         {"hflip": 2.0},
         {"mixup": 0.6, "cutmix": 0.6},
+        *({name: math.nan} for name in ("hflip", "colour", "mixup", "cutmix", "pool")),
+        {"crop_scale": (math.nan, 1.0)},
+        {"mixup": math.inf},
+        {"pool": 10**12},
+        {"pad": 10**9},
     ],
 )
 def test_policies_out_of_range_are_refused(wrong: dict[str, Any]) -> None:

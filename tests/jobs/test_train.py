@@ -105,7 +105,7 @@ def test_each_epoch_has_views_of_its_own() -> None:
 def test_impossible_recipes_are_refused() -> None:
     settings: list[dict[str, Any]] = [{"epochs": 0}, {"batch_size": 0}]
     for each in settings:
-        with pytest.raises(RequestError, match="epochs and batch_size must be at least 1"):
+        with pytest.raises(RequestError, match=f"{next(iter(each))} must be at least 1, not 0"):
             SupervisedTraining(**each)
     with pytest.raises(RequestError, match="optimizer must be one of sgd, adamw, not 'lion'"):
         SupervisedTraining(optimizer="lion")

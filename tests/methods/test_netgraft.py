@@ -487,7 +487,7 @@ def test_a_reference_student_keeps_the_adapter_whose_bias_does_not_fold(tmp_path
         ({"block_steps": ()}, "at least one value"),
         ({"join_steps": -1}, "steps at least 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"join_lr": float("nan")}, "rates must be positive"),
+        ({"join_lr": float("nan")}, "join_lr must be a finite number, not nan"),
         ({"block_lr": (1e-3, -1e-3)}, "rates must be positive"),
         ({"adapter_init": "he"}, "adapter_init must be one of fan-in, fan-out"),
     ],
