@@ -108,12 +108,12 @@ class DistillJob(DistillOptions, Job):
         """Refuse options that say how a student is derived where one is given."""
         if student is None:
             return
-        asked = {"--criterion and --allocation": self.deriving != DerivingOptions()}
+        asked = {"--criterion or --allocation": self.deriving != DerivingOptions()}
         asked |= {f"--{name}": getattr(self, name) is not None for name in ("protect", "force", "library")}
         for flags in (flags for flags, given in asked.items() if given):
             raise RequestError(
-                f"{flags} say how a student is derived, but one is given by its name; leave them out, or give --keep "
-                "instead of --student"
+                f"a student that is given by its name isn't derived and takes no {flags}; leave them out, or give "
+                "--keep instead of --student"
             )
 
     def derives(self, source: DataSource) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from timm.data import resolve_model_data_config
 from torch import nn
 
+from netgraft.data.text_files import parse_json, read_text
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver
@@ -237,7 +238,7 @@ class PreparedDerivation(PreparedDistillation):
 
     def _read_library(self, path: Path) -> Library:
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(read_text(path))
             of = content["of"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RequestError(f"{path} is no library ({error}); give the library.json of a run") from error

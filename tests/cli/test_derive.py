@@ -180,11 +180,17 @@ def test_a_named_twin_starts_in_closed_form(capsys: pytest.CaptureFixture[str]) 
         (["--init", "keep"], "--init keep needs a student with weights, a folder, not digits_vgg7_bn_half"),
         (["--student", ".", "--data", "digits"], "holds no student: expected config.json"),
         (["--allocation", "greedy"], "leave them out, or give --keep instead of --student"),
+        (["--protect", "head"], "isn't derived and takes no --protect"),
+        (
+            ["--keep", "0.5", "--library", "nested.json"],
+            "nested.json is no library (lists or objects within",
+        ),
         (["--keep", "0.5", "--library", "none.json"], "none.json is no library"),
         (["--init", "solve", "--student", "cifar_resnet8"], "init='solve' needs a student that is built like"),
     ],
 )
 def test_a_wrong_request_gets_one_sentence(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("nested.json").write_text("[" * 100_000)
     assert said in fails(capsys, *FEW, *arguments, "--out", "out")
 
 

@@ -233,9 +233,12 @@ def test_a_run_without_its_looks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InterruptedRunError):
         job(**options).run(stop=lambda: next(count) == 6 + 12 + 9)
     kept = (tmp_path / "run" / "selection.pt").read_bytes()
-    (tmp_path / "run" / "selection.pt").write_bytes(kept[:100])
-    with pytest.raises(RequestError, match=r"selection\.pt is damaged \("):
-        job(**options, resume=True).run()
+    flipped = bytearray(kept)
+    flipped[len(kept) // 2] ^= 1
+    for damaged in (kept[:100], bytes(flipped)):
+        (tmp_path / "run" / "selection.pt").write_bytes(damaged)
+        with pytest.raises(RequestError, match=r"selection\.pt is damaged \("):
+            job(**options, resume=True).run()
     (tmp_path / "run" / "selection.pt").unlink()
     with pytest.raises(RunError, match="expected 3 looks at the test set, found 1"):
         job(**options, resume=True).run()
