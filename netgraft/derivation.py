@@ -24,7 +24,7 @@ from netgraft.deriving.budget import Amount, budget_of
 from netgraft.deriving.choice import Limit, Options
 from netgraft.deriving.costs import Cost, Macs, Parameters, Widths
 from netgraft.deriving.latency import Milliseconds
-from netgraft.deriving.library import Library, readers_of, score_widths
+from netgraft.deriving.library import Library, readers_of, scale_of_errors, score_widths
 from netgraft.deriving.narrowing import Kept, absences, narrow
 from netgraft.deriving.options import DerivingOptions
 from netgraft.deriving.places import Block, Place
@@ -121,6 +121,8 @@ class Derivation:
         anatomy: Of the teacher.
         data_config: Preprocessing, the teacher's own.
         init: How it started: ``solve``, or ``slice`` for the teacher's weights as they are.
+        error: Of the start's logits on views that took no part: mean squared difference from the teacher's, in parts of
+            their variance.
 
     Examples:
         >>> import netgraft
@@ -139,6 +141,7 @@ class Derivation:
     anatomy: Anatomy
     data_config: Mapping[str, Any]
     init: Literal["solve", "slice"] = "solve"
+    error: float = 0.0
 
     def save(self, folder: str | Path) -> None:
         """Write a student folder, which :func:`netgraft.load_student` opens.
@@ -160,7 +163,7 @@ class Derivation:
             axis = outputs[cut.name][1 if cut.layout == "NCHW" else -1]
             selections.append(axis.indices(self.kept))
         left_out = tuple(absences(self.anatomy.blocks, self.kept))
-        return replace(pairing, init=self.init, selections=tuple(selections), left_out=left_out)
+        return replace(pairing, init=self.init, selections=tuple(selections), left_out=left_out, start_error=self.error)
 
     def kept_names(self) -> dict[str, list[int]]:
         """Return the channels that stay of each place that was narrowed, by its name, as JSON can hold them."""
@@ -229,6 +232,12 @@ class Deriver:
             for some in self.reporter.track(numbers, total=len(numbers), name="making views")
         ]
 
+    @property
+    def _held_back(self) -> Tensor:
+        """The last views, of which the first don't learn; where there are too few views, they are the same."""
+        views = self._views.batch(range(max(0, len(self._views) - HELD_BACK), len(self._views)))
+        return views.to(self.anatomy.probe.device)
+
     @cached_property
     def readers(self) -> dict[str, Reader]:
         """Layers that sum over places, with the moments of what they take in."""
@@ -238,12 +247,9 @@ class Deriver:
     def library(self) -> Library:
         """All places at several widths."""
         if self._library is None:
-            # the last views, of which the first don't learn; where there are too few views, they are the same
-            held_back = self._views.batch(range(max(0, len(self._views) - HELD_BACK), len(self._views)))
-            held_back = held_back.to(self.anatomy.probe.device)
-            tried = score_widths(self.anatomy, self.readers, held_back, self._removal)
+            tried = score_widths(self.anatomy, self.readers, self._held_back, self._removal)
             entries = tuple(self.reporter.track(tried, total=len(self.anatomy.all_places), name="trying widths"))
-            self._library = Library(entries, (self._statistics, len(held_back)))
+            self._library = Library(entries, (self._statistics, len(self._held_back)))
         return self._library
 
     @library.setter
@@ -299,17 +305,18 @@ class Deriver:
         for limit in self._limits(budget):
             limit.check(smallest)
 
-    def taken_up(self, student: nn.Module, kept: Mapping[str, Tensor]) -> Derivation:
+    def taken_up(self, student: nn.Module, kept: Mapping[str, Tensor], error: float) -> Derivation:
         """Return a derivation that was made and saved before.
 
         Args:
             student: As it started.
             kept: Channels of each place that was narrowed, by its name.
+            error: Of its logits, as it was then.
         """
         places = {place.name: place.atom for place in self.anatomy.all_places}
         channels = {places[name]: numbers for name, numbers in kept.items()}
         choice = self._choice({atom: len(numbers) for atom, numbers in channels.items()}, {})
-        return Derivation(student, None, choice, channels, self.anatomy, self._data_config, self._init)
+        return self._derivation(student, choice, channels, error)
 
     def like(self, student: nn.Module) -> Derivation:
         """Start a student of given widths in closed form: the library says which channels it takes.
@@ -327,7 +334,7 @@ class Deriver:
         state = self._started(kept).state_dict()
         # of a block whose branches are left out norms may stay that nothing reads
         student.load_state_dict({name: state[name] for name in student.state_dict()})
-        return Derivation(student.eval(), None, self._choice(widths, {}), kept, self.anatomy, self._data_config)
+        return self._derivation(student.eval(), self._choice(widths, {}), kept, self._error_of(student))
 
     def derive(self, budget: Sequence[Amount]) -> Derivation:
         """Choose widths for a budget and start the student in closed form.
@@ -358,7 +365,18 @@ class Deriver:
         student = self._started(kept)
         choice = self._choice(widths, errors)
         library = self.library if self.scores else None
-        return Derivation(student, library, choice, kept, self.anatomy, self._data_config, self._init)
+        return replace(self._derivation(student, choice, kept, self._error_of(student)), library=library)
+
+    def _derivation(self, student: nn.Module, choice: Choice, kept: Kept, error: float) -> Derivation:
+        return Derivation(student, None, choice, kept, self.anatomy, self._data_config, self._init, error)
+
+    @torch.no_grad()
+    def _error_of(self, student: nn.Module) -> float:
+        """Mean squared difference of the logits from the teacher's, in parts of their variance."""
+        batches = self._held_back.split(BATCH)
+        with eval_mode(student):
+            logits, got = (torch.cat([model(some) for some in batches]) for model in (self._teacher, student))
+        return float((got - logits).square().mean() / scale_of_errors(logits))
 
     def _limits(self, budget: Sequence[Amount]) -> list[Limit]:
         limits = []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -217,6 +219,27 @@ def test_it_prints_what_was_chosen(made: tuple[Deriver, Derivation]) -> None:
     assert text.splitlines()[0].split() == ["place", "width", "kept", "error", "alone"]
     assert "macs: " in text
     assert str(made[1].library).splitlines()[0].startswith("place")
+
+
+@torch.no_grad()
+def test_how_far_a_start_is_decides_the_rates(
+    made: tuple[Deriver, Derivation], teacher: nn.Module, few_views: Views, pictures: list[Image.Image]
+) -> None:
+    tool, close = made
+    held_back = few_views.batch(range(len(few_views)))  # fewer than are held back
+    logits = teacher(held_back).double().numpy()
+    variance = np.square(logits - logits.mean(0)).mean()
+    narrow = tool.derive(budget_of({"macs": 0.03}))
+    for derived in (close, narrow):
+        differences = derived.student.eval()(held_back).double().numpy() - logits
+        assert derived.error == pytest.approx(np.square(differences).mean() / variance, rel=1e-4)
+    assert 0 < close.error < narrow.error < 0.2
+
+    for derived, rate in ((close, 1e-4), (replace(close, error=0.3), 1e-3)):
+        with torch.enable_grad():
+            prepared = netgraft.prepare(teacher, derived.student, pictures, views=few_views, derivation=derived)
+        assert prepared.pairing.start_error == derived.error
+        assert {phase.schedule.lr for phase in prepared.plan.phases} == {rate}
 
 
 def test_a_shallower_twin_of_a_teacher_whose_other_blocks_do_nothing_is_the_teacher() -> None:

@@ -211,7 +211,7 @@ def score_widths(
     # all views at once would take gigabytes at 224 px
     batches = [states_in_front(segments, some) for some in held_back.split(BATCH)]
     logits = torch.cat([states[-1] for states in batches])
-    scale = _scale(logits)
+    scale = scale_of_errors(logits)
 
     def error(first: int) -> float:
         got = []
@@ -254,8 +254,12 @@ def _instead(module: nn.Module, other: nn.Module) -> Iterator[None]:
         hook.remove()
 
 
-def _scale(logits: Tensor) -> Tensor:
-    """Return what errors are parts of: the logits' variance over views, or their squares where views are alike."""
+def scale_of_errors(logits: Tensor) -> Tensor:
+    """Return what errors of logits (B, K) are parts of: their variance over views, or squares where views are alike.
+
+    Raises:
+        RequestError: They are no finite numbers.
+    """
     if not logits.isfinite().all():
         raise RequestError("the teacher's logits are no finite numbers; it must run on the images as it is")
     variance, square = (logits - logits.mean(0)).square().mean(), logits.square().mean()

@@ -20,6 +20,9 @@ from netgraft.modules import structure
 from netgraft.splitting.balance import balanced_partition
 from netgraft.splitting.chain import BlockChain, Cut
 
+FAR = 0.2
+"""Error of logits from which on a solved start has much to learn, and learns at full rates."""
+
 
 @dataclass(frozen=True, eq=False)
 class Pairing:
@@ -34,6 +37,8 @@ class Pairing:
         selections: For each cut, which of the teacher's channels the student starts with, as indices
             (student width,); empty if ``init`` is ``random`` or ``keep``.
         left_out: The teacher's residual blocks that the student does without, where it starts as the teacher's.
+        start_error: How far its logits are from the teacher's where its start was solved: mean squared difference in
+            parts of their variance.
     """
 
     teacher: BlockChain
@@ -42,6 +47,7 @@ class Pairing:
     init: str = "random"
     selections: tuple[Tensor, ...] = ()
     left_out: tuple[str, ...] = ()
+    start_error: float = 0.0
 
     def __len__(self) -> int:
         return len(self.teacher)
@@ -49,7 +55,8 @@ class Pairing:
     @property
     def starts_close(self) -> bool:
         """Whether the student starts with all layers made of the teacher's, so that it has little to learn."""
-        return self.init == "solve" or (self.init == "slice" and not self.left_out)
+        solved = self.init == "solve" and self.start_error < FAR
+        return solved or (self.init == "slice" and not self.left_out)
 
     @property
     def widths(self) -> list[tuple[int, int]]:

@@ -222,7 +222,7 @@ class PreparedDerivation(PreparedDistillation):
         derived.save(folder / START)
         if twin is None:
             reporter.note(str(derived.choice))
-        chosen = {"kept": derived.kept_names(), **derived.choice.to_json()}
+        chosen = {"kept": derived.kept_names(), "start_error": derived.error, **derived.choice.to_json()}
         write_text(folder / CHOICE, json.dumps(chosen) + "\n")
 
     def _keep_library(self, folder: Path) -> None:
@@ -250,9 +250,9 @@ class PreparedDerivation(PreparedDistillation):
         return Library.from_json(content, self._deriver.anatomy.all_places)
 
     def _derived(self, folder: Path) -> Derivation:
-        kept = _read(folder / CHOICE)["kept"]
-        channels = {name: torch.tensor(numbers, dtype=torch.long) for name, numbers in kept.items()}
-        return self._deriver.taken_up(load_student(folder / START), channels)
+        chosen = _read(folder / CHOICE)
+        channels = {name: torch.tensor(numbers, dtype=torch.long) for name, numbers in chosen["kept"].items()}
+        return self._deriver.taken_up(load_student(folder / START), channels, chosen["start_error"])
 
     def finish(self, folder: Path, reporter: ProgressReporter) -> dict[str, Any]:
         """Save and compare as always; and say what was derived, and how good it was before training."""
