@@ -70,6 +70,9 @@ def parse_budget(text: str) -> tuple[Amount, ...]:
 def series_of(text: str) -> tuple[str, ...]:
     """Return the budgets of a series of students: of several bare fractions each; else the text is one budget.
 
+    Raises:
+        RequestError: A budget of a series stands there twice, or can't be read.
+
     Examples:
         >>> series_of("0.7,0.5"), series_of("macs=0.5,parameters=0.3")
         (('macs=0.7', 'macs=0.5'), ('macs=0.5,parameters=0.3',))
@@ -78,7 +81,10 @@ def series_of(text: str) -> tuple[str, ...]:
     if len(parts) > 1 and not any("=" in part for part in parts):
         if len(set(parts)) < len(parts):
             raise RequestError(f"a series has each budget once, not {text!r}; {_EXAMPLES}")
-        return tuple(f"macs={part}" for part in parts)
+        series = tuple(f"macs={part}" for part in parts)
+        for budget in series:
+            parse_budget(budget)  # none is begun before all can be read
+        return series
     return (text,)
 
 

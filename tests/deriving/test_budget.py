@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from netgraft.deriving.budget import Amount, budget_of, parse_budget
+from netgraft.deriving.budget import Amount, budget_of, parse_budget, series_of
 from netgraft.errors import RequestError
 
 
@@ -71,3 +71,14 @@ def test_limits() -> None:
     for value in (200, 1e9):
         with pytest.raises(RequestError, match=r"^the teacher has 200 macs, which is within the budget of .* already"):
             Amount("macs", value, of_teacher=False).limit(200)
+
+
+@pytest.mark.parametrize("text", ["0.5,", ",0.5", "0.5,half", "0.5,1.5", "0.5,0", "0.5,0.5"])
+def test_a_series_with_a_budget_that_can_not_be_read_is_not_begun(text: str) -> None:
+    with pytest.raises(RequestError):
+        series_of(text)
+
+
+def test_a_series_is_of_bare_fractions() -> None:
+    assert series_of("0.7, 0.5") == ("macs=0.7", "macs=0.5")
+    assert series_of("macs=0.5,parameters=0.3") == ("macs=0.5,parameters=0.3",)
