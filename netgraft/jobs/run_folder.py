@@ -14,16 +14,13 @@ from filelock import FileLock, Timeout
 
 from netgraft.errors import RequestError
 from netgraft.files import CHECKSUMS, check_checksums, write_checksums, write_text
-from netgraft.models.students import stands
+from netgraft.models.students import IN_A_RUN, stands
 
 CONFIG = "config.json"
 
 RESULT = "result.json"
 
 LOCK = ".lock"
-
-STUDENTS = ("student", "model")
-"""What a finished run has of: the folder of a distilled student, or of a trained model."""
 
 _FINISH = f"remove {RESULT}, and --resume finishes the run again"
 
@@ -70,7 +67,7 @@ class RunFolder:
                 f"{self.path / RESULT} is damaged: expected the result of run {_brief(expected)}, as {CONFIG} says, "
                 f"got that of {_brief(found)}; {_FINISH}"
             )
-        return result if any(stands(self.path / name) for name in STUDENTS) else None
+        return result if any(stands(self.path / name) for name in IN_A_RUN) else None
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -16,8 +16,8 @@ def load_teacher(name: str, *, weights: Path | None = None, image_size: int | No
     """Return a trained classifier in eval mode.
 
     Args:
-        name: A timm model, ``hf-hub:...``, ``local-dir:FOLDER``, or a folder that netgraft saved: a student's, or a
-            trained model's.
+        name: A timm model, ``hf-hub:...``, ``local-dir:FOLDER``, or a folder that netgraft saved: a student's, a
+            trained model's, or a run's, which holds one of these.
         weights: A safetensors file, or a checkpoint that holds nothing but tensors and plain values; without it
             timm's own pretrained weights. The model gets as many outputs as its classifier in there.
         image_size: Height and width of the images that it takes; the model's own if None.

@@ -30,6 +30,9 @@ from netgraft.splitting.split import logits_of, split
 
 _WEIGHTS = "student.safetensors"
 
+IN_A_RUN = ("student", "model")
+"""Folders in that of a finished run: of a distilled student, or of a trained model."""
+
 
 def save_student(
     folder: Path, student: nn.Module, model: nn.Module, *, cuts: tuple[str, ...], data_config: Mapping[str, Any]
@@ -211,7 +214,7 @@ def load_student(folder: str | Path) -> nn.Module:
     """Return the student in eval mode, ready for images (B, C, H, W).
 
     Args:
-        folder: What ``save_student`` wrote.
+        folder: What ``save_student`` wrote, or that of a run, which holds one.
 
     Returns:
         A timm model, or a sequence of a timm model's blocks and of adapters that stayed; its ``pretrained_cfg`` holds
@@ -233,6 +236,7 @@ def load_student(folder: str | Path) -> nn.Module:
         True
     """
     folder = Path(folder)
+    folder = next((folder / name for name in IN_A_RUN if (folder / name).is_dir()), folder)
     if (folder / TIMM).is_file():
         return load_trained(f"local-dir:{folder}")
     if not (folder / OWN).is_file():

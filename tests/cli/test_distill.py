@@ -124,6 +124,7 @@ def test_distill_as_json_keeps_the_contract(capsys: pytest.CaptureFixture[str]) 
     measured = run_json(capsys, "evaluate", "run/student", "--data", "digits")
     assert measured["top1"] == result["student_top1"]
     assert measured["images"] == 600
+    assert run_json(capsys, "evaluate", "run", "--data", "digits")["top1"] == measured["top1"]
 
     assert "already holds a run" in fails(capsys, *QUICK, "--out", "run")
     other = fails(capsys, *QUICK, "--seed", "1", "--out", "run", "--resume")
