@@ -30,9 +30,11 @@ SIDE = 128
 
 @torch.no_grad()
 def randomise(model: nn.Module) -> None:
-    """Give scales, biases and statistics that start as constants values of their own."""
+    """Give scales, biases and statistics that start as constants values of their own; what no file keeps stays."""
     generator = torch.Generator().manual_seed(0)
-    for tensor in [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]:
+    kept = model.state_dict().keys()
+    buffers = (buffer for name, buffer in model.named_buffers() if name in kept and buffer.is_floating_point())
+    for tensor in [*model.parameters(), *buffers]:
         if tensor.numel() and bool((tensor == tensor.flatten()[0]).all()):
             tensor.add_(0.5 * torch.rand(tensor.shape, generator=generator))
 
