@@ -118,6 +118,16 @@ def seal_archive(path: Path) -> None:
         file.write(b"sha256:" + digest.hexdigest().encode())
 
 
+def write_sealed(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` write a zip archive, and seal it; like :func:`write_atomically`."""
+
+    def write_and_seal(temporary: Path) -> None:
+        write(temporary)
+        seal_archive(temporary)
+
+    write_atomically(path, write_and_seal)
+
+
 def check_seal(path: Path) -> None:
     """Compare an archive with the SHA-256 that :func:`seal_archive` appended.
 

@@ -6,7 +6,7 @@ wherever it is shown, to compare with published figures that were chosen so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from netgraft.data.loader import eval_loader
 from netgraft.distillation import Distillation
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.metrics import predict, top1
-from netgraft.files import check_seal, seal_archive, write_atomically
+from netgraft.files import check_seal, write_sealed
 from netgraft.training.frozen_cache import split_before_training
 
 FILE = "selection.pt"
@@ -140,7 +140,7 @@ class BestOnTest(Watcher):
             state = self._trained.state_dict()
             self._state = {name: value.detach().cpu().clone() for name, value in state.items()}
         content = {"seen": self.seen, "best": self._best, "state": self._state}
-        write_atomically(self._path, lambda temporary: _write(content, temporary))
+        write_sealed(self._path, lambda temporary: torch.save(content, temporary))
 
     def restore(self) -> None:
         """Give the student the state of the best look. Raises RunError where looks of the run are missing."""
@@ -156,8 +156,3 @@ class BestOnTest(Watcher):
             raise RequestError(
                 f"{self._path} is damaged ({type(error).__name__}); start the run anew in another folder"
             ) from error
-
-
-def _write(content: Mapping[str, Any], path: Path) -> None:
-    torch.save(content, path)
-    seal_archive(path)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from netgraft.errors import RequestError, RunError
-from netgraft.files import check_seal, seal_archive, write_atomically
+from netgraft.files import check_seal, write_sealed
 from netgraft.training.options import PRECISIONS
 
 ANEW = "remove it, and the run begins anew with --resume"
@@ -68,11 +68,7 @@ class Checkpoint:
                     f"{name} is no longer finite at step {self.step} of phase {self.phase + 1}; {what_stays(path)}; "
                     "try a lower rate"
                 )
-        write_atomically(path, self._write)
-
-    def _write(self, path: Path) -> None:
-        torch.save(self.__dict__, path)
-        seal_archive(path)
+        write_sealed(path, lambda temporary: torch.save(self.__dict__, temporary))
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> Checkpoint:
