@@ -210,10 +210,7 @@ class Deriver:
         self._data_config = data_config
         self.reporter = reporter or SilentReporter()
         size = tuple(data_config["input_size"])
-        if anatomy is None:
-            probe = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
-            anatomy = Anatomy.of(teacher, probe.to(next(teacher.parameters()).device))
-        self.anatomy = anatomy
+        self.anatomy = anatomy or Anatomy.on_noise(teacher, size)
         self._forced = _forced(self.anatomy, force or {})
         settled = _protected(self.anatomy, protect) | {
             place.name for place in self.anatomy.all_places if place.atom in self._forced
@@ -232,7 +229,7 @@ class Deriver:
             for some in self.reporter.track(numbers, total=len(numbers), name="making views")
         ]
 
-    @property
+    @cached_property
     def _held_back(self) -> Tensor:
         """The last views, of which the first don't learn; where there are too few views, they are the same."""
         views = self._views.batch(range(max(0, len(self._views) - HELD_BACK), len(self._views)))
@@ -375,7 +372,7 @@ class Deriver:
         """Mean squared difference of the logits from the teacher's, in parts of their variance."""
         batches = self._held_back.split(BATCH)
         with eval_mode(student):
-            logits, got = (torch.cat([model(some) for some in batches]) for model in (self._teacher, student))
+            logits, got = (torch.cat([model(some.clone()) for some in batches]) for model in (self._teacher, student))
         return float((got - logits).square().mean() / scale_of_errors(logits))
 
     def _limits(self, budget: Sequence[Amount]) -> list[Limit]:

@@ -65,6 +65,17 @@ class Anatomy:
             cuts = ()
         return cls(model, found, tuple(places), tuple(blocks), probe, cuts)
 
+    @classmethod
+    def on_noise(cls, model: nn.Module, input_size: Sequence[int]) -> Anatomy:
+        """Take a model apart where no images are at hand. Raises RequestError like :meth:`of`.
+
+        Args:
+            model: A classifier, in any mode.
+            input_size: Channels, height and width of its images.
+        """
+        probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
+        return cls.of(model, probe.to(next(model.parameters()).device))
+
     @property
     def all_places(self) -> tuple[Place | Block, ...]:
         """Whatever can become smaller: blocks, then places."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from netgraft.deriving.anatomy import Anatomy
@@ -22,9 +21,8 @@ def anatomy_of_wider_twin(teacher: nn.Module, student: nn.Module, input_size: Se
         student: Another. One of the teacher's own sizes is no narrower twin.
         input_size: Channels, height and width of images.
     """
-    probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
     try:
-        anatomy = Anatomy.of(teacher, probe.to(next(teacher.parameters()).device))
+        anatomy = Anatomy.on_noise(teacher, input_size)
         widths = widths_like(anatomy, student)
     except RequestError:
         return None
