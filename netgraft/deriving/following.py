@@ -282,7 +282,13 @@ class _Follower(TorchDispatchMode):
         for axis in positions:
             axis.fix("positions")
         if args[6]:  # transposed: the weight's dimensions mean something else
-            return [self._unfollowed("a transposed convolution", [inputs, weight], outputs[0])]
+            found = self._unfollowed("a transposed convolution", [inputs, weight], outputs[0])
+            # each position that it takes in goes to as many as there are taps
+            factor = math.prod(inputs.shape[2:]) * math.prod(weight.shape[2:])
+            self._map.products.append(
+                Product((images, out, within), factor, "", channels, found[1], inside=tuple(self._inside))
+            )
+            return [found]
         of_groups = None
         if groups == 1:
             unify(channels, within)

@@ -100,7 +100,9 @@ class Sizes:
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
+    """Return what a file keeps; the constructor or a forward makes the other buffers, and none of them is narrowed."""
+    kept = model.state_dict().keys()
+    return [(name, value) for name, value in (*model.named_parameters(), *model.named_buffers()) if name in kept]
 
 
 HEADS = ("num_heads", "heads")

@@ -69,3 +69,11 @@ def test_what_is_computed_once_a_batch_counts_once() -> None:
     narrower = narrow(model, anatomy.found, {place.atom: torch.arange(5)})
     assert Macs(anatomy.found)({}) == counted(model, 8)
     assert Macs(anatomy.found)({place.atom: 5}) == counted(narrower, 8)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_transposed_convolutions_stay_whole_and_are_counted(groups: int) -> None:
+    upsampling = nn.ConvTranspose2d(8, 8, 4, stride=2, padding=1, groups=groups)
+    model = randomised(nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 8), upsampling, Head(8)))
+    assert followed(model)[1], "the layer in front of them can become narrower"
+    agree(model, 8, 2)

@@ -92,6 +92,21 @@ def test_a_student_that_was_not_narrowed_is_a_plain_timm_folder(tmp_path: Path) 
     assert torch.equal(load_student(tmp_path / "student")(images(2, 3, 32, 32)), model(images(2, 3, 32, 32)))
 
 
+@torch.no_grad()
+def test_a_buffer_that_a_forward_makes_is_no_size(tmp_path: Path) -> None:
+    model = build("convit_tiny", num_classes=7, img_size=32)
+    probe = images(2, 3, 32, 32)
+    before = model.blocks[0].attn.rel_indices.shape
+    expected = model(probe)
+    assert model.blocks[0].attn.rel_indices.shape != before, "positions of as many patches as the images have"
+
+    for name, student in {"whole": model, "narrowed": narrowed(model, 32)}.items():
+        expected = student(probe)
+        save_student(tmp_path / name, student, student, cuts=(), data_config=config(32))
+        assert torch.equal(load_student(tmp_path / name)(probe), expected)
+    assert not (tmp_path / "whole" / "netgraft.json").exists(), "timm opens it by itself"
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("saved") / "student"
