@@ -28,6 +28,7 @@ from netgraft.deriving.library import Library, readers_of, scale_of_errors, scor
 from netgraft.deriving.narrowing import Kept, absences, narrow
 from netgraft.deriving.options import DerivingOptions
 from netgraft.deriving.places import Block, Place
+from netgraft.deriving.rounds import composed, correspondence, rounds_to
 from netgraft.deriving.selection import Reader, Removal, kept_channels, removal_in_order, surgeon_removal
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
 from netgraft.deriving.twins import widths_like
@@ -53,6 +54,9 @@ REPEATS, LAYER_REPEATS = 20, 5
 
 LARGEST_STEP = 0.8
 """Factor on the milliseconds allowed, from one choice to the next, that is not gone below."""
+
+FAR_OFF = 0.1
+"""Error of a start from which on its channels are taken in several rounds too, and the better start stays."""
 
 ATTEMPTS = 5
 """How often widths are chosen again because the student turned out slower than reckoned."""
@@ -219,6 +223,8 @@ class Deriver:
         wanted = max(512, VIEWS * 32 * 32 // (size[1] * size[2]) // BATCH * BATCH)
         self._statistics = min(len(views), VIEWS, wanted)
         self._library: Library | None = None
+        self._teachers = {place.atom: place.atom for place in self.anatomy.all_places}
+        """Which of the teacher's places these are; other ones where a student of it is narrowed further."""
 
     @cached_property
     def batches(self) -> list[Tensor]:
@@ -298,8 +304,11 @@ class Deriver:
         Raises:
             RequestError: It can't, or is none.
         """
+        self._check(self._limits(budget))
+
+    def _check(self, limits: Sequence[Limit]) -> None:
         smallest = {place.atom: place.widths(place.width)[0] for place in self._open}
-        for limit in self._limits(budget):
+        for limit in limits:
             limit.check(smallest)
 
     def taken_up(self, student: nn.Module, kept: Mapping[str, Tensor], error: float) -> Derivation:
@@ -328,7 +337,7 @@ class Deriver:
         orders = {place.atom: self._order(place) for place in self.anatomy.places if widths[place.atom] < place.width}
         kept = {atom: kept_channels(order, widths[atom]) for atom, order in orders.items()}
         kept |= {block.atom: torch.arange(0) for block in self.anatomy.blocks if not widths[block.atom]}
-        state = self._started(kept).state_dict()
+        state = self._solved(self._narrowed(kept), kept).state_dict()
         # of a block whose branches are left out norms may stay that nothing reads
         student.load_state_dict({name: state[name] for name in student.state_dict()})
         return self._derivation(student.eval(), self._choice(widths, {}), kept, self._error_of(student))
@@ -339,10 +348,71 @@ class Deriver:
         Raises:
             RequestError: The budget can't be met, or is none.
         """
+        limits = self._limits(budget)
+        several = rounds_to(limits, self._options.rounds)
+        if not self.scores or self._init == "slice":
+            # nothing is measured, or nothing makes up for it: another round would say nothing new
+            several = [limits]
+        if self._options.rounds is not None or len(several) == 1:
+            return self._in_rounds(several) or self._in_one(limits)
+        once = self._in_one(limits)
+        if once.error < FAR_OFF:
+            return once
+        return min((once, self._in_rounds(several) or once), key=lambda derived: derived.error)
+
+    def _in_one(self, limits: Sequence[Limit]) -> Derivation:
+        """Take all channels at once."""
+        derivation = self._in_rounds([limits])
+        assert derivation is not None, "only a later round finds nothing to do"
+        return derivation
+
+    def _in_rounds(self, rounds: Sequence[Sequence[Limit]]) -> Derivation | None:
+        """Narrow in rounds, each on the student of the one before; None where a later one can't meet its limits."""
+        kept: Kept = {}
+        deriver, student = self, self._teacher
+        for number, limits in enumerate(rounds, 1):
+            amounts = {limit.name: limit.most for limit in limits}
+            if number > 1:
+                self.reporter.note(f"round {number} of {len(rounds)}: what each channel is worth is measured anew")
+                try:
+                    deriver = self._on(student, kept)
+                    deriver._check(deriver._limits_of(amounts))
+                except RequestError:
+                    return None
+            further = deriver._cut(amounts)
+            kept = composed(kept, further, deriver._teachers)
+            student = self._solved(deriver._narrowed(further), kept)
         errors: dict[Atom, dict[int, float]] = {}
         if self.scores:
+            options = (entry.options() for entry in self.library.entries)
+            errors = {each.atom: dict(zip(each.widths, each.errors, strict=True)) for each in options}
+        choice = self._choice({atom: len(channels) for atom, channels in kept.items()}, errors)
+        library = self.library if self.scores else None
+        return replace(self._derivation(student, choice, kept, self._error_of(student)), library=library)
+
+    def _on(self, student: nn.Module, kept: Kept) -> Deriver:
+        """Return what narrows a student of this teacher further.
+
+        Args:
+            student: With weights in closed form.
+            kept: Channels of the teacher that it has.
+        """
+        further = Deriver(
+            student, self._views, self._data_config, options=self._options, init=self._init, reporter=self.reporter
+        )
+        further.batches, further._held_back = self.batches, self._held_back
+        further._teachers = correspondence(further.anatomy, self.anatomy)
+        still_open = {place.atom for place in self._open}
+        further._open = [
+            place for place in further.anatomy.all_places if further._teachers.get(place.atom) in still_open
+        ]
+        return further
+
+    def _cut(self, amounts: Mapping[str, float]) -> Kept:
+        """Choose which channels stay, for what may be spent of each unit."""
+        limits = self._limits_of(amounts)
+        if self.scores:
             scored = {entry.place: entry.options() for entry in self.library.entries}
-            errors = {each.atom: dict(zip(each.widths, each.errors, strict=True)) for each in scored.values()}
             options = [scored[place] for place in self._open]
             orders = {entry.place.atom: entry.removal.order for entry in self.library.entries}
         else:
@@ -353,16 +423,12 @@ class Deriver:
                 for place in self.anatomy.places
                 if place in self._open or place.atom in self._forced
             }
-        widths = {**self._chosen(options, self._limits(budget)), **self._forced}
-        kept = {
+        widths = {**self._chosen(options, limits), **self._forced}
+        return {
             place.atom: kept_channels(orders[place.atom], widths[place.atom])
             for place in self.anatomy.all_places
             if widths.get(place.atom, place.width) < place.width
         }
-        student = self._started(kept)
-        choice = self._choice(widths, errors)
-        library = self.library if self.scores else None
-        return replace(self._derivation(student, choice, kept, self._error_of(student)), library=library)
 
     def _derivation(self, student: nn.Module, choice: Choice, kept: Kept, error: float) -> Derivation:
         return Derivation(student, None, choice, kept, self.anatomy, self._data_config, self._init, error)
@@ -376,11 +442,10 @@ class Deriver:
         return float((got - logits).square().mean() / scale_of_errors(logits))
 
     def _limits(self, budget: Sequence[Amount]) -> list[Limit]:
-        limits = []
-        for amount in budget:
-            cost = self._cost(amount.unit)
-            limits.append(Limit(amount.unit, partial(self._with_forced, cost), amount.limit(cost({}))))
-        return limits
+        return self._limits_of({amount.unit: amount.limit(self._cost(amount.unit)({})) for amount in budget})
+
+    def _limits_of(self, amounts: Mapping[str, float]) -> list[Limit]:
+        return [Limit(unit, partial(self._with_forced, self._cost(unit)), most) for unit, most in amounts.items()]
 
     def _with_forced(self, cost: Cost, widths: Widths) -> float:
         return cost({**widths, **self._forced})
@@ -410,13 +475,18 @@ class Deriver:
         student = narrow(self._teacher, self.anatomy.found, narrower, self.anatomy.blocks)
         return shortest_milliseconds(student, self.anatomy.probe[:1], repeats=REPEATS)
 
-    def _started(self, kept: Kept) -> nn.Module:
+    def _narrowed(self, kept: Kept) -> nn.Module:
+        """Return the model with fewer channels: each layer makes up for those that it lost, unless slices are asked."""
         if self._init == "slice":
-            return narrow(self._teacher, self.anatomy.found, kept, self.anatomy.blocks).eval().requires_grad_()
-        student = narrowed_start(self.anatomy, self.readers, kept)
-        solved = solve_front_to_back(self.anatomy, student, kept, self.batches)
-        for _ in self.reporter.track(solved, total=len(self.anatomy.layers), name="solving layers"):
-            pass
+            return narrow(self._teacher, self.anatomy.found, kept, self.anatomy.blocks).eval()
+        return narrowed_start(self.anatomy, self.readers, kept)
+
+    def _solved(self, student: nn.Module, kept: Kept) -> nn.Module:
+        """Solve the weights of a narrowed student front to back, in place, unless slices are asked."""
+        if self._init == "solve":
+            solved = solve_front_to_back(self.anatomy, student, kept, self.batches)
+            for _ in self.reporter.track(solved, total=len(self.anatomy.layers), name="solving layers"):
+                pass
         # a teacher may be frozen, and a student is there to learn
         return student.requires_grad_()
 

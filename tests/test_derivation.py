@@ -20,10 +20,13 @@ from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver, derive
 from netgraft.deriving.budget import budget_of
 from netgraft.deriving.library import Library
+from netgraft.deriving.narrowing import narrow
 from netgraft.deriving.options import DerivingOptions
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import macs
 from netgraft.modules import parameters
+from netgraft.progress import SilentReporter
+from tests.support.derivable import network
 from tests.support.random_models import build, snapshot
 
 IMAGES = 12
@@ -53,6 +56,16 @@ def deriver(teacher: nn.Module, views: Views, **options: object) -> Deriver:
 def made(teacher: nn.Module, few_views: Views) -> tuple[Deriver, Derivation]:
     tool = deriver(teacher, few_views)
     return tool, tool.derive(budget_of({"macs": 0.5}))
+
+
+class Notes(SilentReporter):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
 
 
 def probe(count: int = 5) -> Tensor:
@@ -327,3 +340,51 @@ def test_distill_takes_a_student_or_a_budget(teacher: nn.Module, pictures: list[
         netgraft.distill(teacher, build("digits_vgg7_bn_half"), pictures, keep={"macs": 0.5})
     with pytest.raises(RequestError, match="there are no images to derive a student from"):
         netgraft.distill(teacher)
+
+
+def noise(count: int, side: int = 8) -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def on_noise(teacher: nn.Module, **options: object) -> Deriver:
+    data_config = {**resolve_model_data_config(teacher), "input_size": (3, 8, 8)}
+    views = Views.configured(noise(40), VIEW_POLICIES["plain"], data_config, seed=0)
+    return Deriver(teacher, views, data_config, options=DerivingOptions(**options))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["residual", "inverted", "transformer"])
+def test_a_student_derived_in_rounds_is_what_its_choice_says(kind: str, tmp_path: Path) -> None:
+    teacher = network(kind)
+    once, twice = (on_noise(teacher, rounds=rounds).derive(budget_of({"macs": 0.4})) for rounds in (1, 3))
+    assert once.kept_names() != twice.kept_names(), "what a channel is worth was measured anew"
+    for derived in (once, twice):
+        before, after = derived.choice.costs["macs"]
+        assert (before, after) == (macs(teacher, (3, 8, 8)), macs(derived.student, (3, 8, 8)))
+        assert after <= 0.4 * before
+        # with the teacher's own weights of the channels that it says it kept, it has the shapes that it has
+        sliced = narrow(teacher, derived.anatomy.found, derived.kept, derived.anatomy.blocks)
+        assert {name: value.shape for name, value in sliced.state_dict().items()} == {
+            name: value.shape for name, value in derived.student.state_dict().items()
+        }
+
+
+@torch.no_grad()
+def test_rounds_come_where_one_ends_far_off_and_the_better_start_stays() -> None:
+    teacher = build("cifar_resnet20", num_classes=7)
+    starts = {}
+    for rounds in (1, 9, None):
+        told = on_noise(teacher, rounds=rounds)
+        told.reporter = notes = Notes()
+        starts[rounds] = told.derive(budget_of({"macs": 0.15})).error
+        assert any(note.startswith("round 2 of ") for note in notes.said) == (rounds != 1)
+    assert starts[1] > 0.1
+    assert starts[None] == min(starts[1], starts[9])
+
+
+def test_rounds_that_find_nothing_left_to_take_are_made_one() -> None:
+    # its only place has two channels
+    teacher = network("shuffle")
+    once, thrice = (on_noise(teacher, rounds=rounds).derive(budget_of({"macs": 0.8})) for rounds in (1, 3))
+    assert once.kept_names() == thrice.kept_names() != {}

@@ -30,3 +30,11 @@ class DerivingOptions:
         choices=("knapsack", "greedy", "uniform"),
         scope="run",
     )
+    rounds: int | None = option(
+        None,
+        "Rounds in which channels go; what each is worth is measured anew in every one. As many by default as leave "
+        "four fifths of a cost in each.",
+        minimum=1,
+        maximum=20,
+        scope="run",
+    )

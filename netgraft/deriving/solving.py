@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -16,8 +17,15 @@ from netgraft.deriving.statistics import MOST_FEATURES, LayerCall, capture, rows
 from netgraft.errors import RequestError
 from netgraft.modules import eval_mode
 
-RIDGE = 1e-3
-"""Towards the weights that a solve starts from, times the mean of the inputs' squares."""
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Towards the weights that a solve starts from, times the mean of the inputs' squares: the least that serves views
+well which took no part. With few views for many unknowns the least of all would fit what is chance in them."""
+
+WORTH = 0.05
+"""Part of what a step gains on such views that a larger ridge must gain more: it holds the weights back."""
+
+TESTED = 4
+"""Of so many batches of views one tests ridges; with fewer batches the first ridge is taken untested."""
 
 
 @torch.no_grad()
@@ -126,16 +134,17 @@ def _solve(
     wanted = rows_a_batch(unknowns, len(states[0]))
     intercept = has_intercept(layer, norm)
     carried = 0 if layer.bias is not None or norm is None else _carried(anatomy, norm, name, outputs)
-    both = Normals(groups, unknowns, len(outputs) // groups)
-    for teacher_state, student_state in zip(*states, strict=True):
+    sums = Normals(groups, unknowns, len(outputs) // groups)
+    tests = Normals(groups, unknowns, len(outputs) // groups)
+    for number, (teacher_state, student_state) in enumerate(zip(*states, strict=True), 1):
         of_teacher = _call_of(blocks[0], teacher_state, teachers)
         of_student = _call_of(blocks[1], student_state, layer)
         rows = sampled_rows(of_student, wanted, generator)
         missing = of_teacher.output_rows(rows)[:, outputs] - of_student.output_rows(rows) - carried
-        both.add(of_student.unfolded_rows(rows), missing)
-    if not both.is_finite():
+        (sums if number % TESTED else tests).add(of_student.unfolded_rows(rows), missing)
+    if not (sums.is_finite() and tests.is_finite()):
         raise RequestError(f"{name} takes in values that are no finite numbers once the model is narrower; keep more")
-    step, shift = both.solve(centred=intercept)
+    step, shift = best_step(sums, tests, centred=intercept)
     layer.weight += step.reshape(layer.weight.shape).to(layer.weight)
     if intercept:
         add_to_output(layer, norm, shift)
@@ -192,18 +201,85 @@ class Normals:
         """Whether all sums are."""
         return bool(self._gram.isfinite().all() and self._cross.isfinite().all())
 
-    def solve(self, *, centred: bool) -> tuple[Tensor, Tensor]:
-        """Return what is to be added to weights, (groups * outputs, unknowns), and to outputs, (groups * outputs,)."""
-        count = max(self._count, 1)
-        beyond, mean_y = self._inputs / count, self._targets / count
-        mean_x = self._origin + beyond
-        gram = self._gram / count - beyond[:, :, None] * beyond[:, None, :]
-        cross = self._cross / count - beyond[:, :, None] * mean_y[:, None, :]
-        if not centred:
-            gram = gram + mean_x[:, :, None] * mean_x[:, None, :]
-            cross = cross + mean_x[:, :, None] * mean_y[:, None, :]
-        scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-        ridge = RIDGE * scale[:, None, None] * torch.eye(self._unknowns, dtype=gram.dtype)
-        step = torch.cholesky_solve(cross, torch.linalg.cholesky(gram + ridge)).transpose(1, 2)  # (G, O, U)
+    def solve(self, *, centred: bool, ridge: float) -> tuple[Tensor, Tensor]:
+        """Return what is to be added to weights, (groups * outputs, unknowns), and to outputs, (groups * outputs,).
+
+        Args:
+            centred: Whether a constant may be added to outputs.
+            ridge: Towards no change, times the mean of the inputs' squares; infinite for no change of the weights.
+        """
+        mean_x, mean_y = self._means(centred=centred)
+        gram, cross = self._about(mean_x, mean_y)
+        if math.isinf(ridge):
+            step = torch.zeros_like(cross).transpose(1, 2)
+        else:
+            scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+            damped = gram + ridge * scale[:, None, None] * torch.eye(self._unknowns, dtype=gram.dtype)
+            step = torch.cholesky_solve(cross, torch.linalg.cholesky(damped)).transpose(1, 2)  # (G, O, U)
         shift = mean_y - (step @ mean_x[:, :, None]).squeeze(-1)
         return step.flatten(0, 1), shift.flatten()
+
+    def missed(self, step: Tensor, shift: Tensor) -> float:
+        """Return the mean square of what rows still lack behind a step, less what they lack without any.
+
+        Args:
+            step: Added to the weights, (groups * outputs, unknowns).
+            shift: Added to the outputs, (groups * outputs,).
+        """
+        weights, constants = step.unflatten(0, (self._groups, -1)), shift.unflatten(0, (self._groups, -1))
+        gram, cross = self._about(torch.zeros_like(self._origin), torch.zeros_like(self._targets))
+        mean_x, mean_y = self._means(centred=True)
+        squares = ((weights @ gram) * weights).sum() - 2 * (weights.transpose(1, 2) * cross).sum()
+        through = (weights @ mean_x[:, :, None]).squeeze(-1)
+        return float(squares + (constants * (constants + 2 * (through - mean_y))).sum())
+
+    def _means(self, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """Return the means of inputs, (G, U), and of what outputs lack, (G, O); zeros where nothing is taken off."""
+        if not centred:
+            return torch.zeros_like(self._origin), torch.zeros_like(self._targets)
+        count = max(self._count, 1)
+        return self._origin + self._inputs / count, self._targets / count
+
+    def _about(self, point_x: Tensor, point_y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean products of inputs with inputs, (G, U, U), and with what outputs lack, (G, U, O)."""
+        count = max(self._count, 1)
+        mean_x, mean_y = self._inputs / count, self._targets / count
+        off = point_x - self._origin
+        gram = self._gram / count - mean_x[:, :, None] * off[:, None, :] - off[:, :, None] * mean_x[:, None, :]
+        gram += off[:, :, None] * off[:, None, :]
+        cross = self._cross / count - off[:, :, None] * mean_y[:, None, :]
+        cross -= (mean_x - off)[:, :, None] * point_y[:, None, :]
+        return gram, cross
+
+    def with_those_of(self, other: Normals) -> Normals:
+        """Return the sums over the rows of both."""
+        both = Normals(self._groups, self._unknowns, self._outputs)
+        both._origin, both._count = self._origin, self._count + other._count
+        moved = other._origin - self._origin
+        both._inputs = self._inputs + other._inputs + other._count * moved
+        both._targets = self._targets + other._targets
+        both._gram = self._gram + other._gram + other._count * moved[:, :, None] * moved[:, None, :]
+        both._gram += other._inputs[:, :, None] * moved[:, None, :] + moved[:, :, None] * other._inputs[:, None, :]
+        both._cross = self._cross + other._cross + moved[:, :, None] * other._targets[:, None, :]
+        return both
+
+    @property
+    def count(self) -> int:
+        """How many rows were added."""
+        return self._count
+
+
+def best_step(sums: Normals, tests: Normals, *, centred: bool) -> tuple[Tensor, Tensor]:
+    """Return the step of the least ridge that serves rows well which took no part, once these take part too.
+
+    Args:
+        sums: Rows that steps are solved from.
+        tests: Rows that test them; where there are none, the least ridge is taken.
+        centred: Whether a constant may be added to outputs.
+    """
+    if not tests.count:
+        return sums.solve(centred=centred, ridge=RIDGES[0])
+    missed = {ridge: tests.missed(*sums.solve(centred=centred, ridge=ridge)) for ridge in (*RIDGES, math.inf)}
+    enough = min(missed.values()) * (1 - WORTH)
+    chosen = next((ridge for ridge in RIDGES if missed[ridge] <= enough), math.inf)
+    return sums.with_those_of(tests).solve(centred=centred, ridge=chosen)

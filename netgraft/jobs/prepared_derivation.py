@@ -150,7 +150,7 @@ class PreparedDerivation(PreparedDistillation):
 
     @property
     def _fingerprint(self) -> str:
-        asked, allocation = self.asked, self.asked.deriving.allocation
+        asked, allocation, rounds = self.asked, self.asked.deriving.allocation, self.asked.deriving.rounds
         return fingerprint(
             library=self._identity,
             budget=asked.budget,
@@ -159,6 +159,7 @@ class PreparedDerivation(PreparedDistillation):
             hyperparameters=asked.method,
             pairing=replace(asked.pairing, init="slice" if asked.init == "slice" else "auto"),
             **({} if allocation == DerivingOptions().allocation else {"allocation": allocation}),
+            **({} if rounds is None else {"rounds": rounds}),
             **({} if self.job.force is None else {"force": self.job.force}),
             **({} if asked.twin is None else {"sizes": _sizes(asked.twin)}),
             seed=asked.runner.seed,

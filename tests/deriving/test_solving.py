@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from netgraft.deriving import solving as module
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.library import readers_of
-from netgraft.deriving.solving import RIDGE, Normals, narrowed_start, solve_front_to_back
+from netgraft.deriving.solving import RIDGES, Normals, best_step, narrowed_start, solve_front_to_back
 from tests.support.derivable import (
     NETWORKS,
     Head,
@@ -47,12 +47,12 @@ def unfolded(x: np.ndarray, layer: nn.Conv2d) -> np.ndarray:
 
 
 def ridge_solution(
-    x: np.ndarray, target: np.ndarray, start: np.ndarray, *, constant: bool
+    x: np.ndarray, target: np.ndarray, start: np.ndarray, *, constant: bool, ridge: float = RIDGES[0]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (F, O) weights and (O,) constants: least squares of rows on top of rows that pull towards the start."""
     mean_x, mean_y = (x.mean(0), target.mean(0)) if constant else (0 * x[0], 0 * target[0])
     centred = x - mean_x
-    pull = np.sqrt(len(x) * RIDGE * (centred**2).mean()) * np.eye(x.shape[1])
+    pull = np.sqrt(len(x) * ridge * (centred**2).mean()) * np.eye(x.shape[1])
     rows = np.concatenate([centred, pull])
     targets = np.concatenate([target - mean_y, pull @ start])
     weight = np.linalg.lstsq(rows, targets, rcond=None)[0]
@@ -67,7 +67,7 @@ def test_normal_equations_give_numpys_least_squares_in_each_group(*, centred: bo
     both = Normals(2, 5, 3)
     for part in zip(x.split(150), y.split(150), strict=True):
         both.add(*part)
-    step, shift = both.solve(centred=centred)
+    step, shift = both.solve(centred=centred, ridge=RIDGES[0])
 
     for group in range(2):
         mine, outputs = x[:, 5 * group : 5 * group + 5].double().numpy(), slice(3 * group, 3 * group + 3)
@@ -77,12 +77,59 @@ def test_normal_equations_give_numpys_least_squares_in_each_group(*, centred: bo
             np.testing.assert_allclose(shift[outputs], constant, atol=1e-5)
 
 
+def lacking(x: np.ndarray, y: np.ndarray, weight: np.ndarray, constant: np.ndarray) -> float:
+    """Mean square of what is left of ``y``, less that of ``y``; outputs summed up."""
+    return float(np.square(y - x @ weight - constant).sum(1).mean() - np.square(y).sum(1).mean())
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize(("rows", "noise"), [(2000, 0.01), (60, 0.5), (45, 3.0), (45, 30.0)])
+def test_the_ridge_is_the_least_that_serves_rows_that_took_no_part(*, centred: bool, rows: int, noise: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(rows + 30, 40, generator=generator) + 1
+    y = x @ torch.randn(40, 3, generator=generator) + noise * torch.randn(rows + 30, 3, generator=generator) + 2
+    sums, tests = Normals(1, 40, 3), Normals(1, 40, 3)
+    sums.add(x[:rows], y[:rows])
+    tests.add(x[rows:], y[rows:])
+
+    (seen, out), (new, of_new) = (
+        (x[part].double().numpy(), y[part].double().numpy()) for part in (slice(rows), slice(rows, None))
+    )
+    found = {}
+    for ridge in RIDGES:
+        weight, constant = ridge_solution(seen, out, np.zeros((40, 3)), constant=centred, ridge=ridge)
+        found[ridge] = lacking(new, of_new, weight, constant)
+        step, shift = sums.solve(centred=centred, ridge=ridge)
+        assert tests.missed(step, shift) == pytest.approx(found[ridge], rel=1e-3, abs=0.02)
+    found[np.inf] = lacking(new, of_new, np.zeros((40, 3)), out.mean(0) if centred else np.zeros(3))
+    enough = 0.95 * min(found.values())
+    chosen = next((ridge for ridge in RIDGES if found[ridge] <= enough), np.inf)
+
+    step, shift = best_step(sums, tests, centred=centred)
+    if np.isinf(chosen):
+        assert not step.any()
+    else:
+        weight, constant = ridge_solution(
+            x.double().numpy(), y.double().numpy(), np.zeros((40, 3)), constant=centred, ridge=chosen
+        )
+        np.testing.assert_allclose(step, weight.T, atol=1e-4)
+        np.testing.assert_allclose(shift, constant, atol=1e-4)
+
+
+def test_without_rows_to_test_it_the_least_ridge_is_taken() -> None:
+    generator = torch.Generator().manual_seed(1)
+    sums = Normals(1, 4, 2)
+    sums.add(torch.randn(9, 4, generator=generator), torch.randn(9, 2, generator=generator))
+    expected = sums.solve(centred=True, ridge=RIDGES[0])
+    assert all(map(torch.equal, best_step(sums, Normals(1, 4, 2), centred=True), expected))
+
+
 @pytest.mark.parametrize("inputs", [torch.zeros(50, 3), torch.full((50, 3), 1000.0), torch.ones(1, 3)])
 def test_normal_equations_of_what_never_changes_have_finite_solutions(inputs: Tensor) -> None:
     both = Normals(1, 3, 2)
     for _ in range(2):
         both.add(inputs, torch.ones(len(inputs), 2))
-    step, shift = both.solve(centred=True)
+    step, shift = both.solve(centred=True, ridge=RIDGES[0])
 
     torch.testing.assert_close(inputs.double() @ step.T + shift, torch.ones(len(inputs), 2, dtype=torch.float64))
 
