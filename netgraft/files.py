@@ -50,11 +50,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 def _remove_abandoned(folder: Path, start: str) -> None:
     now = time.time()
     with suppress(OSError):
-        for entry in os.scandir(folder):
-            if entry.name.startswith(start) and entry.name.endswith(".tmp"):
+        for path in folder.iterdir():
+            if path.name.startswith(start) and path.suffix == ".tmp":
                 with suppress(OSError):  # another process was quicker
-                    if now - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED:
-                        os.unlink(entry.path)
+                    if now - path.lstat().st_mtime > _ABANDONED:
+                        path.unlink()
 
 
 def remove_temporaries(folder: Path) -> None:

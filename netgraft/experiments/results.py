@@ -248,7 +248,9 @@ class ResultStore:
                 raise CellBusyError(f"another command is computing {cell.name}; wait until it ends") from error
             except (OSError, NotImplementedError) as error:
                 reason = getattr(error, "strerror", None) or error
-                raise RequestError(f"can't lock {cell.name} in {self.scratch}: {reason}; choose another --out") from error
+                raise RequestError(
+                    f"can't lock {cell.name} in {self.scratch}: {reason}; choose another --out"
+                ) from error
             yield
 
     def find(self, cell: Cell) -> dict[str, Any] | None:

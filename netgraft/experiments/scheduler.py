@@ -253,7 +253,7 @@ class WorkerPool:
         self.events.put(Failed(cell, _reason(process.returncode, last_lines)))
 
     def _wait_for_orphan(self, cell: Cell, folder: RunFolder) -> None:
-        """Wait until a process that outlives its command leaves the cell's folder; what it has done isn't done again."""
+        """Wait until a process that outlives its command leaves the cell's folder: nothing is computed twice."""
         if not folder.is_locked():
             return
         self.events.put(Waiting(cell))
