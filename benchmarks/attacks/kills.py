@@ -1,4 +1,4 @@
-"""Runs that are killed, by themselves or by others, and go on: they must come to the student of a run that never was."""
+"""Runs that are killed and go on: they must come to the student of a run that nobody killed."""
 
 from __future__ import annotations
 

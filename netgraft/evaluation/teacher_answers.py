@@ -47,8 +47,11 @@ def check_answers(teacher: nn.Module, images: Sequence[Image.Image], data_config
             f"the teacher can't answer images of {size}: {said}; give the preprocessing that belongs to it"
         ) from error
     if not bool(logits.isfinite().all()):
+        broken = [name for name, value in teacher.state_dict().items() if bool(value.isnan().any())]
+        reason = f"its weights hold values that are no numbers, first {broken[0]!r}" if broken else "they overflow"
         raise RequestError(
-            "the teacher answers images with logits that are no finite numbers; give another teacher, or other weights"
+            f"the teacher answers images with logits that are no finite numbers: {reason}; give another teacher, or "
+            "other weights"
         )
     if float((logits - logits[:1]).abs().max()) <= SAME * float(logits.abs().max()):
         raise RequestError(
