@@ -118,6 +118,19 @@ def write_checksums(folder: Path, names: Iterable[str]) -> None:
     write_text(folder / CHECKSUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in sorted(names)))
 
 
+def write_with_checksum(path: Path, text: str) -> None:
+    """Write ``text``, with its SHA-256 beside it, the only one there; a kill in between leaves no text.
+
+    Raises:
+        RunError: It can't be written.
+    """
+    with suppress(OSError):
+        path.unlink()  # an earlier one has another SHA-256
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_text(path.parent / CHECKSUMS, f"{digest}  {path.name}\n")
+    write_text(path, text)
+
+
 def check_checksums(folder: Path, names: Iterable[str], *, advice: str) -> None:
     """Compare the files of ``folder`` with their SHA-256; where none are written down, nothing is known.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from filelock import Timeout
 
 from netgraft.errors import RequestError
-from netgraft.files import CHECKSUMS, check_checksums, locked, remove_temporaries, write_checksums, write_text
+from netgraft.files import check_checksums, locked, remove_temporaries, write_text, write_with_checksum
 from netgraft.models.students import IN_A_RUN, stands
 
 CONFIG = "config.json"
@@ -133,13 +133,8 @@ class RunFolder:
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write JSON atomically, a result with its SHA-256 beside it."""
-        if name == RESULT:
-            # of another one; a kill in between leaves none
-            with suppress(OSError):
-                (self.path / CHECKSUMS).unlink()
-        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
-        if name == RESULT:
-            write_checksums(self.path, [RESULT])
+        write = write_with_checksum if name == RESULT else write_text
+        write(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def _make(self) -> None:
         if self.path.exists() and not self.path.is_dir():
