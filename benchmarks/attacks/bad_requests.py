@@ -146,7 +146,6 @@ DISTILL: Mapping[str, str] = {
     f"{PAIR} --images 3 --labeled": "give one of --shots",
     f"{PAIR} --views sharp": "no view policy",
     f"{PAIR} --seed x": "seed",
-    f"{PAIR} --seed {10**30}": "",
     f"{PAIR} --subset-seed x": "subset",
     # methods
     f"{PAIR} --method no_such_method": "there is no method",
@@ -161,7 +160,7 @@ DISTILL: Mapping[str, str] = {
     f"{PAIR} --method kd --lr inf": "lr",
     f"{PAIR} --method kd --lr -1": "lr",
     f"{PAIR} --method kd --temperature 0": "temperature",
-    f"{PAIR} --method kd --weight-decay -1": "no such option",
+    f"{PAIR} --method kd --weight-decay -1": "weight_decay",
     f"{PAIR} --method kd --block-steps 3": "no such option",
     f"{PAIR} --method netgraft --block-steps {10**12}": "block_steps",
     f"{PAIR} --method supervised --labeled --lr nan": "lr",
