@@ -48,20 +48,31 @@ def killing(folder: Path, at: int) -> Callable[[], None]:
     no hook sees it.
     """
 
+    def die(event: str, path: str) -> None:
+        if event == "open" and path.endswith(".tmp") and os.path.exists(path):  # noqa: PTH110 (raises no event)
+            half = os.path.getsize(path) // 2  # noqa: PTH202
+            os.truncate(path, half)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    return _reaching(folder, at, die)
+
+
+def reaching(folder: Path, at: int, do: Callable[[], None]) -> Callable[[], None]:
+    """Return what lets a process do something in front of its event number ``at``, counted from 0."""
+    return _reaching(folder, at, lambda event, path: do())
+
+
+def _reaching(folder: Path, at: int, do: Callable[[str, str], None]) -> Callable[[], None]:
     def begin() -> None:
-        left = at
+        seen = -1
 
-        def die(event: str, path: str) -> None:
-            nonlocal left
-            left -= 1
-            if left >= 0:
-                return
-            if event == "open" and path.endswith(".tmp") and os.path.exists(path):  # noqa: PTH110 (raises no event)
-                half = os.path.getsize(path) // 2  # noqa: PTH202
-                os.truncate(path, half)
-            os.kill(os.getpid(), signal.SIGKILL)
+        def count(event: str, path: str) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == at:
+                do(event, path)
 
-        _watch(folder, die)
+        _watch(folder, count)
 
     return begin
 

@@ -33,8 +33,11 @@ def at_once(count: int, work: Callable[[int, Callable[[], None]], int]) -> list[
     """
     barrier = multiprocessing.get_context("fork").Barrier(count)
 
+    def wait() -> None:
+        barrier.wait(WAIT_SECONDS)
+
     def one(number: int) -> Callable[[], int]:
-        return lambda: work(number, lambda: barrier.wait(WAIT_SECONDS) and None)
+        return lambda: work(number, wait)
 
     return [process.wait() for process in [Forked(one(number)) for number in range(count)]]
 
@@ -133,8 +136,8 @@ def doubled_grid(folder: Path, *, commands: int) -> list[str]:
             return found
 
         seen: list[bool] = []
-        Grid.pending = pending  # type: ignore[method-assign]
-        Grid.command = command  # type: ignore[method-assign]
+        setattr(Grid, "pending", pending)  # noqa: B010  # in this process alone
+        setattr(Grid, "command", command)  # noqa: B010
         return run(["benchmark", str(experiment), "--out", str(out)])
 
     ended = at_once(commands, work)

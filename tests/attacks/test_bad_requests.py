@@ -96,7 +96,7 @@ PROGRAMS: dict[str, tuple[Callable[[], object], str]] = {
     "a budget of joules": (lambda: netgraft.derive(teacher(), digits(), {"joules": 3}), "joules"),
     "no such place": (lambda: netgraft.derive(teacher(), digits(), force={"no.such": 3}), "no.such"),
     "no such module": (lambda: netgraft.derive(teacher(), digits(), protect=["no.such"]), "no.such"),
-    "infinite rate": (lambda: netgraft.NetGraft(block_lr=math.inf), "block_lr"),
+    "infinite rate": (lambda: netgraft.NetGraft(block_lr=(math.inf,)), "block_lr"),
     "steps of a text": (lambda: netgraft.NetGraft(join_steps="many"), "join_steps"),  # type: ignore[arg-type]
     "no device": (lambda: netgraft.Runner(accelerator="tpu").fabric, "'tpu'"),
     "no processes": (lambda: netgraft.Runner(devices=0), "devices"),

@@ -242,7 +242,7 @@ def students(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("students")
     teacher = load_teacher("digits_vgg7_bn")
     images = open_data("digits").train.load_many(range(20))
-    plain = timm.create_model("digits_vgg7_bn_half").eval()
+    plain: Any = timm.create_model("digits_vgg7_bn_half").eval()
     save_student(root / "timm", plain, plain, cuts=(), data_config=plain.pretrained_cfg)
     netgraft.derive(teacher, images, keep={"macs": 0.5}).save(root / "sizes")
     chain = split(plain, probe=torch.randn(2, 1, 8, 8))
