@@ -52,6 +52,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: derived ablation": (*TABLE, f"{RESULTS}/derived-ablation"),
         "results: architectures": ("benchmarks.deriving.table",),
     },
+    "docs/attacks.md": {"results: attacks": ("benchmarks.attacks.table",)},
     "docs/options.md": {"options": ("benchmarks.option_table",)},
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
     "docs/speed.md": {"results": ("benchmarks.speed.table", f"{RESULTS}/speed")},

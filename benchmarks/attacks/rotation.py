@@ -18,4 +18,5 @@ def rotated(count: int, chosen: int, by: int) -> list[int]:
 
     As many neighbouring ``by`` as a distance has numbers reach every number.
     """
-    return [(by + position * count // chosen) % count for position in range(min(count, chosen))]
+    chosen = min(count, chosen)
+    return [(by + position * count // chosen) % count for position in range(chosen)]
