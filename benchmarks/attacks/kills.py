@@ -39,8 +39,6 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
 }
 """What is tried -> its arguments: every method, a derived student, one that is chosen on the test set."""
 
-OTHERS = ("--keep-answers",)
-
 
 def command(recipe: str, folder: Path, *more: str) -> list[str]:
     """Return the arguments of a run in ``folder / "run"``, which keeps its teacher's answers beside that."""
@@ -125,4 +123,6 @@ def _metrics(folder: Path) -> str:
 
 
 def _left(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    """Return the names of all files but those that stay, for a day, in a folder that other runs may write into now."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return [name for name in names if not (name.startswith("answers/.") and name.endswith(".tmp"))]
