@@ -73,11 +73,15 @@ def test_how_a_process_ended_is_seen() -> None:
         print("printed")
         raise KeyError("reason")
 
+    def fall() -> int:
+        os.kill(os.getpid(), 15)
+        return 0
+
     ended = Forked(fail).wait()
     assert (ended.code, ended.printed) == (CRASHED, "printed\n")
     assert "KeyError: 'reason'" in ended.said
     assert not ended.is_refusal(CRASHED)
-    assert Forked(lambda: os.kill(os.getpid(), 15) or 0).wait().code == -15
+    assert Forked(fall).wait().code == -15
     assert Ended(2, "", "netgraft: one\n").is_refusal(2)
     for wrong in (Ended(2, "", "netgraft: one\ntwo\n"), Ended(2, "x", "netgraft: one\n"), Ended(2, "", "one\n")):
         assert not wrong.is_refusal(2)
