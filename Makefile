@@ -1,4 +1,4 @@
-.PHONY: install check format test mutants demo pages ci
+.PHONY: install check format test mutants campaign demo pages ci
 
 install:
 	pip install -e '.[dev]'
@@ -8,6 +8,7 @@ check:
 	ruff format --check .
 	mypy
 	lint-imports
+	bandit --quiet --configfile pyproject.toml --recursive netgraft cli benchmarks .ci
 
 format:
 	ruff check --fix .
@@ -19,6 +20,10 @@ test:
 # all, or those whose names match: make mutants MUTANTS='netgraft.losses.*'
 mutants:
 	mutmut run $(if $(MUTANTS),'$(MUTANTS)')
+
+# hours; goes on where it was: make campaign PARTS='kills disks'
+campaign:
+	python -m benchmarks.attacks $(PARTS)
 
 demo:
 	netgraft distill --shots 10

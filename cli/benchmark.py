@@ -98,12 +98,14 @@ def _compute(grid: Grid, cells: Sequence[Cell], pending: Sequence[Cell], *, titl
     done = len(cells) - len(pending)
     with open_view(title, len(cells), done, sys.stderr, quiet=quiet) as tally, interruptible() as interruption:
         grid.run(pending, tally, interruption.requested)
-    if tally.failures:
-        reasons = "\n".join(f"  {name}: {reason}" for name, reason in tally.failures.items())
-        raise RunError(
-            f"{len(tally.failures)} of {len(cells)} cells failed; the same command tries them again\n{reasons}"
-        )
-    if tally.done < len(cells):
-        raise InterruptedRunError(f"{tally.done} of {len(cells)} cells are finished; the same command goes on")
+    # another command may have stored what this one has left
+    missing = [cell.name for cell in grid.pending(cells)]
+    failures = {name: reason for name, reason in tally.failures.items() if name in missing}
+    if failures:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
+        raise RunError(f"{len(failures)} of {len(cells)} cells failed; the same command tries them again\n{reasons}")
+    if missing:
+        done = len(cells) - len(missing)
+        raise InterruptedRunError(f"{done} of {len(cells)} cells are finished; the same command goes on")
     if not quiet:
         emit(f"{len(cells)} cells in {grid.results.folder}; netgraft table {grid.results.folder} shows them")

@@ -21,6 +21,8 @@ REFRESHES = 2  # of the live table, a second
 
 SHOWN_FAILURES = 5
 
+WAITING = "waits for a process that an earlier command left at work on it"
+
 
 def duration(seconds: float) -> str:
     """Write seconds for people: ``42 s``, ``12 min``, ``3 h 05 min``."""
@@ -55,6 +57,10 @@ class Tally:
     def started(self, cell: Cell) -> None:
         """Take note."""
         self.running[cell.name] = "starting"
+
+    def waiting(self, cell: Cell) -> None:
+        """Take note."""
+        self.running[cell.name] = WAITING
 
     def progressed(self, cell: Cell, event: Mapping[str, Any]) -> None:
         """Keep what the event says for people."""
@@ -129,6 +135,11 @@ class LineView(Tally):
     """A line for each cell that is finished, failed or left."""
 
     stream: TextIO | None = None
+
+    def waiting(self, cell: Cell) -> None:
+        """Say so: it may take long."""
+        super().waiting(cell)
+        self._say(f"{cell.name} {WAITING}")
 
     def finished(self, cell: Cell, result: Mapping[str, Any]) -> None:
         """Print accuracy and time."""

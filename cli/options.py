@@ -143,15 +143,16 @@ class HyperparameterCommand(DeclaredCommand):
 
 
 def value_of(args: Sequence[str], option: str) -> str | None:
-    """Find the value of a long option among arguments that are not parsed yet."""
+    """Find the value of a long option among arguments that are not parsed yet; of several the last one counts."""
+    found = None
     for position, argument in enumerate(args):
         if argument == "--":
             break
         if argument == option and position + 1 < len(args):
-            return args[position + 1]
-        if argument.startswith(f"{option}="):
-            return argument.partition("=")[2]
-    return None
+            found = args[position + 1]
+        elif argument.startswith(f"{option}="):
+            found = argument.partition("=")[2]
+    return found
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from netgraft.deriving.twins import widths_like
 from netgraft.deriving.weight_norm import weight_norm_order
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import shortest_milliseconds
+from netgraft.evaluation.teacher_answers import check_answers
 from netgraft.grafting.pairing import Pairing
 from netgraft.models.students import save_student
 from netgraft.modules import eval_mode
@@ -562,7 +563,8 @@ def derive(
         The student, ready to use, with the library that it was chosen from.
 
     Raises:
-        RequestError: There are no images, the budget can't be met, or nothing of the teacher could become narrower.
+        RequestError: There are no images, the budget can't be met, the teacher answers every image alike, or nothing of
+            it could become narrower.
 
     Examples:
         >>> import netgraft
@@ -576,6 +578,7 @@ def derive(
     if not images:
         raise RequestError("there are no images to derive a student from; give at least one")
     data_config = dict(data_config or resolve_model_data_config(teacher))
+    check_answers(teacher, images, data_config)
     made = Views.of(images, views or VIEW_POLICIES["rich"], data_config, seed=seed)
     with eval_mode(teacher):
         deriver = Deriver(teacher, made, data_config, protect=protect, force=force, reporter=reporter)

@@ -18,6 +18,7 @@ from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver, derive
 from netgraft.deriving.twins import anatomy_of_wider_twin
 from netgraft.errors import RequestError, RunError
+from netgraft.evaluation.teacher_answers import check_answers
 from netgraft.grafting.folding import Folding, fold_with_report
 from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import Pairing
@@ -253,7 +254,8 @@ def prepare(
         pairing: Fields of :class:`netgraft.grafting.preparation.PairingOptions`: ``init``, ``inherit``, ``blocks``.
 
     Raises:
-        RequestError: The models can't be cut or paired, or the student can't start as asked.
+        RequestError: The models can't be cut or paired, the student can't start as asked, or the teacher answers every
+            image alike.
         TypeError: ``pairing`` names an option that there is not.
 
     Examples:
@@ -275,6 +277,7 @@ def prepare(
     options = PairingOptions(**pairing)
     runner = runner or Runner()
     data_config = dict(data_config or resolve_model_data_config(teacher))
+    check_answers(teacher, images, data_config)
     digest = state_digest(teacher)
     # it learns the teacher's answers, whatever classes its architecture's own weights know
     describe_labels(student, labels_of(teacher))

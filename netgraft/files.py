@@ -6,21 +6,32 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from netgraft.errors import RequestError, RunError
+
+_ABANDONED = 24 * 3600  # seconds without a change, after which nobody writes a temporary file any more
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place.
 
+    The temporary file is this call's own, so that several processes may write the same file: one of them wins. What a
+    killed one leaves is removed a day later by the next that writes the same file, or by :func:`remove_temporaries`.
+
     Raises:
         RunError: The file could not be written, a full disk for instance; what stood there before still does.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    # a part of the name: the whole one may be as long as the file system allows
+    start = f".{path.name[:40]}."
+    temporary = path.with_name(f"{start}{secrets.token_hex(8)}.tmp")
     try:
         write(temporary)
         with temporary.open("rb") as file:
@@ -33,6 +44,57 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+    _remove_abandoned(path.parent, start)
+
+
+def _remove_abandoned(folder: Path, start: str) -> None:
+    now = time.time()
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name.startswith(start) and path.suffix == ".tmp":
+                with suppress(OSError):  # another process was quicker
+                    if now - path.lstat().st_mtime > _ABANDONED:
+                        path.unlink()
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes have left of files in ``folder`` and below that they were writing.
+
+    The caller has made sure, by a lock for instance, that nobody writes there now.
+    """
+    for path in [*folder.rglob(".*.tmp"), *folder.rglob(f"{UNNAMED}*")]:
+        with suppress(OSError):
+            path.unlink()
+
+
+UNNAMED = ".outputs-"
+"""How files begin that lose their name as soon as they are open; a kill in between leaves it."""
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``, which is made and removed again; the end of the process ends that too.
+
+    Nothing is held where nothing can be written, as on a read-only medium.
+
+    Raises:
+        Timeout: Another process, or another thread, holds it (filelock's error).
+        OSError, NotImplementedError: The file system can't lock.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, Timeout) or os.access(path.parent, os.W_OK):
+            raise
+    try:
+        yield
+    finally:
+        # removed while it is held: whoever opened it before finds it gone and makes another; Windows keeps it
+        if lock.is_locked:
+            with suppress(OSError):
+                path.unlink()
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,6 +116,19 @@ _MOST_CHECKSUMS = 2**16
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
     """Write the SHA-256 of files in ``folder``. Raises OSError, or RunError like :func:`write_text`."""
     write_text(folder / CHECKSUMS, "".join(f"{_digest(folder / name)}  {name}\n" for name in sorted(names)))
+
+
+def write_with_checksum(path: Path, text: str) -> None:
+    """Write ``text``, with its SHA-256 beside it, the only one there; a kill in between leaves no text.
+
+    Raises:
+        RunError: It can't be written.
+    """
+    with suppress(OSError):
+        path.unlink()  # an earlier one has another SHA-256
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_text(path.parent / CHECKSUMS, f"{digest}  {path.name}\n")
+    write_text(path, text)
 
 
 def check_checksums(folder: Path, names: Iterable[str], *, advice: str) -> None:

@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.attacks.rotation import VARIABLE, rotation
 from netgraft.training.heap import keep_freed_memory
 
 pytest.register_assert_rewrite("tests.support")
 
 keep_freed_memory()
+
+
+def pytest_report_header() -> str:
+    """Say which of the rotating attacks are tried."""
+    return f"attacks: {VARIABLE}={rotation()}"
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from netgraft.errors import RequestError
-from netgraft.files import CHECKSUMS, check_checksums, check_seal, seal_archive, write_checksums
+from netgraft.files import (
+    CHECKSUMS,
+    check_checksums,
+    check_seal,
+    remove_temporaries,
+    seal_archive,
+    write_checksums,
+    write_text,
+)
 from netgraft.training.checkpoint import Checkpoint
 from netgraft.training.metrics_log import MetricsLog
 
@@ -98,3 +107,24 @@ def test_a_seal_is_the_comment_of_an_archive(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(ValueError, match="got none"):
         check_seal(path)
+
+
+def test_a_file_that_was_being_written_when_its_process_died_is_removed_a_day_later(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "first")
+    dead, alive, other = (tmp_path / name for name in (".a.01.tmp", ".a.02.tmp", ".b.03.tmp"))
+    for path in (dead, alive, other):
+        path.write_text("half")
+    yesterday = time.time() - 25 * 3600
+    os.utime(dead, (yesterday, yesterday))
+    os.utime(other, (yesterday, yesterday))
+    write_text(tmp_path / "a", "second")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.02.tmp", ".b.03.tmp", "a"]
+    remove_temporaries(tmp_path.parent)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "second"
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    for name in ("a" * 255, "\N{SNOWMAN}" * 85):
+        write_text(tmp_path / name, "text")
+        assert (tmp_path / name).read_text() == "text"

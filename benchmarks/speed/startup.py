@@ -47,7 +47,7 @@ def first_step() -> float:
 def show_help() -> float:
     """Seconds of ``netgraft --help``."""
     command = [str(Path(sys.executable).with_name("netgraft")), "--help"]
-    return seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+    return seconds(lambda: subprocess.run(command, check=True, capture_output=True))  # nosec B603  # netgraft
 
 
 def main() -> None:

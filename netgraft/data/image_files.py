@@ -67,9 +67,9 @@ def decode(content: bytes, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
-    # Pillow's plugins raise all of these on broken files
-    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError) as error:
-        reason = str(error) if not isinstance(error, Image.UnidentifiedImageError) else "no known image format"
+    except Exception as error:  # Pillow's plugins raise any kind on broken files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else reason
         raise RequestError(f"expected an image in {name}, got: {reason}; repair or remove the file") from None
     return to_8_bits(image, name)
 

@@ -7,16 +7,18 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import msgspec
+from filelock import Timeout
 
 from netgraft.data.text_files import parse_json, read_text
 from netgraft.errors import RequestError, RunError
 from netgraft.experiments.specification import Cell, Experiment, path_component
-from netgraft.files import write_atomically, write_text
+from netgraft.files import locked, write_atomically, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +189,10 @@ WORK = "work"
 """Folder of what is not finished: runs, reasons of failures, answers of teachers."""
 
 
+class CellBusyError(RequestError):
+    """Another command computes the cell."""
+
+
 @dataclass(frozen=True)
 class ResultStore:
     """A folder of result files."""
@@ -224,6 +230,28 @@ class ResultStore:
     def work(self, cell: Cell) -> Path:
         """Where a cell's run lies while it isn't finished. Raises RequestError like :meth:`path`."""
         return self.scratch / _inside(cell)
+
+    @contextmanager
+    def lock(self, cell: Cell) -> Iterator[None]:
+        """Keep every other command from computing the cell, from the look at its result until that is stored.
+
+        Raises:
+            CellBusyError: Another command computes it.
+            RequestError: The file system can't lock.
+        """
+        work = self.work(cell)
+        with ExitStack() as held:
+            try:
+                work.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(work.with_name(f".{work.name}.lock")))
+            except Timeout as error:
+                raise CellBusyError(f"another command is computing {cell.name}; wait until it ends") from error
+            except (OSError, NotImplementedError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise RequestError(
+                    f"can't lock {cell.name} in {self.scratch}: {reason}; choose another --out"
+                ) from error
+            yield
 
     def find(self, cell: Cell) -> dict[str, Any] | None:
         """Return the cell's result; None while there is none.

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from netgraft.errors import RequestError, RunError
-from netgraft.experiments.results import ResultStore
+from netgraft.experiments.results import CellBusyError, ResultStore
 from netgraft.experiments.specification import Cell
 from netgraft.jobs.run_folder import RunFolder, RunFolderBusyError
 
@@ -38,6 +39,10 @@ class Observer(Protocol):
 
     def started(self, cell: Cell) -> None:
         """A process begins, or goes on, with ``cell``."""
+        ...
+
+    def waiting(self, cell: Cell) -> None:
+        """A process that an earlier, killed command left behind is still at work on ``cell``."""
         ...
 
     def progressed(self, cell: Cell, event: Mapping[str, Any]) -> None:
@@ -60,6 +65,13 @@ class Observer(Protocol):
 @dataclass(frozen=True)
 class Started:
     """See :meth:`Observer.started`."""
+
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """See :meth:`Observer.waiting`."""
 
     cell: Cell
 
@@ -96,7 +108,7 @@ class Left:
     reason: str
 
 
-Event = Started | Progressed | Finished | Failed | Left
+Event = Started | Waiting | Progressed | Finished | Failed | Left
 
 
 def tell(observer: Observer, event: Event) -> None:
@@ -104,6 +116,8 @@ def tell(observer: Observer, event: Event) -> None:
     match event:
         case Started(cell):
             observer.started(cell)
+        case Waiting(cell):
+            observer.waiting(cell)
         case Progressed(cell, report):
             observer.progressed(cell, report)
         case Finished(cell, result):
@@ -186,7 +200,7 @@ class WorkerPool:
         while (cell := self._next()) is not None:
             try:
                 self._compute(cell)
-            except RunFolderBusyError:
+            except (CellBusyError, RunFolderBusyError):
                 self.events.put(Left(cell, "another command is computing it"))
             except (RunError, RequestError, OSError) as error:
                 self.events.put(Failed(cell, str(error)))
@@ -206,9 +220,19 @@ class WorkerPool:
 
     def _compute(self, cell: Cell) -> None:
         results = self.grid.results
+        with results.lock(cell):
+            # another command may have stored it since this one looked first
+            stored = results.find(cell)
+            if stored is None:
+                self._run(cell)
+            else:
+                self.events.put(Finished(cell, stored))
+
+    def _run(self, cell: Cell) -> None:
+        """Let a process come to the cell's result, and store it. The caller holds the cell's lock."""
+        results = self.grid.results
         folder = RunFolder(results.work(cell))
-        if folder.is_locked():
-            raise RunFolderBusyError
+        self._wait_for_orphan(cell, folder)
         process = self._start(cell)
         if process is None:
             return
@@ -220,8 +244,7 @@ class WorkerPool:
         if process.returncode == 0:
             with folder.lock():
                 result = folder.result()
-                # a second command that began with the cell at the same moment may have stored it
-                stored = results.find(cell) if result is None else results.store(cell, result)
+                stored = None if result is None else results.store(cell, result)
             if stored is not None:
                 self.events.put(Finished(cell, stored))
                 return
@@ -229,13 +252,22 @@ class WorkerPool:
             raise RunFolderBusyError
         self.events.put(Failed(cell, _reason(process.returncode, last_lines)))
 
+    def _wait_for_orphan(self, cell: Cell, folder: RunFolder) -> None:
+        """Wait until a process that outlives its command leaves the cell's folder: nothing is computed twice."""
+        if not folder.is_locked():
+            return
+        self.events.put(Waiting(cell))
+        while not self.stopping and folder.is_locked():
+            time.sleep(POLL_INTERVAL)
+
     def _start(self, cell: Cell) -> subprocess.Popen[str] | None:
         # what PyTorch would use here, which a CPU affinity and OMP_NUM_THREADS bound
         threads = str(max(1, torch.get_num_threads() // self.grid.workers))
         with self.lock:
             if self.stopping:
                 return None
-            process = subprocess.Popen(
+            # no shell reads what an experiment says: each part is one argument, whose value its option checks
+            process = subprocess.Popen(  # nosec B603
                 self.grid.command(cell),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

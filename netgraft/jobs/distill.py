@@ -18,6 +18,7 @@ from netgraft.deriving.twins import anatomy_of_wider_twin
 from netgraft.distillation import prepare
 from netgraft.errors import RequestError
 from netgraft.evaluation.class_matching import MatchedData, read_class_map
+from netgraft.evaluation.teacher_answers import check_answers
 from netgraft.jobs.job import Job
 from netgraft.jobs.options import DistillOptions
 from netgraft.jobs.prepared_derivation import AskedDerivation, PreparedDerivation
@@ -62,6 +63,8 @@ class DistillJob(DistillOptions, Job):
         teacher = self.teacher_model(source)
         named = None if self.class_map is None else read_class_map(self.class_map)
         matched = MatchedData.of(source.train, test, teacher, name=self.teacher_name(source), class_map=named)
+        few = source.train.load_many(subset.indices)
+        check_answers(teacher, few, resolve_model_data_config(teacher))
         about = find(self.method).about
         classes = source.train.classes or class_count(teacher)
         budget = Budget(len(subset.indices), classes)
@@ -73,7 +76,6 @@ class DistillJob(DistillOptions, Job):
             policy = replace(policy, hflip=0.0)
         if self.labeled:
             policy = replace(policy, mixup=0.0, cutmix=0.0)
-        few = source.train.load_many(subset.indices)
         labels = self._labels(replace(source, train=matched.train.images), subset)
         self._check_given(student)
         pairing = replace(self.pairing, init=start.init)

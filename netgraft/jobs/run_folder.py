@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from netgraft.errors import RequestError
-from netgraft.files import CHECKSUMS, check_checksums, write_checksums, write_text
+from netgraft.files import check_checksums, locked, remove_temporaries, write_text, write_with_checksum
 from netgraft.models.students import IN_A_RUN, stands
 
 CONFIG = "config.json"
@@ -78,29 +77,20 @@ class RunFolder:
             RequestError: The folder can't be made, or the file system can't lock.
         """
         self._make()
-        lock = FileLock(self.path / LOCK)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise RunFolderBusyError(
-                f"another run is at work in {self.path}; wait until it ends, or choose another --out"
-            ) from error
-        except (OSError, NotImplementedError) as error:
-            # where nothing can be written, a finished run can still be read
-            if os.access(self.path, os.W_OK):
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.path / LOCK))
+            except Timeout as error:
+                raise RunFolderBusyError(
+                    f"another run is at work in {self.path}; wait until it ends, or choose another --out"
+                ) from error
+            except (OSError, NotImplementedError) as error:
                 reason = getattr(error, "strerror", None) or error
                 raise RequestError(
                     f"can't lock the folder {self.path}: {reason}; choose another --out, on a file system with locks "
                     "and free space"
                 ) from error
-        try:
             yield
-        finally:
-            # removed while it is held: whoever opened it before finds it gone and makes another; Windows keeps it
-            if lock.is_locked:
-                with suppress(OSError):
-                    (self.path / LOCK).unlink()
-            lock.release()
 
     def is_locked(self) -> bool:
         """Whether a run is at work in the folder. Raises RequestError like :meth:`lock`."""
@@ -137,18 +127,14 @@ class RunFolder:
                 "give the options of that run, or choose another --out"
             )
         self._make()
+        remove_temporaries(self.path)
         if present is None:
             self.write(CONFIG, config)
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write JSON atomically, a result with its SHA-256 beside it."""
-        if name == RESULT:
-            # of another one; a kill in between leaves none
-            with suppress(OSError):
-                (self.path / CHECKSUMS).unlink()
-        write_text(self.path / name, json.dumps(content, indent=2) + "\n")
-        if name == RESULT:
-            write_checksums(self.path, [RESULT])
+        write = write_with_checksum if name == RESULT else write_text
+        write(self.path / name, json.dumps(content, indent=2) + "\n")
 
     def _make(self) -> None:
         if self.path.exists() and not self.path.is_dir():

@@ -139,6 +139,8 @@ def pretrained_cfg(model: nn.Module) -> dict[str, Any]:
 
 def _sized(name: str, size: Sequence[int]) -> dict[str, Any]:
     """As options for timm: a model for images of this height and width, of which preprocessing cuts nothing off."""
+    if min(size) < 1:
+        raise RequestError(f"expected an image size of at least 1 pixel, got {min(size)}; give another")
     if _is_source(name):
         raise RequestError(f"{name} brings its image size along; leave the image size out")
     config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None

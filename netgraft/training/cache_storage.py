@@ -15,6 +15,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from netgraft.files import UNNAMED
+
 SHARE = 0.5  # of what is free that caches may take by default
 
 DISK_RESERVE = 2**30  # bytes that a cache leaves free on a disk
@@ -83,7 +85,7 @@ class DiskStorage:
         try:
             if shutil.disk_usage(self.folder).free - needed < DISK_RESERVE:
                 return None
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".outputs-") as file:
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=UNNAMED) as file:
                 _reserve(file.fileno(), needed)
                 flat = torch.from_file(file.name, shared=True, size=needed // dtype.itemsize, dtype=dtype)
         except OSError:  # full, read-only, a quota

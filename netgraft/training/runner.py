@@ -93,7 +93,7 @@ class Runner(DeviceOptions):
                 strategy="ddp" if self.devices > 1 else "auto",
             )
             fabric.launch()
-        except (RuntimeError, TypeError, ValueError) as error:  # Fabric raises all of these
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:  # Fabric raises all of these
             raise RequestError(f"can't use {self.devices} devices of kind {self.accelerator!r}: {error}") from error
         return fabric
 

@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import pickle
+import struct
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -107,6 +108,21 @@ def test_a_broken_image_is_named(tmp_path: Path, kind: str, archive: bool) -> No
     for number in (1, 2, 3):
         with pytest.raises(RequestError, match=rf"a/{number}\.{kind.lower()}"):
             images.load(number)
+
+
+def test_a_tiff_whose_offsets_are_fractions_is_named(tmp_path: Path) -> None:
+    data = bytearray(content(7, "TIFF", "L"))
+    (entries,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, entries)
+    places = [entries + 2 + 12 * number for number in range(count)]
+    (strips,) = [place for place in places if struct.unpack_from("<H", data, place) == (273,)]
+    struct.pack_into("<HIf", data, strips + 2, 11, 1, 8.5)  # a float, of which there is one
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(
+        RequestError, match=r"expected an image in .*a\.tif, got: .*; repair or remove the file"
+    ) as said:
+        open_data(str(tmp_path)).train.load(0)
+    assert "\n" not in str(said.value)
 
 
 def test_places_without_images_are_refused(tmp_path: Path) -> None:

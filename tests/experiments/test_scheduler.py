@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,9 @@ class Notes:
 
     def started(self, cell: Cell) -> None:
         self.events.append(("started", cell.name))
+
+    def waiting(self, cell: Cell) -> None:
+        self.events.append(("waiting", cell.name))
 
     def progressed(self, cell: Cell, event: Mapping[str, Any]) -> None:
         self.steps = max(self.steps, event.get("step", 0))
@@ -178,7 +184,7 @@ def test_a_grid_that_is_stopped_goes_on_with_the_cell(tmp_path: Path) -> None:
     assert again.results["long-1shot-subset0"]["steps"] == 600
 
 
-def test_a_cell_that_outlives_its_killed_grid_is_left_alone_until_it_ends(tmp_path: Path) -> None:
+def test_the_first_rerun_takes_over_a_cell_that_outlives_its_killed_grid(tmp_path: Path) -> None:
     grid, cells, source = opened(tmp_path, LONG)
     out = str(grid.results.folder)
     command = [sys.executable, "-m", "netgraft.cli.main", "benchmark", str(source), "--out", out, "--workers", "8"]
@@ -189,19 +195,17 @@ def test_a_cell_that_outlives_its_killed_grid_is_left_alone_until_it_ends(tmp_pa
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert RunFolder(grid.results.work(cells[0])).is_locked()
+    # who is asked to stop doesn't wait any longer
+    impatient = Notes()
+    grid.run(cells, impatient, lambda: bool(impatient.events))
+    assert impatient.events == [("waiting", "long-1shot-subset0")]
     notes = Notes()
-    grid.run(cells, notes, never)
-    assert notes.events == [("left", "long-1shot-subset0")]
-    assert "another command" in notes.reasons["long-1shot-subset0"]
-    folder = RunFolder(grid.results.work(cells[0]))
-    while folder.is_locked() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not folder.is_locked()
-    after = Notes()
-    grid.run(grid.pending(cells), after, never)
+    grid.run(grid.pending(cells), notes, never)
+    assert notes.events == [(what, "long-1shot-subset0") for what in ("waiting", "started", "finished")]
     # the orphan came to its end; nothing of it is computed again
-    assert after.events[-1] == ("finished", "long-1shot-subset0")
-    assert after.steps == 0
+    assert notes.steps == 0
+    assert notes.results["long-1shot-subset0"]["steps"] == 600
 
 
 def test_commands_that_meet_in_a_cell_leave_it_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,14 +219,35 @@ def test_commands_that_meet_in_a_cell_leave_it_to_the_first(tmp_path: Path, monk
     with folder.lock():
         grid.run(cells, notes, never)
     assert notes.events == [("started", cells[0].name), ("left", cells[0].name)]
-    # a result that the first has stored meanwhile is as good
-    monkeypatch.setattr(Grid, "command", lambda grid, cell: [sys.executable, "-c", ""])
-    monkeypatch.setattr(RunFolder, "is_locked", lambda folder: False)
+
+
+def test_a_result_that_another_command_stores_is_not_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid, cells, _ = opened(tmp_path, KD)
+    asked = grid.pending(cells)
     grid.results.store(cells[0], {"gap": 0.5})
+    notes = Notes()
+    grid.run(asked, notes, never)
+    assert notes.events == [("finished", cells[0].name)]
+    assert notes.results[cells[0].name]["gap"] == 0.5
+    grid.results.path(cells[0]).unlink()
+    # no process is at work in its folder, and yet it is somebody's
     after = Notes()
-    grid.run(cells, after, never)
-    assert after.events == [("started", cells[0].name), ("finished", cells[0].name)]
-    assert after.results[cells[0].name]["gap"] == 0.5
+    with grid.results.lock(cells[0]):
+        grid.run(asked, after, never)
+    assert after.events == [("left", cells[0].name)]
+    assert "another command" in after.reasons[cells[0].name]
+    monkeypatch.setattr("netgraft.experiments.results.locked", unlockable)
+    refused = Notes()
+    grid.run(asked, refused, never)
+    assert "can't lock kd-1shot-subset0" in refused.reasons[cells[0].name]
+
+
+@contextmanager
+def unlockable(path: Path) -> Iterator[None]:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+    yield
 
 
 def test_a_result_of_other_options_is_refused(tmp_path: Path) -> None:

@@ -103,6 +103,19 @@ def test_a_kill_while_the_configuration_was_written_leaves_the_folder_free(tmp_p
     assert RunFolder(tmp_path).config() == CONFIG
 
 
+def test_what_a_kill_left_half_written_is_removed_when_the_run_goes_on(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.claim(CONFIG, resume=False)
+    (tmp_path / "student").mkdir()
+    for name in (".checkpoint.pt.01.tmp", "student/.model.safetensors.02.tmp", ".outputs-abc"):
+        (tmp_path / name).write_text("half")
+    with pytest.raises(RequestError):
+        folder.claim(OTHER, resume=True)
+    assert len(list(tmp_path.iterdir())) == 4
+    folder.claim(CONFIG, resume=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "student"]
+
+
 def test_two_runs_never_meet_in_a_folder(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "deep" / "run")
     assert not folder.is_locked()
