@@ -80,6 +80,7 @@ def _story(result: Mapping[str, Any]) -> list[str]:
     lines = []
     if result["student_top1"] is None:
         lines.append("no labelled test images: accuracy not measured (give --eval-data)")
+        lines += _without_labels(result)
     lines.append(
         f"blocks: {result['inherited_blocks']} of {result['blocks']} inherited from the teacher; "
         f"initialisation of the others: {result['init']}"
@@ -116,6 +117,35 @@ def _story(result: Mapping[str, Any]) -> list[str]:
         *_loading(f"{result['run_folder']}/student", plain=result["opens_with_timm"]),
     ]
     return lines
+
+
+def _without_labels(result: Mapping[str, Any]) -> list[str]:
+    """Say what could be told without labels, and of which images both make different things."""
+    if result["agreement"] is None:
+        return ["no images that took no part: agreement not measured (give --hold-out 0.2)"]
+    images = count(result["held_out_images"])
+    lines = [
+        f"agreement with the teacher: {_interval(result, 'agreement')} % of {images} images that took no part",
+        f"accuracy lost, estimated from both networks' answers: {_interval(result, 'estimated_gap')} points",
+    ]
+    different = result["differ_most"]
+    if different:
+        lines.append("both differ most on:")
+        width = max(len(row["image"]) for row in different)
+        lines += [
+            f"  {row['image']:{width}}  teacher {_answer(row, 'teacher')}, student {_answer(row, 'student')}"
+            for row in different
+        ]
+    return lines
+
+
+def _interval(result: Mapping[str, Any], name: str) -> str:
+    low, high = result[f"{name}_low"], result[f"{name}_high"]
+    return f"{result[name]:.2f} (95 % interval {low:.2f} to {high:.2f})"
+
+
+def _answer(row: Mapping[str, Any], network: str) -> str:
+    return f"{row[network]} {row[f'{network}_confidence']:.0%}"
 
 
 def _derived(result: Mapping[str, Any]) -> str:

@@ -104,6 +104,13 @@ class DistillOptions(JobOptions):
     )
     shots: int | None = option(None, "Images a class; 10 unless --images or --subset is given.", scope="run")
     images: int | None = option(None, "Images in all, regardless of class.", scope="run")
+    hold_out: float | None = option(
+        None,
+        "Images that nothing is made of and that measure the student where there are no test labels: a part of all, "
+        "0.2, or a number; by default those that are not among the few.",
+        minimum=0,
+        scope="run",
+    )
     method: str = option(
         "netgraft", "See netgraft methods; several joined by + are trained at once.", scope="run", recorded=True
     )

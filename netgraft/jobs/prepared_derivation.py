@@ -178,13 +178,15 @@ class PreparedDerivation(PreparedDistillation):
         """Warnings, subset and budget."""
         budget = " and ".join(map(str, self.asked.budget))
         what = f"a student that keeps {budget}" if self.asked.twin is None else f"the start of {self._student}"
-        return [*self._warnings, str(self.subset), f"deriving {what}"]
+        return [*self._warnings, str(self.subset), *self._measures, f"deriving {what}"]
 
     def begin(self, folder: Path) -> None:
         """Write the subset; the plan follows once there is a student."""
         self.subset.save(folder / "subset.json")
 
-    def train(self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None) -> None:
+    def _carry_out(
+        self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None
+    ) -> None:
         """Derive the student, or take up the one that was derived; then train it."""
         fabric = self.runner.fabric
         if fabric.is_global_zero and not (folder / CHOICE).exists():
@@ -194,7 +196,7 @@ class PreparedDerivation(PreparedDistillation):
         self.distillation = self._prepared(derivation.student, self.asked.pairing, derivation)
         if fabric.is_global_zero:
             super().begin(folder)
-        super().train(folder, resume=resume, reporter=reporter, stop=stop)
+        super()._carry_out(folder, resume=resume, reporter=reporter, stop=stop)
 
     def _prepared(
         self, student: nn.Module, pairing: PairingOptions, derivation: Derivation | None = None

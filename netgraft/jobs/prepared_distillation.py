@@ -55,7 +55,7 @@ class PreparedDistillation:
 
     @property
     def test(self) -> ImageSet | None:
-        """Test images; None where there are none."""
+        """Images that took no part, with labels or without; None where there are none."""
         return None if self.matched.test is None else self.matched.test.images
 
     @property
@@ -73,9 +73,14 @@ class PreparedDistillation:
         """What was asked for, with a fingerprint of everything that decides the result."""
         selection = {} if self.job.select == "last" else {"select": self.job.select, "looks": self.job.looks}
         class_map = {} if self.matched.class_map is None else {"class_map": str(self.job.class_map)}
+        held_out = {"hold_out": self.job.hold_out} if self.job.hold_out else {}
         own = self._fingerprint
-        # what the map says, wherever it lies
-        besides = {**selection, **({"class_map": self.matched.class_map} if class_map else {})}
+        # what the map says, wherever it lies; how many images are held back, whether as a part or a number
+        besides = {
+            **selection,
+            **({"class_map": self.matched.class_map} if class_map else {}),
+            **({"hold_out": len(self.test or ())} if held_out else {}),
+        }
         return {
             "fingerprint": fingerprint(run=own, **besides) if besides else own,
             "identity_version": VERSION,
@@ -89,6 +94,7 @@ class PreparedDistillation:
             "subset": self.subset.digest,
             **selection,
             **class_map,
+            **held_out,
         }
 
     @property
@@ -111,8 +117,24 @@ class PreparedDistillation:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Warnings, subset and plan."""
-        return [*self._warnings, str(self.subset), str(self.distillation.plan)]
+        """Warnings, subset, what it will be measured on, and plan."""
+        return [*self._warnings, str(self.subset), *self._measures, str(self.distillation.plan)]
+
+    @property
+    def _measures(self) -> list[str]:
+        """What measures the student where no labels do."""
+        job, test = self.job, self.test
+        if test is None:
+            return [NOTHING_MEASURED.format(len(self.subset.indices))]
+        if test.labels is not None:
+            return []
+        if job.eval_data is not None or self.source.test is not None:
+            which = f"the {len(test):,} images of {test.name}, which have no labels"
+        elif job.hold_out:
+            which = f"{len(test):,} images that are held out"
+        else:
+            which = f"{len(test):,} images that are not among the few"
+        return [f"agreement with the teacher will be measured on {which}"]
 
     @property
     def _warnings(self) -> list[str]:
@@ -127,6 +149,24 @@ class PreparedDistillation:
         write_text(folder / "plan.txt", text)
 
     def train(self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None) -> None:
+        """Train the student and fold its adapters, once it is sure that it can be measured."""
+        self._read_held_out(reporter)
+        self._carry_out(folder, resume=resume, reporter=reporter, stop=stop)
+
+    def _read_held_out(self, reporter: ProgressReporter) -> None:
+        """Decode images that nobody has asked for by name: a broken one must not end a run that has been trained.
+
+        Raises:
+            RequestError: One is broken; says which.
+        """
+        if self.test is None or self.job.eval_data is not None or self.source.test is not None:
+            return
+        for number in reporter.track(range(len(self.test)), total=len(self.test), name="reading images to measure on"):
+            self.test.load(number)
+
+    def _carry_out(
+        self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None
+    ) -> None:
         """Train the student and fold its adapters."""
         if self.job.select == "last":
             self._result = self.distillation.run(folder=folder, resume=resume, reporter=reporter, stop=stop)
@@ -207,6 +247,11 @@ class PreparedDistillation:
             return "none"
         return "real" if self.job.labeled else "teacher"
 
+
+NOTHING_MEASURED = (
+    "nothing will be measured: all {:,} images are among the few, and there are no test images; --hold-out 0.2 holds a "
+    "part of them back, --eval-data gives others"
+)
 
 SELECTED_WARNING = (
     "warning: the student will be chosen on the test set, so its accuracy there is too good; the result says so, and "
