@@ -16,11 +16,11 @@ SHOWN = 12
 """Images that are named at most."""
 
 
-TEMPERATURE = 1.5
+TEMPERATURE = 1.35
 """What the teacher's logits are divided by. Without labels no temperature can be fitted; trained networks are usually
 over-confident by factors from 1 to 2 (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017)."""
 
-FLATTEST = 2.0
+FLATTEST = 1.75
 """Temperature for the lower end of the interval; the upper end takes the teacher's confidence as it is."""
 
 NORMAL = 1.959964
