@@ -19,7 +19,7 @@ from .entry import main
 from .evaluate import evaluate
 from .methods import methods
 from .predict import predict
-from .run import is_first_process
+from .signals import is_first_process
 from .split import split
 from .subset import subset
 from .table import table

@@ -6,12 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from netgraft.experiments.preview import Preview
 
 WIDTH = 160  # of tables where standard output is no terminal
 
@@ -160,6 +163,26 @@ def _derived(result: Mapping[str, Any]) -> str:
     if result["start_top1"] is not None:
         parts.append(f"top-1 before training {result['start_top1']:.2f} %")
     return f"derived: {'; '.join(parts)}"
+
+
+def show_preview(found: Preview) -> None:
+    """Print what a run would do, which student it makes and what it needs."""
+    from .grid_display import duration
+
+    emit("\n".join(found.notes))
+    if found.later:
+        emit("\n".join(["then:", *(f"  {line}" for line in found.later)]))
+    sizes, rows = found.sizes, []
+    for label, prefix in ((found.teacher, "teacher_"), (found.student, "")):
+        known = f"{prefix}parameters" in sizes
+        cells = [count(sizes[f"{prefix}parameters"]), f"{sizes[f'{prefix}macs'] / 1e6:,.1f} M"] if known else ["", ""]
+        rows.append(["student" if not prefix else "teacher", label, *cells])
+    emit_table(["", "model", "parameters", "MACs"], rows)
+    emit(
+        f"time: about {duration(found.seconds)} on this machine\n"
+        f"memory: about {found.memory / 2**30:.1f} GiB; besides, outputs of frozen blocks as there is room "
+        f"(--cache-memory)\nrun: {found.name}; nothing was written"
+    )
 
 
 def show_trained(result: Mapping[str, Any]) -> None:

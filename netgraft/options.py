@@ -218,6 +218,17 @@ def build(kind: type[D], values: Mapping[str, Any]) -> D:
     return kind(**own)
 
 
+def held(instance: Any) -> dict[str, Any]:
+    """Return the values of all options that a dataclass holds, those of its groups included, by their names."""
+    found: dict[str, Any] = {}
+    for f in fields(instance):
+        if "group" in f.metadata:
+            found |= held(getattr(instance, f.name))
+        elif "meaning" in f.metadata:
+            found[f.name] = getattr(instance, f.name)
+    return found
+
+
 def recorded(instance: Any) -> dict[str, Any]:
     """Return the values that a run's configuration repeats."""
     found: dict[str, Any] = {}

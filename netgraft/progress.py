@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol, TypeVar
@@ -20,6 +20,10 @@ class ProgressReporter(Protocol):
         """Say what was chosen and why, once."""
         return
 
+    def planned(self, steps: Sequence[int]) -> None:
+        """Training is about to begin: phases of so many steps, some of which may be done."""
+        return
+
     def phase_started(self, number: int, count: int, name: str, steps: int, done: int) -> None:
         """Phase ``number`` (1-based) of ``count`` begins, or goes on after ``done`` of its ``steps``."""
         return
@@ -33,7 +37,7 @@ class ProgressReporter(Protocol):
         return
 
     def track(self, items: Iterable[T], *, total: int, name: str) -> Iterator[T]:
-        """Pass ``items`` on, perhaps while showing how many of ``total`` are done."""
+        """Pass ``items`` on, perhaps while showing how many of ``total`` are done; a single one is just under way."""
         yield from items
 
 

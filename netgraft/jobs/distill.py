@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from timm.data import resolve_model_data_config
@@ -56,6 +57,11 @@ class Start:
 @dataclass(frozen=True)
 class DistillJob(DistillOptions, Job):
     """``netgraft distill``."""
+
+    @property
+    def hyperparameters(self) -> Mapping[str, str]:
+        """Those that were asked for, over the preset's."""
+        return self.settings
 
     def prepare(self) -> PreparedDistillation:
         """Open the images, load the models, cut, pair and plan. Raises like :meth:`Job.prepare`."""

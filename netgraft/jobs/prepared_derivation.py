@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ from netgraft.methods.method import Method
 from netgraft.methods.registry import name_of
 from netgraft.models.students import load_student
 from netgraft.modules import state_digest
+from netgraft.plan import Plan
 from netgraft.progress import ProgressReporter
 from netgraft.training.identity import fingerprint
 from netgraft.training.runner import Runner
@@ -180,6 +182,21 @@ class PreparedDerivation(PreparedDistillation):
         what = f"a student that keeps {budget}" if self.asked.twin is None else f"the start of {self._student}"
         return [*self._warnings, str(self.subset), *self._measures, f"deriving {what}"]
 
+    def expected(self) -> Plan:
+        """Return what will be trained as far as it is known: phases and steps, neither sizes nor rates.
+
+        Raises:
+            RequestError: The pair can't be trained in this way.
+        """
+        student = copy.deepcopy(self.asked.teacher) if self.asked.twin is None else self.asked.twin
+        # the whole of a twin of equal widths would be inherited
+        inherit = "none" if self.asked.twin is None else self.asked.pairing.inherit
+        return self._prepared(student, replace(self.asked.pairing, init="random", inherit=inherit)).plan
+
+    def forwards(self) -> int:
+        """Return about how many forwards of one image it takes to derive the student."""
+        return self._deriver.forwards()
+
     def begin(self, folder: Path) -> None:
         """Write the subset; the plan follows once there is a student."""
         self.subset.save(folder / "subset.json")
@@ -196,6 +213,8 @@ class PreparedDerivation(PreparedDistillation):
         self.distillation = self._prepared(derivation.student, self.asked.pairing, derivation)
         if fabric.is_global_zero:
             super().begin(folder)
+        for line in self.distillation.plan.lines():
+            reporter.note(line)
         super()._carry_out(folder, resume=resume, reporter=reporter, stop=stop)
 
     def _prepared(

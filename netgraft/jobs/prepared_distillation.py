@@ -118,7 +118,7 @@ class PreparedDistillation:
     @property
     def notes(self) -> Sequence[str]:
         """Warnings, subset, what it will be measured on, and plan."""
-        return [*self._warnings, str(self.subset), *self._measures, str(self.distillation.plan)]
+        return [*self._warnings, str(self.subset), *self._measures, *self.distillation.plan.lines()]
 
     @property
     def _measures(self) -> list[str]:

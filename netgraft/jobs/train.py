@@ -24,7 +24,7 @@ from netgraft.methods.hyperparameters import check_choices, hyperparameter
 from netgraft.models.creation import build_model, describe_labels
 from netgraft.models.students import save_student
 from netgraft.modules import eval_mode, parameters, state_digest
-from netgraft.options import check_held, recorded, required
+from netgraft.options import check_held, held, recorded, required, shown
 from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule, steps_per_epoch
 from netgraft.progress import ProgressReporter
 from netgraft.splitting.split import logits_of
@@ -80,7 +80,8 @@ class SupervisedTraining:
             lr_schedule="one-cycle",
             weight_decay=self.weight_decay,
         )
-        return Plan(str(self), (Phase("train", chain, chain, self._objective, schedule),), chain)
+        phase = Phase("train", chain, chain, self._objective, schedule, in_words="train the whole model")
+        return Plan(str(self), (phase,), chain)
 
     def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         assert batch.labels is not None
@@ -94,6 +95,12 @@ class TrainJob(Job):
     model: str = required("A timm name.")
     data: str = required("Name or path of labelled images.", scope="pair")
     recipe: SupervisedTraining = field(default_factory=SupervisedTraining)
+
+    @property
+    def hyperparameters(self) -> Mapping[str, str]:
+        """Those that differ from their defaults."""
+        default = held(SupervisedTraining())
+        return {name: shown(value) for name, value in held(self.recipe).items() if value != default[name]}
 
     def prepare(self) -> PreparedTraining:
         """Open the images, make the model and its plan. Raises like :meth:`Job.prepare`."""
@@ -178,8 +185,15 @@ class PreparedTraining:
 
     @property
     def notes(self) -> Sequence[str]:
-        """The plan."""
-        return [str(self.plan)]
+        """What is trained, on which images and how."""
+        channels, height, width = self.data_config["input_size"]
+        count, recipe = len(self.source.train), self.job.recipe
+        return [
+            f"training {self.job.model} on {count:,} images of {self.source.name}, {height} x {width} pixels in "
+            f"{channels} {'channels' if channels > 1 else 'channel'}",
+            f"{recipe.epochs:,} epochs with {recipe.optimizer}",
+            *self.plan.lines(),
+        ]
 
     def begin(self, folder: Path) -> None:
         """Nothing is known before that the configuration doesn't say."""

@@ -176,6 +176,7 @@ class Runner(DeviceOptions):
                         dtype=compute_dtype(session.precision),
                         faster=_faster_copies(plan, examples, session.precision),
                     )
+                    reporter.planned([phase.schedule.steps for phase in plan.phases])
                     loop = _Loop(plan, views, batches, groups, cache, processes, session, reporter, after_step)
                     loop.run(start)
                 frozen_seconds = cache.seconds
