@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
@@ -18,10 +18,6 @@ class ProgressReporter(Protocol):
 
     def note(self, message: str) -> None:
         """Say what was chosen and why, once."""
-        return
-
-    def planned(self, steps: Sequence[int]) -> None:
-        """Training is about to begin: phases of so many steps, some of which may be done."""
         return
 
     def phase_started(self, number: int, count: int, name: str, steps: int, done: int) -> None:
@@ -39,6 +35,15 @@ class ProgressReporter(Protocol):
     def track(self, items: Iterable[T], *, total: int, name: str) -> Iterator[T]:
         """Pass ``items`` on, perhaps while showing how many of ``total`` are done; a single one is just under way."""
         yield from items
+
+
+@runtime_checkable
+class PlanListener(Protocol):
+    """A reporter that also wants to know beforehand how much there is to do."""
+
+    def planned(self, steps: Sequence[int]) -> None:
+        """Training is about to begin: phases of so many steps, some of which may be done."""
+        ...
 
 
 class SilentReporter(ProgressReporter):

@@ -68,10 +68,11 @@ def estimated_gap(teacher_logits: Tensor, student_logits: Tensor) -> EstimatedGa
     named = [answers(logits) for logits in (teacher_logits, student_logits)]
     different = named[0] != named[1]
 
-    def alone(temperature: float) -> list[float]:
+    def alone(temperature: float) -> tuple[float, float]:
         """Expected number of images on which the teacher, or the student, is right alone."""
         probabilities = (teacher_logits.double() / temperature).softmax(1)
-        return [float(probabilities.gather(1, each[:, None])[different].sum()) for each in named]
+        teachers, students = (float(probabilities.gather(1, each[:, None])[different].sum()) for each in named)
+        return teachers, students
 
     images = len(teacher_logits)
     expected, most, least = (alone(temperature) for temperature in (TEMPERATURE, 1.0, FLATTEST))

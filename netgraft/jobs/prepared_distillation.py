@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +19,7 @@ from netgraft.files import write_text
 from netgraft.jobs.selection import BestOnTest
 from netgraft.methods.method import About
 from netgraft.models.creation import class_count
-from netgraft.options import recorded
+from netgraft.options import declared, held, recorded, shown
 from netgraft.progress import ProgressReporter
 from netgraft.training.identity import VERSION, described, fingerprint
 from netgraft.training.runner import Runner
@@ -65,8 +67,18 @@ class PreparedDistillation:
         size = f"{subset.shots}shot" if subset.shots else f"{len(subset.indices)}images"
         selected = "" if job.select == "last" else f"-{job.select}"
         drawn = "" if job.subset_seed in {None, job.seed} else f"-subset{job.subset_seed}"
-        parts = f"{self.source.name}-{self._student}-{size}-{job.method}-{job.preset}{selected}{drawn}-seed{job.seed}"
-        return parts.replace("/", "_")
+        front = f"{self.source.name}-{self._student}-{size}-{job.method}-{job.preset}{selected}"
+        return in_a_path(f"{front}{self._asked_besides}{drawn}", f"-seed{job.seed}")
+
+    @property
+    def _asked_besides(self) -> str:
+        """What else was asked for that makes another student, as a part of the folder's name."""
+        known, values = declared(type(self.job)), held(self.job)
+        asked = {name: values[name] for name in NAMED if values[name] != known[name].default}
+        if "teacher" in asked and asked["teacher"] in self._student:
+            del asked["teacher"]
+        asked |= self.job.settings
+        return "".join(f"-{name}={shown(value)}" for name, value in asked.items())
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -252,6 +264,25 @@ NOTHING_MEASURED = (
     "nothing will be measured: all {:,} images are among the few, and there are no test images; --hold-out 0.2 holds a "
     "part of them back, --eval-data gives others"
 )
+
+NAMED = (
+    *("teacher", "views", "init", "inherit", "blocks", "criterion", "allocation", "protect", "force", "image_size"),
+    *("labeled", "hold_out", "precision"),
+)
+"""Options that make another student, besides those whose values stand in every folder's name."""
+
+LONGEST = 160
+"""Characters of a folder's name."""
+
+
+def in_a_path(front: str, end: str) -> str:
+    """Make one name of a folder: what is too long is cut, and told apart by a few digits of its SHA-256."""
+    whole = (front + end).replace("/", "_").replace(os.sep, "_")
+    if len(whole) <= LONGEST:
+        return whole
+    digest = f"-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return whole[: LONGEST - len(digest) - len(end)] + digest + end
+
 
 SELECTED_WARNING = (
     "warning: the student will be chosen on the test set, so its accuracy there is too good; the result says so, and "

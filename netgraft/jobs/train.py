@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netgraft.data.image_set import DataSource
+from netgraft.data.image_set import DataSource, ImageSet
 from netgraft.data.sources import open_data
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
+from netgraft.errors import RequestError
+from netgraft.evaluation.class_matching import match_classes
 from netgraft.evaluation.comparison import predictions
 from netgraft.evaluation.metrics import macs, top1
 from netgraft.jobs.job import Job
@@ -113,6 +115,7 @@ class TrainJob(Job):
         with eval_mode(model):
             logits_of(model, torch.zeros(1, *data_config["input_size"]))
         count = len(source.train)
+        source = replace(source, test=self._test(source, model))
         policy = self.recipe.views(count, data_config["input_size"], source.hflip)
         return PreparedTraining(
             job=self,
@@ -125,6 +128,15 @@ class TrainJob(Job):
             runner=self._runner(),
             weights_digest=state_digest(model),
         )
+
+    def _test(self, source: DataSource, model: nn.Module) -> ImageSet | None:
+        """Return the images that the model is measured on, with its classes as labels; None where there are none."""
+        if self.eval_data is None:
+            return source.test
+        images = open_data(self.eval_data, root=self.data_root, download=self.download).test_or_all()
+        if images.labels is None:
+            raise RequestError(f"{images.name} has no class folders, so it measures no accuracy; leave --eval-data out")
+        return match_classes(images, model, name=self.model).images
 
 
 @dataclass(eq=False)
