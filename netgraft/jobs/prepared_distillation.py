@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -276,8 +276,8 @@ LONGEST = 160
 
 
 def in_a_path(front: str, end: str) -> str:
-    """Make one name of a folder: what is too long is cut, and told apart by a few digits of its SHA-256."""
-    whole = (front + end).replace("/", "_").replace(os.sep, "_")
+    """Make one name of a folder that any system takes; what is too long is cut, and told apart by its SHA-256."""
+    whole = re.sub(r"[^\w.,=+-]", "_", front + end)
     if len(whole) <= LONGEST:
         return whole
     digest = f"-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
