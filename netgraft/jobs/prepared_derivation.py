@@ -143,6 +143,10 @@ class PreparedDerivation(PreparedDistillation):
             return self.job.student_name(self.source)
         return f"{self.job.teacher_name(self.source)}-{','.join(map(_short, self.asked.budget))}"
 
+    @property
+    def _models(self) -> tuple[nn.Module, nn.Module | None]:
+        return self.asked.teacher, self.asked.twin
+
     @cached_property
     def _identity(self) -> str:
         """Of what a library depends on: teacher, views and the order in which channels go."""

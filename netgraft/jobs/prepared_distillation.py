@@ -10,15 +10,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from timm.data import resolve_model_data_config
+from torch import nn
+
 from netgraft.data.image_set import DataSource, ImageSet
 from netgraft.data.subsets import FewShotSubset
 from netgraft.distillation import Distillation, DistillationResult
 from netgraft.evaluation.class_matching import MatchedData
 from netgraft.evaluation.comparison import chance_warning, compare
+from netgraft.evaluation.metrics import macs
 from netgraft.files import write_text
 from netgraft.jobs.selection import BestOnTest
 from netgraft.methods.method import About
 from netgraft.models.creation import class_count
+from netgraft.modules import parameters
 from netgraft.options import declared, held, recorded, shown
 from netgraft.progress import ProgressReporter
 from netgraft.training.identity import VERSION, described, fingerprint
@@ -151,7 +156,31 @@ class PreparedDistillation:
     @property
     def _warnings(self) -> list[str]:
         """That the protocol is broken where it is, and that classes may be matched wrongly where they may."""
-        return [*([] if self.job.select == "last" else [SELECTED_WARNING]), *self.matched.warnings]
+        return [*([] if self.job.select == "last" else [SELECTED_WARNING]), *self._of_sizes, *self.matched.warnings]
+
+    @property
+    def _models(self) -> tuple[nn.Module, nn.Module | None]:
+        """Teacher and student; None where the student isn't derived yet."""
+        return self.distillation.teacher, self.distillation.model
+
+    @cached_property
+    def _of_sizes(self) -> list[str]:
+        """A warning where the student is no smaller than its teacher, or takes no less to compute."""
+        teacher, student = self._models
+        if student is None:
+            return []
+        size = tuple(resolve_model_data_config(teacher)["input_size"])
+        costs = {
+            "parameters": (parameters(student), parameters(teacher)),
+            "multiply-accumulates": (macs(student, size), macs(teacher, size)),
+        }
+        larger = [f"{own:,} {what} against {its:,}" for what, (own, its) in costs.items() if own >= its]
+        if not larger:
+            return []
+        return [
+            f"warning: the student is no smaller than its teacher: {' and '.join(larger)}; give a smaller --student, "
+            "or --keep macs=0.5 to have one derived"
+        ]
 
     def begin(self, folder: Path) -> None:
         """Write the subset, and the plan for people."""
@@ -227,7 +256,7 @@ class PreparedDistillation:
 
     def _matching(self, teacher_top1: float | None, reporter: ProgressReporter) -> dict[str, Any]:
         """How the test images' classes were matched; and a warning where the teacher doesn't seem to know them."""
-        test, warnings = self.matched.test, self.matched.warnings
+        test, warnings = self.matched.test, [*self._of_sizes, *self.matched.warnings]
         if test is None or teacher_top1 is None:
             return {"warnings": warnings}
         classes = class_count(self.distillation.teacher)

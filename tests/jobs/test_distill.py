@@ -289,6 +289,25 @@ def test_the_shipped_teacher_has_no_names() -> None:
     assert label_names(load_teacher("digits_vgg7_bn")) == {}
 
 
+# --- sizes
+
+
+def test_a_student_that_is_no_smaller_than_its_teacher_is_pointed_out() -> None:
+    save_student_of_half(Path("half"))
+    swapped = DistillJob(shots=1, teacher="half", student="digits_vgg7_bn", pairing=PairingOptions(init="random"))
+    [said] = [note for note in swapped.prepare().notes if "no smaller" in note]
+    assert "288,618 parameters against 84,650 and " in said
+    assert "multiply-accumulates against" in said
+    usual = DistillJob(shots=1, pairing=PairingOptions(init="slice")).prepare()
+    assert not any("no smaller" in note for note in usual.notes)
+
+
+def save_student_of_half(folder: Path) -> None:
+    """Save an untrained model of half of the teacher's widths, as somebody's teacher."""
+    model = build_model("digits_vgg7_bn_half", seed=0).eval()
+    save_student(folder, model, model, cuts=(), data_config=resolve_model_data_config(model))
+
+
 # --- names of folders
 
 
