@@ -94,7 +94,7 @@ TASKS = {
         "cifar_vgg16_bn",
         Path("cifar_vgg16_bn.cifar10-jpeg.safetensors"),
         (1,),
-        (0.9, 0.7, 0.5, 0.3, 0.2),
+        (0.9,),
         allocation="uniform",
     ),
     "imagenet": Task(
