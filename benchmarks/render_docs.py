@@ -55,6 +55,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "docs/attacks.md": {"results: attacks": ("benchmarks.attacks.table",)},
     "docs/options.md": {"options": ("benchmarks.option_table",)},
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
+    "docs/without-labels.md": {"results: estimates": ("benchmarks.studies.unlabelled_estimates", "table")},
     "docs/speed.md": {"results": ("benchmarks.speed.table", f"{RESULTS}/speed")},
 }
 """Page -> marker -> the module and its arguments that print what stands between the marker and END."""

@@ -18,7 +18,8 @@ from .distill import distill
 from .entry import main
 from .evaluate import evaluate
 from .methods import methods
-from .run import is_first_process
+from .predict import predict
+from .signals import is_first_process
 from .split import split
 from .subset import subset
 from .table import table
@@ -36,7 +37,7 @@ def cli() -> None:
     """Few-shot knowledge distillation for timm image classifiers."""
 
 
-for command in (distill, train, evaluate, split, methods, subset, benchmark, table):
+for command in (distill, train, evaluate, predict, split, methods, subset, benchmark, table):
     cli.add_command(command)
 
 

@@ -26,14 +26,57 @@ class DeclaredCommand(click.Command):
         super().__init__(*args, **kwargs)
         self._declared = declared
         self._made: list[click.Option] | None = None
+        self._sections: dict[str, str] = {}
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return what must be given, the declared options, and the command's own."""
         if self._made is None:
-            self._made = [_click_option(option) for option in self._declared()]
+            declared = list(self._declared())
+            self._made = [_click_option(option) for option in declared]
+            self._sections = {option.name: option.section for option in declared}
         own = super().get_params(ctx)
         needed = [parameter for parameter in own if parameter.required]
         return [*needed, *self._made, *(parameter for parameter in own if parameter not in needed)]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under headings, those that few people need last."""
+        from netgraft.options import SECTIONS
+
+        parameters = self.get_params(ctx)
+        used = [name for name in SECTIONS if name in self._sections.values()]
+        if len(used) < 3:
+            super().format_options(ctx, formatter)
+            return
+        for section in used:
+            self.write(
+                ctx,
+                formatter,
+                HEADINGS[section],
+                [
+                    parameter
+                    for parameter in parameters
+                    if not isinstance(parameter, HyperparameterOption)
+                    and self._sections.get(parameter.name or "", "run") == section
+                ],
+            )
+
+    def write(
+        self, ctx: click.Context, formatter: click.HelpFormatter, heading: str, parameters: Sequence[click.Parameter]
+    ) -> None:
+        """Write some options under a heading."""
+        records = [record for parameter in parameters if (record := parameter.get_help_record(ctx)) is not None]
+        if records:
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+HEADINGS = {
+    "data": "Data",
+    "models": "Models",
+    "method": "Method",
+    "run": "Run",
+    "expert": "For experts",
+}
 
 
 def _click_option(option: Option) -> click.Option:
@@ -130,16 +173,8 @@ class HyperparameterCommand(DeclaredCommand):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the hyper-parameters under their own heading."""
-        records = [(parameter, parameter.get_help_record(ctx)) for parameter in self.get_params(ctx)]
-        for heading, wanted in (("Options", False), (ctx.meta["netgraft.heading"], True)):
-            with formatter.section(heading):
-                formatter.write_dl(
-                    [
-                        record
-                        for parameter, record in records
-                        if record is not None and isinstance(parameter, HyperparameterOption) == wanted
-                    ]
-                )
+        super().format_options(ctx, formatter)
+        self.write(ctx, formatter, ctx.meta["netgraft.heading"], ctx.meta["netgraft.hyperparameters"])
 
 
 def value_of(args: Sequence[str], option: str) -> str | None:

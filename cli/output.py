@@ -6,12 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from netgraft.experiments.preview import Preview
 
 WIDTH = 160  # of tables where standard output is no terminal
 
@@ -80,6 +83,7 @@ def _story(result: Mapping[str, Any]) -> list[str]:
     lines = []
     if result["student_top1"] is None:
         lines.append("no labelled test images: accuracy not measured (give --eval-data)")
+        lines += _without_labels(result)
     lines.append(
         f"blocks: {result['inherited_blocks']} of {result['blocks']} inherited from the teacher; "
         f"initialisation of the others: {result['init']}"
@@ -118,6 +122,35 @@ def _story(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _without_labels(result: Mapping[str, Any]) -> list[str]:
+    """Say what could be told without labels, and of which images both make different things."""
+    if result["agreement"] is None:
+        return ["no images that took no part: agreement not measured (give --hold-out 0.2)"]
+    images = count(result["held_out_images"])
+    lines = [
+        f"agreement with the teacher: {_interval(result, 'agreement')} % of {images} images that took no part",
+        f"accuracy lost, estimated from both networks' answers: {_interval(result, 'estimated_gap')} points",
+    ]
+    different = result["differ_most"]
+    if different:
+        lines.append("both differ most on:")
+        width = max(len(row["image"]) for row in different)
+        lines += [
+            f"  {row['image']:{width}}  teacher {_answer(row, 'teacher')}, student {_answer(row, 'student')}"
+            for row in different
+        ]
+    return lines
+
+
+def _interval(result: Mapping[str, Any], name: str) -> str:
+    low, high = result[f"{name}_low"], result[f"{name}_high"]
+    return f"{result[name]:.2f} (95 % interval {low:.2f} to {high:.2f})"
+
+
+def _answer(row: Mapping[str, Any], network: str) -> str:
+    return f"{row[network]} {row[f'{network}_confidence']:.0%}"
+
+
 def _derived(result: Mapping[str, Any]) -> str:
     """Say how a derived student compares with its teacher, and what became of it."""
     kept = {
@@ -130,6 +163,26 @@ def _derived(result: Mapping[str, Any]) -> str:
     if result["start_top1"] is not None:
         parts.append(f"top-1 before training {result['start_top1']:.2f} %")
     return f"derived: {'; '.join(parts)}"
+
+
+def show_preview(found: Preview) -> None:
+    """Print what a run would do, which student it makes and what it needs."""
+    from .grid_display import duration
+
+    emit("\n".join(found.notes))
+    if found.later:
+        emit("\n".join(["then:", *(f"  {line}" for line in found.later)]))
+    sizes, rows = found.sizes, []
+    for label, prefix in ((found.teacher, "teacher_"), (found.student, "")):
+        known = f"{prefix}parameters" in sizes
+        cells = [count(sizes[f"{prefix}parameters"]), f"{sizes[f'{prefix}macs'] / 1e6:,.1f} M"] if known else ["", ""]
+        rows.append(["student" if not prefix else "teacher", label, *cells])
+    emit_table(["", "model", "parameters", "MACs"], rows)
+    emit(
+        f"time: about {duration(found.seconds)} on this machine\n"
+        f"memory: about {found.memory / 2**30:.1f} GiB; besides, outputs of frozen blocks as there is room "
+        f"(--cache-memory)\nrun: {found.name}; nothing was written"
+    )
 
 
 def show_trained(result: Mapping[str, Any]) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO, TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from netgraft.progress import ProgressReporter, SilentReporter
 
@@ -50,10 +52,14 @@ class Pace:
     @property
     def seconds_left(self) -> float | None:
         """Estimate; None before the second step."""
+        return self.seconds_left_with(0)
+
+    def seconds_left_with(self, later: int) -> float | None:
+        """Estimate the time of the steps that are left and of ``later`` ones as fast; None before the second step."""
         if self._first is None or self._last is None or self._last[0] == self._first[0]:
             return None
         per_step = (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
-        return per_step * (self.total - self._last[0])
+        return per_step * (self.total - self._last[0] + later)
 
 
 @dataclass
@@ -74,10 +80,17 @@ class _Line:
 
 
 class _Milestones:
-    """Says when a line is due, and what it says about the progress."""
+    """Says when a line is due, and what it says about the progress.
 
-    def __init__(self, total: int, clock: Clock) -> None:
+    Args:
+        total: Steps, or whatever is counted.
+        clock: Gives seconds.
+        later: Steps of later phases.
+    """
+
+    def __init__(self, total: int, clock: Clock, later: int = 0) -> None:
         self._pace = Pace(total, clock)
+        self._later = later
         self._clock = clock
         self._said = clock()
 
@@ -91,7 +104,8 @@ class _Milestones:
         return False
 
     def describe(self, done: int, terms: Mapping[str, float]) -> str:
-        parts = [f"{done}/{self._pace.total}", format_terms(terms), _left(self._pace.seconds_left)]
+        left = self._pace.seconds_left_with(self._later)
+        parts = [f"{done}/{self._pace.total}", format_terms(terms), _left(left, "of the run" if self._later else "")]
         return ", ".join(filter(None, parts))
 
 
@@ -103,7 +117,12 @@ class PlainReporter:
         self._clock = clock
         self._label = ""
         self._terms: Mapping[str, float] = {}
+        self._steps: Sequence[int] = ()
         self._milestones = _Milestones(0, clock)
+
+    def planned(self, steps: Sequence[int]) -> None:
+        """Remember it for the time that is left."""
+        self._steps = steps
 
     def note(self, message: str) -> None:
         """Print it."""
@@ -113,7 +132,7 @@ class PlainReporter:
         """Print name and steps."""
         self._label = f"[{number}/{count}] {name}"
         self._terms = {}
-        self._milestones = _Milestones(steps, self._clock)
+        self._milestones = _Milestones(steps, self._clock, sum(self._steps[number:]))
         self._line.write(f"{self._label}: {steps} steps" + (f", going on after {done}" if done else ""))
 
     def progressed(self, done: int, terms: Mapping[str, float]) -> None:
@@ -131,7 +150,7 @@ class PlainReporter:
         """Print a line at the start, some on the way and one at the end."""
         started = self._clock()
         milestones = _Milestones(total, self._clock)
-        self._line.write(f"{name}: 0/{total}")
+        self._line.write(f"{name} ..." if total == 1 else f"{name}: 0/{total}")
         for done, item in enumerate(items, 1):
             yield item
             if milestones.reached(done):
@@ -146,6 +165,7 @@ class JsonReporter:
         self._line = _Line(stream)
         self._clock = clock
         self._phase = 0
+        self._steps: Sequence[int] = ()
         self._pace = Pace(0, clock)
         self._said = clock()
 
@@ -158,6 +178,11 @@ class JsonReporter:
         self._said = self._clock()
         return True
 
+    def planned(self, steps: Sequence[int]) -> None:
+        """Event ``planned`` with ``steps``, a number for each phase."""
+        self._steps = steps
+        self._say("planned", steps=list(steps))
+
     def note(self, message: str) -> None:
         """Event ``note`` with ``message``."""
         self._say("note", message=message)
@@ -168,12 +193,17 @@ class JsonReporter:
         self._say("phase_started", phase=number, phases=count, name=name, steps=steps, done=done)
 
     def progressed(self, done: int, terms: Mapping[str, float]) -> None:
-        """Event ``progressed`` with ``phase``, ``step``, ``steps``, ``terms`` and ``seconds_left``; the last always."""
+        """Event ``progressed``; the last of a phase always.
+
+        It has ``phase``, ``step``, ``steps``, ``terms``, ``seconds_left`` of the phase and ``run_seconds_left``.
+        """
         self._pace.update(done)
-        total, left = self._pace.total, self._pace.seconds_left
+        total = self._pace.total
         if self._due(done, total):
-            rounded = None if left is None else round(left, 1)
-            self._say("progressed", phase=self._phase, step=done, steps=total, terms=dict(terms), seconds_left=rounded)
+            left = (self._pace.seconds_left, self._pace.seconds_left_with(sum(self._steps[self._phase :])))
+            of_phase, of_run = (None if each is None else round(each, 1) for each in left)
+            facts = {"phase": self._phase, "step": done, "steps": total, "terms": dict(terms)}
+            self._say("progressed", **facts, seconds_left=of_phase, run_seconds_left=of_run)
 
     def phase_finished(self, seconds: float) -> None:
         """Event ``phase_finished`` with ``phase`` and ``seconds``."""
@@ -187,23 +217,52 @@ class JsonReporter:
                 self._say("track", name=name, done=done, total=total)
 
 
+class _Counted(MofNCompleteColumn):
+    """How many are done; nothing where they aren't counted."""
+
+    def render(self, task: Task) -> Text:
+        """Write it."""
+        return Text() if task.total is None else super().render(task)
+
+
+class _Left(TimeRemainingColumn):
+    """The time that is left, called so; nothing where it can't be told."""
+
+    def render(self, task: Task) -> Text:
+        """Write it."""
+        return Text() if task.total is None else super().render(task).append(" left")
+
+
+class _Bars(Progress):
+    """Bars, and the loss in a line of its own, where it is whole at 80 columns too."""
+
+    loss = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Draw them."""
+        yield self.make_tasks_table(self.tasks)
+        if self.loss:
+            yield Text(self.loss, overflow="fold")
+
+
 class RichReporter:
-    """A bar for the phases, one for the current phase's steps, one for whatever is tracked; a context manager."""
+    """A bar for all steps of the run, one for the current phase's, one for whatever is tracked; a context manager."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[terms]}"),
+        self._progress = _Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            _Counted(),
+            _Left(compact=True),
             console=console,
             refresh_per_second=REFRESHES,
             transient=True,
+            expand=True,
         )
-        self._phases: TaskID | None = None
+        self._planned: Sequence[int] = ()
+        self._run: TaskID | None = None
         self._steps: TaskID | None = None
-        self._number, self._total, self._name = 0, 0, ""
+        self._before, self._total, self._name = 0, 0, ""
         self._terms: Mapping[str, float] = {}
 
     def __enter__(self) -> RichReporter:
@@ -217,31 +276,42 @@ class RichReporter:
         """Print it above the bars."""
         self._progress.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
+    def planned(self, steps: Sequence[int]) -> None:
+        """Remember it for the bar of the run."""
+        self._planned = steps
+
     def phase_started(self, number: int, count: int, name: str, steps: int, done: int) -> None:
-        """Move the bar of the phases and start a new bar of steps."""
-        if self._phases is None:
-            self._phases = self._progress.add_task("phases", total=count, terms="")
-        self._number, self._total, self._name = number, steps, name
-        self._progress.update(self._phases, completed=number - 1)
-        self._steps = self._progress.add_task(name, total=steps, completed=done, terms="")
+        """Start a new bar of steps, and at first the bar of the run, which says how much time is left."""
+        self._before, self._total, self._name = sum(self._planned[: number - 1]), steps, name
+        if self._run is None and count > 1 and self._planned:
+            self._run = self._progress.add_task("whole run", total=sum(self._planned), completed=self._before + done)
+        self._steps = self._progress.add_task(f"[{number}/{count}] {name}", total=steps, completed=done)
 
     def progressed(self, done: int, terms: Mapping[str, float]) -> None:
-        """Move the bar of the steps."""
+        """Move the bars."""
         self._terms = terms
+        self._progress.loss = format_terms(terms)
         if self._steps is not None:
-            self._progress.update(self._steps, completed=done, terms=format_terms(terms))
+            self._progress.update(self._steps, completed=done)
+        if self._run is not None:
+            self._progress.update(self._run, completed=self._before + done)
 
     def phase_finished(self, seconds: float) -> None:
         """Replace the bar by a line above the bars."""
-        if self._phases is not None and self._steps is not None:
-            self._progress.update(self._phases, completed=self._number)
+        if self._steps is not None:
             self._progress.remove_task(self._steps)
             self._steps = None
-        self.note(f"{self._name}: {self._total} steps in {seconds:.1f} s, {format_terms(self._terms)}")
+        self._progress.loss = ""
+        if self._run is not None and self._before + self._total >= sum(self._planned):
+            self._progress.remove_task(self._run)
+            self._run = None
+        parts = [f"{self._total:,} steps in {seconds:.1f} s", format_terms(self._terms)]
+        self.note(f"{self._name}: {', '.join(filter(None, parts))}")
 
     def track(self, items: Iterable[T], *, total: int, name: str) -> Iterator[T]:
         """Show a bar as long as items are left."""
-        task = self._progress.add_task(name, total=total, terms="")
+        # a single one has no parts to count, so its bar only moves
+        task = self._progress.add_task(name, total=None if total == 1 else total)
         try:
             for item in items:
                 yield item
@@ -251,19 +321,21 @@ class RichReporter:
 
 
 def format_terms(terms: Mapping[str, float]) -> str:
-    """Write loss terms for people: ``logits 0.0123``, several with their sum in front."""
-    parts = [f"{name} {value:.4g}" for name, value in terms.items()]
-    if len(parts) > 1:
-        parts.insert(0, f"loss {sum(terms.values()):.4g}")
-    return " ".join(parts)
+    """Write a loss and its terms for people: ``loss 0.0123 (logits)``, ``loss 0.75 = logits 0.5 + maps 0.25``."""
+    if not terms:
+        return ""
+    total = f"loss {sum(terms.values()):.4g}"
+    if len(terms) == 1:
+        return f"{total} ({next(iter(terms))})"
+    return f"{total} = {' + '.join(f'{name} {value:.4g}' for name, value in terms.items())}"
 
 
-def _left(seconds: float | None) -> str:
+def _left(seconds: float | None, of_what: str = "") -> str:
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02} left"
+    return f"{hours}:{minutes:02}:{rest:02} left{of_what and ' '}{of_what}"
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,13 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from netgraft.progress import in_training_steps
 
+from .signals import interruptible, is_first_process
+
 if TYPE_CHECKING:
     from netgraft.jobs.job import Job
-
-
-def is_first_process() -> bool:
-    """Whether this process speaks: with several devices, each further process runs the same command again."""
-    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
 
 
 def run_job(
@@ -26,9 +22,8 @@ def run_job(
     """Carry out a job in front of a person or a program: progress, signals, and the result at the end; return it."""
     from .output import emit_json
     from .progress_display import open_reporter
-    from .signals import interruptible
 
-    _hush_libraries()
+    hush_libraries()
     silent = bool(quiet) or not is_first_process()
     with (
         open_reporter(sys.stderr, quiet=silent, json_lines=bool(as_json)) as reporter,
@@ -53,7 +48,7 @@ def _leave_processes() -> None:
         distributed.destroy_process_group()
 
 
-def _hush_libraries() -> None:
+def hush_libraries() -> None:
     """Keep the chatter of libraries out of output that programs read."""
     logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     logging.getLogger("lightning.fabric").setLevel(logging.ERROR)

@@ -10,6 +10,14 @@ from types import FrameType
 
 INTERRUPTED = 130
 
+ACKNOWLEDGED = b"\nnetgraft: stopping as soon as all is saved; Ctrl-C again leaves at once\n"
+"""Said by the handler itself: a step may take its time."""
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks: with several devices, each further process runs the same command again."""
+    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
+
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
     """Leave at once: by an exception, which cleans up behind it, but not where a module is being imported.
@@ -53,6 +61,9 @@ class Interruption:
         if self._requested or not self._will_be_heard():
             interrupt(signum, frame)
         self._requested = True
+        if is_first_process():
+            with suppress(OSError):
+                os.write(2, ACKNOWLEDGED)
 
 
 def _always() -> bool:

@@ -265,6 +265,14 @@ class Deriver:
         """Whether widths are chosen by their errors, so that there is a library."""
         return self._options.allocation != "uniform"
 
+    def forwards(self) -> int:
+        """Return about how many forwards of one image it takes to derive a student."""
+        taken = 2 * self._statistics  # for the moments, and for the weights behind one another
+        if self.scores and self._library is None:
+            # from each place on, on average half of the network, at eight widths
+            taken += 4 * len(self.anatomy.all_places) * min(HELD_BACK, len(self._views))
+        return taken
+
     def _removal(self, place: Place, readers: Sequence[Reader]) -> Removal:
         """Say in which order the channels of a place go, and what each loses."""
         if self._options.criterion == "weight-norm":

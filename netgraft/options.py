@@ -26,6 +26,9 @@ D = TypeVar("D", bound="DataclassInstance")
 Scope = Literal["pair", "run", ""]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
+Section = Literal["data", "models", "method", "run", "expert"]
+SECTIONS: tuple[Section, ...] = get_args(Section)
+
 
 @dataclass(frozen=True)
 class Option:
@@ -41,6 +44,7 @@ class Option:
         maximum: Largest number, likewise.
         flag: On the command line.
         scope: Where it may stand in an experiment: a ``pair`` of data, teacher and student, a ``run``, or nowhere.
+        section: Of the help, where it stands.
         recorded: Whether a run's configuration repeats it as it was asked for.
         optional: Whether None is a value.
     """
@@ -54,6 +58,7 @@ class Option:
     maximum: float | None
     flag: str
     scope: Scope
+    section: Section
     recorded: bool
     optional: bool
 
@@ -144,15 +149,17 @@ def option(
     maximum: float | None = None,
     flag: str = "",
     scope: Scope = "",
+    section: Section = "run",
     recorded: bool = False,
 ) -> T:
     """Declare a field with a default. Arguments as the attributes of :class:`Option`."""
-    return field(default=default, metadata=_declaration(meaning, choices, (minimum, maximum), flag, scope, recorded))
+    declaration = _declaration(meaning, choices, (minimum, maximum), flag, scope, section, recorded)
+    return field(default=default, metadata=declaration)
 
 
-def required(meaning: str, *, scope: Scope = "") -> Any:
+def required(meaning: str, *, scope: Scope = "", section: Section = "run") -> Any:
     """Declare a field without a default."""
-    return field(metadata=_declaration(meaning, (), (None, None), "", scope, recorded=False))
+    return field(metadata=_declaration(meaning, (), (None, None), "", scope, section, recorded=False))
 
 
 def group(kind: type[T]) -> T:
@@ -166,6 +173,7 @@ def _declaration(
     bounds: tuple[float | None, float | None],
     flag: str,
     scope: Scope,
+    section: Section,
     recorded: bool,
 ) -> dict[str, Any]:
     return {
@@ -175,6 +183,7 @@ def _declaration(
         "maximum": bounds[1],
         "flag": flag,
         "scope": scope,
+        "section": section,
         "recorded": recorded,
     }
 
@@ -216,6 +225,17 @@ def build(kind: type[D], values: Mapping[str, Any]) -> D:
             inner = f.metadata["group"]
             own[f.name] = build(inner, {name: values[name] for name in declared(inner) if name in values})
     return kind(**own)
+
+
+def held(instance: Any) -> dict[str, Any]:
+    """Return the values of all options that a dataclass holds, those of its groups included, by their names."""
+    found: dict[str, Any] = {}
+    for f in fields(instance):
+        if "group" in f.metadata:
+            found |= held(getattr(instance, f.name))
+        elif "meaning" in f.metadata:
+            found[f.name] = getattr(instance, f.name)
+    return found
 
 
 def recorded(instance: Any) -> dict[str, Any]:

@@ -170,6 +170,7 @@ class Phase:
         features: Of the model, which the objective compares as well.
         teacher_features: Of the teacher.
         differentiates_input: Whether the objective needs gradients with respect to ``StepOutputs.inputs``.
+        in_words: What happens, for people; the name where that says it.
     """
 
     name: str
@@ -183,6 +184,18 @@ class Phase:
     features: tuple[Feature, ...] = ()
     teacher_features: tuple[Feature, ...] = ()
     differentiates_input: bool = False
+    in_words: str = ""
+
+    def length(self) -> str:
+        """Say in a line what is trained and for how long."""
+        return f"{self.in_words or self.name}: {self.schedule.steps:,} steps of {self.schedule.batch_size}"
+
+    def line(self) -> str:
+        """Say in a line what is trained, for how long and at which rates."""
+        schedule = self.schedule
+        own = bool(self.adapters) and schedule.adapter_lr not in {None, schedule.lr}
+        beside = f", {self.adapters_are} {schedule.adapter_lr:g}" if own else ""
+        return f"{self.length()}, rate {schedule.lr:g}{beside}"
 
     def identity(self) -> dict[str, Any]:
         """Return what tells the phase apart from others, its weights aside, as plain values; not its name."""
@@ -232,6 +245,12 @@ class Plan:
     def steps(self) -> int:
         """Optimiser steps of all phases."""
         return sum(phase.schedule.steps for phase in self.phases)
+
+    def lines(self) -> list[str]:
+        """Say in a line a phase what will happen; ``str`` has all hyper-parameters besides."""
+        count = len(self.phases)
+        numbered = [f"  {number} of {count}: {phase.line()}" for number, phase in enumerate(self.phases, 1)]
+        return [f"plan: {self.steps:,} steps in all", *numbered, *(f"  note: {note}" for note in self.notes)]
 
     def __str__(self) -> str:
         lines = [f"{self.method}: {len(self.phases)} phases, {self.steps} steps"]

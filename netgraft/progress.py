@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
@@ -33,8 +33,17 @@ class ProgressReporter(Protocol):
         return
 
     def track(self, items: Iterable[T], *, total: int, name: str) -> Iterator[T]:
-        """Pass ``items`` on, perhaps while showing how many of ``total`` are done."""
+        """Pass ``items`` on, perhaps while showing how many of ``total`` are done; a single one is just under way."""
         yield from items
+
+
+@runtime_checkable
+class PlanListener(Protocol):
+    """A reporter that also wants to know beforehand how much there is to do."""
+
+    def planned(self, steps: Sequence[int]) -> None:
+        """Training is about to begin: phases of so many steps, some of which may be done."""
+        ...
 
 
 class SilentReporter(ProgressReporter):

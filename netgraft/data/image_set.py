@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -66,6 +66,26 @@ class ImageSet:
                 raise IndexError(f"{self.name} has images 0 to {self.size - 1}, not {index}")
         return self.store.images(indices)
 
+    def part(self, indices: Sequence[int], name: str) -> ImageSet:
+        """Return some of the images, in the order given, as a set of their own.
+
+        Args:
+            indices: Which.
+            name: Of the part.
+        """
+        return replace(
+            self,
+            name=name,
+            size=len(indices),
+            store=PartStore(self.store, tuple(indices)),
+            labels=None if self.labels is None else tuple(self.labels[index] for index in indices),
+            names=None if self.names is None else tuple(self.names[index] for index in indices),
+        )
+
+    def without_labels(self) -> ImageSet:
+        """Return the same images without what is known of their classes."""
+        return replace(self, labels=None, classes=None, class_names=None)
+
 
 @dataclass(frozen=True)
 class DataSource:
@@ -101,6 +121,18 @@ class DataSource:
     def test_or_all(self) -> ImageSet:
         """Return the test set, or all images where they lie in no partitions."""
         return self.train if self.test is None else self.test
+
+
+@dataclass(frozen=True)
+class PartStore:
+    """Some images of another store."""
+
+    whole: ImageStore
+    positions: tuple[int, ...]
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        """Return the decoded images at ``positions``."""
+        return self.whole.images([self.positions[position] for position in positions])
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,23 @@ def open_data(spec: str, *, root: Path | None = None, download: bool = False) ->
     )
 
 
+def open_all(location: str | Path) -> ImageSet:
+    """Return all images in a folder and below, or in a tar archive, without classes; their names are relative to it.
+
+    Args:
+        location: Of the folder or archive.
+
+    Raises:
+        RequestError: There is none, or it holds no image or can't be read.
+    """
+    path = _expanded(str(location))
+    if not path.is_dir() and not (path.is_file() and is_tar(path)):
+        raise RequestError(f"expected a folder or a tar archive of images, got {location}; check the path")
+    files: ImageFiles = FolderFiles(path) if path.is_dir() else TarFiles(path)
+    store = FileStore(files, tuple(range(len(files.names))))
+    return ImageSet(path.name or str(location), len(files.names), store, names=files.names)
+
+
 def _open_digits(name: str, root: Path | None, download: bool) -> DataSource:
     """Open the 1,797 scanned digits, 8x8 pixels in 17 levels, that scikit-learn bundles.
 

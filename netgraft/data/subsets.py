@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,9 @@ class FewShotSubset:
             )
 
     @classmethod
-    def draw(cls, labels: Sequence[int], *, shots: int, seed: int, dataset: str) -> FewShotSubset:
+    def draw(
+        cls, labels: Sequence[int], *, shots: int, seed: int, dataset: str, held_out: Collection[int] = ()
+    ) -> FewShotSubset:
         """Draw ``shots`` images of each class.
 
         Args:
@@ -74,6 +76,7 @@ class FewShotSubset:
             shots: Images a class.
             seed: Of the draw; the same seed with fewer shots draws a subset.
             dataset: Name of the data set.
+            held_out: Positions of images that are not drawn.
 
         Raises:
             RequestError: ``shots`` is not positive or more than the smallest class has.
@@ -86,13 +89,15 @@ class FewShotSubset:
                 "ask for a number of images instead of shots"
             )
         members: list[list[int]] = [[] for _ in range(max(labels) + 1)]
+        excluded = frozenset(held_out)
         for index, label in enumerate(labels):
-            members[label].append(index)
+            if index not in excluded:
+                members[label].append(index)
         smallest = min(range(len(members)), key=lambda label: len(members[label]))
         if len(members[smallest]) < shots:
             raise RequestError(
                 f"expected at least {shots} images in each class of {dataset}, got {len(members[smallest])} in "
-                f"class {smallest}; ask for fewer shots"
+                f"class {smallest}{_besides(held_out)}; ask for fewer shots"
             )
         chosen = [
             own[position]
@@ -102,7 +107,9 @@ class FewShotSubset:
         return cls(dataset, len(labels), len(members), shots, seed, tuple(chosen))
 
     @classmethod
-    def draw_unlabeled(cls, population: int, *, images: int, seed: int, dataset: str) -> FewShotSubset:
+    def draw_unlabeled(
+        cls, population: int, *, images: int, seed: int, dataset: str, held_out: Collection[int] = ()
+    ) -> FewShotSubset:
         """Draw images regardless of their class.
 
         Args:
@@ -110,18 +117,34 @@ class FewShotSubset:
             images: How many of them.
             seed: Of the draw; the same seed with fewer images draws a subset.
             dataset: Name of the data set.
+            held_out: Positions of images that are not drawn.
 
         Raises:
             RequestError: ``images`` is not positive or more than there are.
         """
         if images <= 0:
             raise RequestError(f"expected at least 1 image, got {images}; ask for 1 or more")
-        if images > population:
+        excluded = frozenset(held_out)
+        members = [index for index in range(population) if index not in excluded]
+        if images > len(members):
             raise RequestError(
-                f"expected at least {images} images in {dataset}, got {population}; ask for fewer images"
+                f"expected at least {images} images in {dataset}, got {len(members)}{_besides(held_out)}; ask for "
+                "fewer images"
             )
-        chosen = _first_ranked(population, images, seed, "any")
+        chosen = [members[position] for position in _first_ranked(len(members), images, seed, "any")]
         return cls(dataset, population, None, None, seed, tuple(chosen))
+
+    def others(self, most: int) -> tuple[int, ...]:
+        """Return the positions of images that are not among these, ascending; of too many always the same part.
+
+        Args:
+            most: How many at most.
+        """
+        few = frozenset(self.indices)
+        members = [index for index in range(self.population) if index not in few]
+        if len(members) > most:
+            members = sorted(members[position] for position in _first_ranked(len(members), most, 0, "held out"))
+        return tuple(members)
 
     @property
     def digest(self) -> str:
@@ -181,6 +204,41 @@ class FewShotSubset:
         else:
             amount = f"{self.shots} {_plural('image', self.shots)} a class x {self.classes} classes = {total}"
         return f"{self.dataset}: {amount}, seed {self.seed}, digest {self.digest[:12]}"
+
+
+def hold_out(population: int, amount: float, *, dataset: str) -> tuple[int, ...]:
+    """Choose images that nothing is made of: they measure what comes out.
+
+    They depend on nothing but how many images there are, so runs with different seeds and numbers of images are
+    measured on the same ones; fewer are always a part of more.
+
+    Args:
+        population: Images in the training partition.
+        amount: How many of them; below 1 the part of them, rounded, at least one image.
+        dataset: Name of the data set.
+
+    Returns:
+        Positions, ascending.
+
+    Raises:
+        RequestError: The amount is not positive, neither a part nor a whole number, or leaves no image to learn from.
+
+    Examples:
+        >>> hold_out(10, 0.2, dataset="photos") == hold_out(10, 2, dataset="photos")
+        True
+    """
+    if amount <= 0 or (amount >= 1 and amount != int(amount)):
+        raise RequestError(f"expected a part between 0 and 1 or a number of images to hold out, got {amount}; give one")
+    number = max(1, round(amount * population)) if amount < 1 else int(amount)
+    if number >= population:
+        raise RequestError(
+            f"expected more than the {number:,} images to hold out in {dataset}, got {population:,}; hold out fewer"
+        )
+    return tuple(sorted(_first_ranked(population, number, 0, "held out")))
+
+
+def _besides(held_out: Collection[int]) -> str:
+    return f" besides the {len(held_out):,} that are held out" if held_out else ""
 
 
 def _plural(noun: str, number: int) -> str:

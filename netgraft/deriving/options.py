@@ -22,6 +22,7 @@ class DerivingOptions:
         "or weight-norm (those of the smallest filters).",
         choices=CRITERIA,
         scope="run",
+        section="expert",
     )
     allocation: str = option(
         "knapsack",
@@ -29,6 +30,7 @@ class DerivingOptions:
         "for what it saves) or uniform (the same part of all layers).",
         choices=("knapsack", "greedy", "uniform"),
         scope="run",
+        section="expert",
     )
     rounds: int | None = option(
         None,

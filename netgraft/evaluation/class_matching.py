@@ -6,6 +6,7 @@ as many as a list of ImageNet's that timm brings along, of which each class has 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -134,6 +135,28 @@ def match_classes(
             "not the model's order, every accuracy is wrong; give --class-map FILE to be sure"
         )
     return MatchedImages(images, "number", warning)
+
+
+def answer_names(model: nn.Module) -> tuple[str, ...]:
+    """Return what people call each of a model's K answers, all different.
+
+    Names of its own; or else the first of ImageNet's words, with the synset number where several classes have it; or
+    else, as for single classes without a name, the position.
+
+    Args:
+        model: A classifier of K classes.
+    """
+    count, named = class_count(model), label_names(model)
+    subset = None if named else infer_imagenet_subset(model)
+    if subset is not None:
+        info = ImageNetInfo(subset)
+        words = [text.partition(",")[0].strip() for text in info.label_descriptions()]
+        shared = {word for word, times in Counter(words).items() if times > 1}
+        numbers = info.label_names()
+        named = {
+            position: f"{word} ({numbers[position]})" if word in shared else word for position, word in enumerate(words)
+        }
+    return tuple(named.get(position, str(position)) for position in range(count))
 
 
 def read_class_map(path: Path) -> dict[str, int]:

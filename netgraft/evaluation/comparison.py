@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from netgraft.data.image_set import ImageSet
 from netgraft.data.loader import eval_loader
+from netgraft.evaluation.class_matching import answer_names
+from netgraft.evaluation.intervals import wilson
 from netgraft.evaluation.metrics import agreement, is_at_chance, latency, macs, predict, top1
+from netgraft.evaluation.without_labels import differences, estimated_gap
 from netgraft.files import write_atomically
 from netgraft.modules import parameters, state_digest
 from netgraft.progress import ProgressReporter
@@ -162,34 +165,70 @@ def compare(
     Args:
         teacher: In eval mode or not.
         student: Likewise.
-        test: Test images; accuracies are None without them or without their labels.
+        test: Images that took no part; accuracies are None without them or without their labels.
         data_config: Preprocessing of both, as for :func:`predictions`.
         reporter: Is told of each batch.
         ensemble: Of which accuracy and size are measured as well.
         cache: Folder that keeps the teacher's predictions for other runs.
 
     Returns:
-        Accuracies and agreement in percent, their gap in points, numbers of parameters, multiply-accumulates of
-        one image, and median milliseconds of a batch, by their names in a result file.
+        Accuracies and agreement in percent, the latter with its 95 % interval, their gap in points, numbers of
+        parameters, multiply-accumulates of one image, and median milliseconds of a batch, by their names in a result
+        file. Without labels an estimate of the gap instead, and the images on which both differ most.
     """
     size = tuple(data_config["input_size"])
-    row: dict[str, Any] = {"teacher_top1": None, "student_top1": None, "gap": None, "agreement": None}
-    if test is not None and test.labels is not None:
+    row: dict[str, Any] = dict.fromkeys(
+        ("teacher_top1", "student_top1", "gap", "agreement", "agreement_low", "agreement_high")
+    )
+    if test is None:
+        row |= {"held_out_images": 0, **dict.fromkeys(ESTIMATED), "differ_most": []}
+    else:
         of_teacher = predictions if cache is None else partial(cached_predictions, cache)
         teacher_logits, labels = of_teacher(teacher, test, data_config, reporter, "evaluating the teacher")
         student_logits, _ = predictions(student, test, data_config, reporter, "evaluating the student")
-        row["teacher_top1"] = round(top1(teacher_logits, labels), 4)
-        row["student_top1"] = round(top1(student_logits, labels), 4)
-        row["gap"] = round(row["teacher_top1"] - row["student_top1"], 4)
-        row["agreement"] = round(agreement(student_logits, teacher_logits), 4)
-        row["test_images"] = len(test)
-        if ensemble is not None:
-            ensemble_logits, _ = predictions(ensemble, test, data_config, reporter, "evaluating the ensemble")
-            row["ensemble_top1"] = round(top1(ensemble_logits, labels), 4)
-            row["ensemble_parameters"] = parameters(ensemble)
+        row |= _agreement(teacher_logits, student_logits)
+        if test.labels is None:
+            row |= _without_labels(teacher_logits, student_logits, test, answer_names(teacher))
+        else:
+            row |= _with_labels(teacher_logits, student_logits, labels)
+            if ensemble is not None:
+                ensemble_logits, _ = predictions(ensemble, test, data_config, reporter, "evaluating the ensemble")
+                row["ensemble_top1"] = round(top1(ensemble_logits, labels), 4)
+                row["ensemble_parameters"] = parameters(ensemble)
     for prefix, model in (("teacher_", teacher), ("", student)):
         row[f"{prefix}parameters"] = parameters(model)
         row[f"{prefix}macs"] = macs(model, size)
         for batch, repeats in LATENCY_BATCHES.items():
             row[f"{prefix}latency_ms_{batch}"] = round(latency(model, size, batch, repeats=repeats), 3)
     return row
+
+
+ESTIMATED = ("estimated_gap", "estimated_gap_low", "estimated_gap_high")
+
+
+def _agreement(teacher_logits: Tensor, student_logits: Tensor) -> dict[str, Any]:
+    percent, images = agreement(student_logits, teacher_logits), len(teacher_logits)
+    low, high = wilson(round(percent * images / 100), images)
+    return {"agreement": round(percent, 4), "agreement_low": round(low, 4), "agreement_high": round(high, 4)}
+
+
+def _with_labels(teacher_logits: Tensor, student_logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    of_teacher, of_student = (round(top1(logits, labels), 4) for logits in (teacher_logits, student_logits))
+    return {
+        "teacher_top1": of_teacher,
+        "student_top1": of_student,
+        "gap": round(of_teacher - of_student, 4),
+        "test_images": len(labels),
+    }
+
+
+def _without_labels(
+    teacher_logits: Tensor, student_logits: Tensor, images: ImageSet, classes: Sequence[str]
+) -> dict[str, Any]:
+    found = estimated_gap(teacher_logits, student_logits)
+    names = images.names or [f"image {number}" for number in range(len(images))]
+    return {
+        "held_out_images": len(images),
+        **dict(zip(ESTIMATED, (round(each, 4) for each in (found.middle, found.low, found.high)), strict=True)),
+        "differ_most": differences(teacher_logits, student_logits, names, classes),
+    }

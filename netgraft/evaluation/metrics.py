@@ -58,6 +58,27 @@ def predict(
     return torch.cat(logits), torch.cat(labels)
 
 
+def answers(logits: Tensor) -> Tensor:
+    """Return the class with the largest logit of each image, (N,).
+
+    Args:
+        logits: (N, K), of at least one image.
+
+    Raises:
+        RequestError: Another shape.
+        RunError: A logit is NaN.
+    """
+    if logits.ndim != 2 or not len(logits):
+        raise RequestError(
+            f"expected logits of shape (images, classes) with at least one image, got {tuple(logits.shape)}; "
+            "pass what predict returned"
+        )
+    # argmax would name the place of the NaN, and the figure would look like an answer
+    if logits.isnan().any():
+        raise RunError("expected finite logits, got NaN, so no accuracy exists; look at the training loss")
+    return logits.argmax(dim=1)
+
+
 def top1(logits: Tensor, labels: Tensor) -> float:
     """Return the percentage of images whose largest logit is at the label.
 
@@ -69,7 +90,7 @@ def top1(logits: Tensor, labels: Tensor) -> float:
         RequestError: The shapes don't fit, or a label is outside 0..K-1 (-1: no label).
         RunError: A logit is NaN.
     """
-    guesses = _classes(logits)
+    guesses = answers(logits)
     if labels.shape != guesses.shape:
         raise RequestError(
             f"expected one label for each of {len(guesses)} answers, got the shape {tuple(labels.shape)}; "
@@ -122,7 +143,7 @@ def agreement(logits_a: Tensor, logits_b: Tensor) -> float:
             f"expected the logits of two models on the same images and classes, got shapes "
             f"{tuple(logits_a.shape)} and {tuple(logits_b.shape)}; predict both with one loader"
         )
-    return _percent_equal(_classes(logits_a), _classes(logits_b))
+    return _percent_equal(answers(logits_a), answers(logits_b))
 
 
 def macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
@@ -204,18 +225,6 @@ def _timed(model: nn.Module, images: Tensor, repeats: int) -> Measurement:
     timer = Timer("model(images)", globals={"model": model, "images": images}, num_threads=torch.get_num_threads())
     [measured] = Measurement.merge(timer.timeit(1) for _ in range(repeats))
     return measured
-
-
-def _classes(logits: Tensor) -> Tensor:
-    if logits.ndim != 2 or not len(logits):
-        raise RequestError(
-            f"expected logits of shape (images, classes) with at least one image, got {tuple(logits.shape)}; "
-            "pass what predict returned"
-        )
-    # argmax would name the place of the NaN, and the figure would look like an answer
-    if logits.isnan().any():
-        raise RunError("expected finite logits, got NaN, so no accuracy exists; look at the training loss")
-    return logits.argmax(dim=1)
 
 
 def _percent_equal(a: Tensor, b: Tensor) -> float:

@@ -73,7 +73,7 @@ class Estimate:
             RequestError: The cell asks for data, models or settings that don't exist.
         """
         alike = self._measured.get((cell.pair, cell.row))
-        return statistics.median(alike) if alike else self._reckoned(cell)
+        return statistics.median(alike) if alike else self.reckoned(cell.job())
 
     @cached_property
     def _measured(self) -> dict[tuple[str, str], list[float]]:
@@ -85,8 +85,12 @@ class Estimate:
                 measured.setdefault((cell.pair, cell.row), []).append(result["seconds"])
         return measured
 
-    def _reckoned(self, cell: Cell) -> float:
-        job = cell.job()
+    def reckoned(self, job: DistillJob) -> float:
+        """Return a guess from the plan and a few timed forwards.
+
+        Raises:
+            RequestError: The job asks for data, models or settings that don't exist.
+        """
         source = self._source(job)
         models = self._loaded(job, source)
         # images without classes are drawn by their number alone

@@ -86,7 +86,8 @@ class ResultFolder:
 def load(folders: Sequence[Path]) -> list[ResultFolder]:
     """Read every result below the folders, apart from what isn't finished.
 
-    A file belongs to the nearest folder above it that holds a copy of an experiment, or else to the folder given.
+    A file belongs to the nearest folder above it that holds a copy of an experiment, or else to the folder given. The
+    folder of a run, as ``netgraft distill`` leaves it, is a row of its own.
 
     Raises:
         RequestError: A folder is missing or holds no results; a file is damaged or is no result.
@@ -98,8 +99,10 @@ def load(folders: Sequence[Path]) -> list[ResultFolder]:
             raise RequestError(f"there is no folder {folder}; give one with the results of an experiment")
         paths = list(_files(folder))
         if not paths:
+            unfinished = "a run that isn't finished" if _is_run(folder) else "no results (*.json)"
             raise RequestError(
-                f"{folder} holds no results (*.json); give one in which an experiment has finished at least one run"
+                f"{folder} holds {unfinished}; give one in which an experiment has finished at least one run, or a "
+                "finished run"
             )
         for path in paths:
             # one folder may be named twice, or lie in another
@@ -119,9 +122,20 @@ def load(folders: Sequence[Path]) -> list[ResultFolder]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*.json")):
-        if WORK not in path.relative_to(folder).parts[:-1]:
+    paths = sorted(folder.rglob("*.json"))
+    runs = {path.parent for path in paths if path.name == RUN_CONFIG and _is_run(path.parent)}
+    for path in paths:
+        in_run = next((parent for parent in path.parents if parent in runs), None)
+        if WORK not in path.relative_to(folder).parts[:-1] and (in_run is None or path == in_run / RUN_RESULT):
             yield path
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is that of one run, whose other files are no results."""
+    try:
+        return "fingerprint" in parse_json(read_text(folder / RUN_CONFIG))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _home(path: Path, folder: Path) -> Path:
@@ -137,14 +151,16 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RequestError(f"{path} holds no result but {type(content).__name__}; move it away, or give another folder")
     result = in_present_form(content)
+    if path.name == RUN_RESULT and _is_run(path.parent):
+        result = {"row": path.parent.resolve().name, "pair": "", **result}
     needed = get_type_hints(NeededFacts)
     wrong = [
         name for name, kind in FACTS.items() if (name in needed or name in result) and not _holds(result, name, kind)
     ]
     if not wrong and not isinstance(result["policy"].get("name"), str):
         wrong = ["policy"]
-    # these are differences from the teacher's
-    dependent = ("student_top1", "gap", "agreement", "start_top1")
+    # these are measured with the labels with which the teacher's is; an agreement needs none
+    dependent = ("student_top1", "gap", "start_top1")
     if not wrong and result["teacher_top1"] is None and any(result.get(name) is not None for name in dependent):
         wrong = ["teacher_top1"]
     if wrong:
@@ -184,6 +200,9 @@ def in_present_form(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 EXPERIMENT = "experiment.toml"
+
+RUN_CONFIG, RUN_RESULT = "config.json", "result.json"
+"""In the folder of a run; its other files of JSON are about the subset, the student and what was derived."""
 
 WORK = "work"
 """Folder of what is not finished: runs, reasons of failures, answers of teachers."""

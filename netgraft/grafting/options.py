@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from netgraft.errors import RequestError
 from netgraft.options import option
 
+INITS = ("auto", "random", "keep", "slice", "solve")
+
+INHERITS = ("auto", "none")
+
 
 @dataclass(frozen=True)
 class PairingOptions:
@@ -23,12 +27,23 @@ class PairingOptions:
         "twin: the teacher's most useful channels, and weights that make up for the others); auto (keep where it is a "
         "folder; else the preset's own start, solve where it is a narrower twin, or slice where it has fewer blocks).",
         scope="run",
+        choices=INITS,
+        section="method",
     )
-    inherit: str = option("auto", "Copy front blocks that are built alike: auto or none.", scope="run", recorded=True)
-    blocks: int | None = option(None, "Merge the paired blocks to so many, of even cost.", scope="run")
+    inherit: str = option(
+        "auto",
+        "Copy front blocks that are built alike: auto or none.",
+        choices=INHERITS,
+        scope="run",
+        recorded=True,
+        section="expert",
+    )
+    blocks: int | None = option(
+        None, "Merge the paired blocks to so many, of even cost.", scope="run", section="expert"
+    )
 
     def __post_init__(self) -> None:
-        if self.init not in {"auto", "random", "keep", "slice", "solve"}:
+        if self.init not in INITS:
             raise RequestError(f"init must be auto, random, keep, slice or solve, not {self.init!r}")
-        if self.inherit not in {"auto", "none"}:
+        if self.inherit not in INHERITS:
             raise RequestError(f"inherit must be auto or none, not {self.inherit!r}")

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.environment import environment
+from netgraft.files import write_text
+from netgraft.jobs import config_file
 from netgraft.jobs.options import JobOptions
 from netgraft.jobs.run_folder import RESULT, RunFolder, default_folder
 from netgraft.progress import ProgressReporter, SilentReporter
 from netgraft.training.runner import Runner
+
+OPENING = "opening images and models"
 
 
 class PreparedJob(Protocol):
@@ -64,6 +68,11 @@ class Job(JobOptions, ABC):
             RequestError: Something asked for is wrong.
         """
 
+    @property
+    @abstractmethod
+    def hyperparameters(self) -> Mapping[str, str]:
+        """Those that were asked for, as text."""
+
     def run(self, reporter: ProgressReporter | None = None, stop: Callable[[], bool] | None = None) -> dict[str, Any]:
         """Train, evaluate, save; return what ``result.json`` holds, in every process.
 
@@ -77,15 +86,18 @@ class Job(JobOptions, ABC):
             InterruptedRunError: ``stop`` said yes; the run is saved.
         """
         started = time.monotonic()
-        prepared = self.prepare()
+        reporter = reporter or SilentReporter()
+        # large archives and models take their time
+        [prepared] = [prepare() for prepare in reporter.track([self.prepare], total=1, name=OPENING)]
         fabric = prepared.runner.fabric
         with claimed(prepared, self.out, resume=self.resume) as (folder, finished):
-            reporter = (reporter if fabric.is_global_zero else None) or SilentReporter()
+            reporter = reporter if fabric.is_global_zero else SilentReporter()
             if finished is not None:
                 reporter.note(f"{folder} is finished; nothing was left to do")
                 return finished
             if fabric.is_global_zero:
                 prepared.begin(folder)
+                write_text(folder / config_file.FILE, config_file.written(self, self.hyperparameters))
             for note in prepared.notes:
                 reporter.note(note)
             prepared.train(folder, resume=self.resume, reporter=reporter, stop=stop)

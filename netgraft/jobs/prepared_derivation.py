@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,7 @@ from netgraft.methods.method import Method
 from netgraft.methods.registry import name_of
 from netgraft.models.students import load_student
 from netgraft.modules import state_digest
+from netgraft.plan import Plan
 from netgraft.progress import ProgressReporter
 from netgraft.training.identity import fingerprint
 from netgraft.training.runner import Runner
@@ -141,6 +143,10 @@ class PreparedDerivation(PreparedDistillation):
             return self.job.student_name(self.source)
         return f"{self.job.teacher_name(self.source)}-{','.join(map(_short, self.asked.budget))}"
 
+    @property
+    def _models(self) -> tuple[nn.Module, nn.Module | None]:
+        return self.asked.teacher, self.asked.twin
+
     @cached_property
     def _identity(self) -> str:
         """Of what a library depends on: teacher, views and the order in which channels go."""
@@ -179,13 +185,30 @@ class PreparedDerivation(PreparedDistillation):
         """Warnings, subset and budget."""
         budget = " and ".join(map(str, self.asked.budget))
         what = f"a student that keeps {budget}" if self.asked.twin is None else f"the start of {self._student}"
-        return [*self._warnings, str(self.subset), f"deriving {what}"]
+        return [*self._warnings, str(self.subset), *self._measures, f"deriving {what}"]
+
+    def expected(self) -> Plan:
+        """Return what will be trained as far as it is known: phases and steps, neither sizes nor rates.
+
+        Raises:
+            RequestError: The pair can't be trained in this way.
+        """
+        student = copy.deepcopy(self.asked.teacher) if self.asked.twin is None else self.asked.twin
+        # the whole of a twin of equal widths would be inherited
+        inherit = "none" if self.asked.twin is None else self.asked.pairing.inherit
+        return self._prepared(student, replace(self.asked.pairing, init="random", inherit=inherit)).plan
+
+    def forwards(self) -> int:
+        """Return about how many forwards of one image it takes to derive the student."""
+        return self._deriver.forwards()
 
     def begin(self, folder: Path) -> None:
         """Write the subset; the plan follows once there is a student."""
         self.subset.save(folder / "subset.json")
 
-    def train(self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None) -> None:
+    def _carry_out(
+        self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None
+    ) -> None:
         """Derive the student, or take up the one that was derived; then train it."""
         fabric = self.runner.fabric
         if fabric.is_global_zero and not (folder / CHOICE).exists():
@@ -195,7 +218,9 @@ class PreparedDerivation(PreparedDistillation):
         self.distillation = self._prepared(derivation.student, self.asked.pairing, derivation)
         if fabric.is_global_zero:
             super().begin(folder)
-        super().train(folder, resume=resume, reporter=reporter, stop=stop)
+        for line in self.distillation.plan.lines():
+            reporter.note(line)
+        super()._carry_out(folder, resume=resume, reporter=reporter, stop=stop)
 
     def _prepared(
         self, student: nn.Module, pairing: PairingOptions, derivation: Derivation | None = None

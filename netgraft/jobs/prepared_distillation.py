@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from timm.data import resolve_model_data_config
+from torch import nn
+
 from netgraft.data.image_set import DataSource, ImageSet
 from netgraft.data.subsets import FewShotSubset
 from netgraft.distillation import Distillation, DistillationResult
 from netgraft.evaluation.class_matching import MatchedData
 from netgraft.evaluation.comparison import chance_warning, compare
+from netgraft.evaluation.metrics import macs
 from netgraft.files import write_text
 from netgraft.jobs.selection import BestOnTest
 from netgraft.methods.method import About
 from netgraft.models.creation import class_count
-from netgraft.options import recorded
+from netgraft.modules import parameters
+from netgraft.options import declared, held, recorded, shown
 from netgraft.progress import ProgressReporter
 from netgraft.training.identity import VERSION, described, fingerprint
 from netgraft.training.runner import Runner
@@ -55,7 +62,7 @@ class PreparedDistillation:
 
     @property
     def test(self) -> ImageSet | None:
-        """Test images; None where there are none."""
+        """Images that took no part, with labels or without; None where there are none."""
         return None if self.matched.test is None else self.matched.test.images
 
     @property
@@ -65,17 +72,32 @@ class PreparedDistillation:
         size = f"{subset.shots}shot" if subset.shots else f"{len(subset.indices)}images"
         selected = "" if job.select == "last" else f"-{job.select}"
         drawn = "" if job.subset_seed in {None, job.seed} else f"-subset{job.subset_seed}"
-        parts = f"{self.source.name}-{self._student}-{size}-{job.method}-{job.preset}{selected}{drawn}-seed{job.seed}"
-        return parts.replace("/", "_")
+        front = f"{self.source.name}-{self._student}-{size}-{job.method}-{job.preset}{selected}"
+        return in_a_path(f"{front}{self._asked_besides}{drawn}", f"-seed{job.seed}")
+
+    @property
+    def _asked_besides(self) -> str:
+        """What else was asked for that makes another student, as a part of the folder's name."""
+        known, values = declared(type(self.job)), held(self.job)
+        asked = {name: values[name] for name in NAMED if values[name] != known[name].default}
+        if "teacher" in asked and asked["teacher"] in self._student:
+            del asked["teacher"]
+        asked |= self.job.settings
+        return "".join(f"-{name}={shown(value)}" for name, value in asked.items())
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """What was asked for, with a fingerprint of everything that decides the result."""
         selection = {} if self.job.select == "last" else {"select": self.job.select, "looks": self.job.looks}
         class_map = {} if self.matched.class_map is None else {"class_map": str(self.job.class_map)}
+        held_out = {"hold_out": self.job.hold_out} if self.job.hold_out else {}
         own = self._fingerprint
-        # what the map says, wherever it lies
-        besides = {**selection, **({"class_map": self.matched.class_map} if class_map else {})}
+        # what the map says, wherever it lies; how many images are held back, whether as a part or a number
+        besides = {
+            **selection,
+            **({"class_map": self.matched.class_map} if class_map else {}),
+            **({"hold_out": len(self.test or ())} if held_out else {}),
+        }
         return {
             "fingerprint": fingerprint(run=own, **besides) if besides else own,
             "identity_version": VERSION,
@@ -89,6 +111,7 @@ class PreparedDistillation:
             "subset": self.subset.digest,
             **selection,
             **class_map,
+            **held_out,
         }
 
     @property
@@ -111,13 +134,53 @@ class PreparedDistillation:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Warnings, subset and plan."""
-        return [*self._warnings, str(self.subset), str(self.distillation.plan)]
+        """Warnings, subset, what it will be measured on, and plan."""
+        return [*self._warnings, str(self.subset), *self._measures, *self.distillation.plan.lines()]
+
+    @property
+    def _measures(self) -> list[str]:
+        """What measures the student where no labels do."""
+        job, test = self.job, self.test
+        if test is None:
+            return [NOTHING_MEASURED.format(len(self.subset.indices))]
+        if test.labels is not None:
+            return []
+        if job.eval_data is not None or self.source.test is not None:
+            which = f"the {len(test):,} images of {test.name}, which have no labels"
+        elif job.hold_out:
+            which = f"{len(test):,} images that are held out"
+        else:
+            which = f"{len(test):,} images that are not among the few"
+        return [f"agreement with the teacher will be measured on {which}"]
 
     @property
     def _warnings(self) -> list[str]:
         """That the protocol is broken where it is, and that classes may be matched wrongly where they may."""
-        return [*([] if self.job.select == "last" else [SELECTED_WARNING]), *self.matched.warnings]
+        return [*([] if self.job.select == "last" else [SELECTED_WARNING]), *self._of_sizes, *self.matched.warnings]
+
+    @property
+    def _models(self) -> tuple[nn.Module, nn.Module | None]:
+        """Teacher and student; None where the student isn't derived yet."""
+        return self.distillation.teacher, self.distillation.model
+
+    @cached_property
+    def _of_sizes(self) -> list[str]:
+        """A warning where the student is no smaller than its teacher, or takes no less to compute."""
+        teacher, student = self._models
+        if student is None:
+            return []
+        size = tuple(resolve_model_data_config(teacher)["input_size"])
+        costs = {
+            "parameters": (parameters(student), parameters(teacher)),
+            "multiply-accumulates": (macs(student, size), macs(teacher, size)),
+        }
+        larger = [f"{own:,} {what} against {its:,}" for what, (own, its) in costs.items() if own >= its]
+        if not larger:
+            return []
+        return [
+            f"warning: the student is no smaller than its teacher: {' and '.join(larger)}; give a smaller --student, "
+            "or --keep macs=0.5 to have one derived"
+        ]
 
     def begin(self, folder: Path) -> None:
         """Write the subset, and the plan for people."""
@@ -127,6 +190,24 @@ class PreparedDistillation:
         write_text(folder / "plan.txt", text)
 
     def train(self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None) -> None:
+        """Train the student and fold its adapters, once it is sure that it can be measured."""
+        self._read_held_out(reporter)
+        self._carry_out(folder, resume=resume, reporter=reporter, stop=stop)
+
+    def _read_held_out(self, reporter: ProgressReporter) -> None:
+        """Decode images that nobody has asked for by name: a broken one must not end a run that has been trained.
+
+        Raises:
+            RequestError: One is broken; says which.
+        """
+        if self.test is None or self.job.eval_data is not None or self.source.test is not None:
+            return
+        for number in reporter.track(range(len(self.test)), total=len(self.test), name="reading images to measure on"):
+            self.test.load(number)
+
+    def _carry_out(
+        self, folder: Path, *, resume: bool, reporter: ProgressReporter, stop: Callable[[], bool] | None
+    ) -> None:
         """Train the student and fold its adapters."""
         if self.job.select == "last":
             self._result = self.distillation.run(folder=folder, resume=resume, reporter=reporter, stop=stop)
@@ -175,7 +256,7 @@ class PreparedDistillation:
 
     def _matching(self, teacher_top1: float | None, reporter: ProgressReporter) -> dict[str, Any]:
         """How the test images' classes were matched; and a warning where the teacher doesn't seem to know them."""
-        test, warnings = self.matched.test, self.matched.warnings
+        test, warnings = self.matched.test, [*self._of_sizes, *self.matched.warnings]
         if test is None or teacher_top1 is None:
             return {"warnings": warnings}
         classes = class_count(self.distillation.teacher)
@@ -206,6 +287,30 @@ class PreparedDistillation:
         if self.about.labels == "none":
             return "none"
         return "real" if self.job.labeled else "teacher"
+
+
+NOTHING_MEASURED = (
+    "nothing will be measured: all {:,} images are among the few, and there are no test images; --hold-out 0.2 holds a "
+    "part of them back, --eval-data gives others"
+)
+
+NAMED = (
+    *("teacher", "views", "init", "inherit", "blocks", "criterion", "allocation", "protect", "force", "image_size"),
+    *("labeled", "hold_out", "precision"),
+)
+"""Options that make another student, besides those whose values stand in every folder's name."""
+
+LONGEST = 160
+"""Characters of a folder's name."""
+
+
+def in_a_path(front: str, end: str) -> str:
+    """Make one name of a folder that any system takes; what is too long is cut, and told apart by its SHA-256."""
+    whole = re.sub(r"[^\w.,=+-]", "_", front + end)
+    if len(whole) <= LONGEST:
+        return whole
+    digest = f"-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return whole[: LONGEST - len(digest) - len(end)] + digest + end
 
 
 SELECTED_WARNING = (

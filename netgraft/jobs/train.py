@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from netgraft.data.image_set import DataSource
+from netgraft.data.image_set import DataSource, ImageSet
 from netgraft.data.sources import open_data
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
+from netgraft.errors import RequestError
+from netgraft.evaluation.class_matching import match_classes
 from netgraft.evaluation.comparison import predictions
 from netgraft.evaluation.metrics import macs, top1
 from netgraft.jobs.job import Job
@@ -24,7 +26,7 @@ from netgraft.methods.hyperparameters import check_choices, hyperparameter
 from netgraft.models.creation import build_model, describe_labels
 from netgraft.models.students import save_student
 from netgraft.modules import eval_mode, parameters, state_digest
-from netgraft.options import check_held, recorded, required
+from netgraft.options import check_held, held, recorded, required, shown
 from netgraft.plan import Phase, Plan, StepOutputs, TrainingSchedule, steps_per_epoch
 from netgraft.progress import ProgressReporter
 from netgraft.splitting.split import logits_of
@@ -80,7 +82,8 @@ class SupervisedTraining:
             lr_schedule="one-cycle",
             weight_decay=self.weight_decay,
         )
-        return Plan(str(self), (Phase("train", chain, chain, self._objective, schedule),), chain)
+        phase = Phase("train", chain, chain, self._objective, schedule, in_words="train the whole model")
+        return Plan(str(self), (phase,), chain)
 
     def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
         assert batch.labels is not None
@@ -95,6 +98,12 @@ class TrainJob(Job):
     data: str = required("Name or path of labelled images.", scope="pair")
     recipe: SupervisedTraining = field(default_factory=SupervisedTraining)
 
+    @property
+    def hyperparameters(self) -> Mapping[str, str]:
+        """Those that differ from their defaults."""
+        default = held(SupervisedTraining())
+        return {name: shown(value) for name, value in held(self.recipe).items() if value != default[name]}
+
     def prepare(self) -> PreparedTraining:
         """Open the images, make the model and its plan. Raises like :meth:`Job.prepare`."""
         source = open_data(self.data, root=self.data_root, download=self.download)
@@ -106,6 +115,7 @@ class TrainJob(Job):
         with eval_mode(model):
             logits_of(model, torch.zeros(1, *data_config["input_size"]))
         count = len(source.train)
+        source = replace(source, test=self._test(source, model))
         policy = self.recipe.views(count, data_config["input_size"], source.hflip)
         return PreparedTraining(
             job=self,
@@ -118,6 +128,15 @@ class TrainJob(Job):
             runner=self._runner(),
             weights_digest=state_digest(model),
         )
+
+    def _test(self, source: DataSource, model: nn.Module) -> ImageSet | None:
+        """Return the images that the model is measured on, with its classes as labels; None where there are none."""
+        if self.eval_data is None:
+            return source.test
+        images = open_data(self.eval_data, root=self.data_root, download=self.download).test_or_all()
+        if images.labels is None:
+            raise RequestError(f"{images.name} has no class folders, so it measures no accuracy; leave --eval-data out")
+        return match_classes(images, model, name=self.model).images
 
 
 @dataclass(eq=False)
@@ -178,8 +197,15 @@ class PreparedTraining:
 
     @property
     def notes(self) -> Sequence[str]:
-        """The plan."""
-        return [str(self.plan)]
+        """What is trained, on which images and how."""
+        channels, height, width = self.data_config["input_size"]
+        count, recipe = len(self.source.train), self.job.recipe
+        return [
+            f"training {self.job.model} on {count:,} images of {self.source.name}, {height} x {width} pixels in "
+            f"{channels} {'channels' if channels > 1 else 'channel'}",
+            f"{recipe.epochs:,} epochs with {recipe.optimizer}",
+            *self.plan.lines(),
+        ]
 
     def begin(self, folder: Path) -> None:
         """Nothing is known before that the configuration doesn't say."""

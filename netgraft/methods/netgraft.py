@@ -245,6 +245,8 @@ class NetGraft:
         scion = join(scions[run.start : run.stop])
         at = range(pairing.inherited + run.start, pairing.inherited + run.stop)
         numbers = f"block {at[0] + 1}" if len(at) == 1 else f"blocks {at[0] + 1}-{at[-1] + 1}"
+        alone = len(at) < len(pairing) - pairing.inherited
+        where = " inside the teacher" if alone else " together" if len(at) > 1 else ""
         model = graft(pairing.teacher, scion, at)
         maps = self._maps(pairing, scion, at)
         if maps:
@@ -252,6 +254,7 @@ class NetGraft:
             model = nn.Sequential(*(layer for part in model for layer in (scion if part is scion else [part])))
         return Phase(
             name=f"{verb} {numbers}",
+            in_words=f"train {numbers} of {len(pairing)}{where}",
             model=model,
             features=tuple(student for student, _ in maps),
             teacher_features=tuple(teacher for _, teacher in maps),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import netgraft.zoo  # noqa: F401  (registers the CIFAR-size models)
 from netgraft.errors import RequestError
+from netgraft.models.downloads import within_reach
 from netgraft.models.folders import in_a_line, open_folder
 from netgraft.models.weights import load_weights, read_weights, without_unpickling
 from netgraft.seeding import derived_seed
@@ -175,8 +177,10 @@ def _create(name: str, **options: Any) -> nn.Module:
     if name.startswith(_FOLDER):
         return open_folder(Path(name.removeprefix(_FOLDER)), trained=options.pop("pretrained", False), **options)
     try:
-        with without_unpickling():
+        with within_reach(name) if options.get("pretrained") else nullcontext(), without_unpickling():
             return timm.create_model(name, **options)
+    except RequestError:
+        raise
     except Exception as error:  # constructors and readers raise many kinds
         raise RequestError(f"timm could not make {name!r}: {in_a_line(error)}") from error
 

@@ -25,17 +25,23 @@ class DeviceOptions:
         minimum=1,
         maximum=64,
         recorded=True,
+        section="expert",
     )
     precision: str = option(
-        "auto", "Of the arithmetic; auto: the faster one here.", choices=PRECISIONS, scope="run", recorded=True
+        "auto",
+        "Precision of the arithmetic; auto is the faster one here.",
+        choices=PRECISIONS,
+        scope="run",
+        recorded=True,
     )
-    checkpoint_seconds: float = option(30.0, "Save at least so often.", minimum=0)
+    checkpoint_seconds: float = option(30.0, "Save at least so often.", minimum=0, section="expert")
     cache_gib: float | None = option(
         None,
         "GiB for the outputs of frozen blocks; half of what is free by default.",
         minimum=0,
         maximum=2**20,
         flag="--cache-memory",
+        section="expert",
     )
 
     def __post_init__(self) -> None:

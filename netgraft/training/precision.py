@@ -61,7 +61,19 @@ def fastest(model: nn.Module, images: Tensor) -> tuple[str, str]:
     seconds = _best({precision: forward(precision) for precision in ("32", "bf16")})
     ratio = seconds["32"] / seconds["bf16"]
     chosen = "bf16" if ratio >= WORTHWHILE else "32"
-    return chosen, f"bfloat16 runs the teacher {ratio:.1f} times as fast as float32 here"
+    return chosen, f"bfloat16 runs the teacher {compared(ratio)} float32 here"
+
+
+def compared(ratio: float) -> str:
+    """Say how many times faster or slower something is: ``2.0 times faster than``, ``10.0 times slower than``.
+
+    Args:
+        ratio: Of the other one's time to its own.
+    """
+    times = f"{max(ratio, 1 / ratio):.1f}"
+    if times == "1.0":
+        return "as fast as"
+    return f"{times} times {'faster' if ratio > 1 else 'slower'} than"
 
 
 def _best(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:

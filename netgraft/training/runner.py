@@ -17,7 +17,7 @@ from netgraft.data.views import Views
 from netgraft.errors import RequestError, RunError
 from netgraft.modules import keep_statistics, without_gradients
 from netgraft.plan import Phase, Plan
-from netgraft.progress import ProgressReporter, SilentReporter, training_steps
+from netgraft.progress import PlanListener, ProgressReporter, SilentReporter, training_steps
 from netgraft.seeding import derived_seed, seed_generators
 from netgraft.training.cache_storage import storages
 from netgraft.training.checkpoint import load_optimizer
@@ -176,6 +176,8 @@ class Runner(DeviceOptions):
                         dtype=compute_dtype(session.precision),
                         faster=_faster_copies(plan, examples, session.precision),
                     )
+                    if isinstance(reporter, PlanListener):
+                        reporter.planned([phase.schedule.steps for phase in plan.phases])
                     loop = _Loop(plan, views, batches, groups, cache, processes, session, reporter, after_step)
                     loop.run(start)
                 frozen_seconds = cache.seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from timm.models import register_model
 from torch import Tensor, nn
 
 import netgraft.zoo
+from netgraft.jobs.options import DistillOptions
 from netgraft.methods.netgraft import NetGraft
 from netgraft.modules import state_digest
 from netgraft.options import declared
@@ -98,7 +100,21 @@ def test_help_lists_the_methods_own_fields(capsys: pytest.CaptureFixture[str]) -
         assert option not in options
         assert f"[{default}]" in own or isinstance(default, tuple | bool | NoneType)
     assert "constant|cosine|one-cycle" in own
-    assert "--shots" in options
+    groups = re.split(r"^(Data|Models|Method|Run|For experts):$", options, flags=re.MULTILINE)
+    found = dict(zip(groups[1::2], groups[2::2], strict=True))
+    assert [*found] == ["Data", "Models", "Method", "Run", "For experts"]
+    for group, some in {
+        "Data": ("--data ", "--shots ", "--eval-data ", "--hold-out "),
+        "Models": ("--teacher ", "--student ", "--keep "),
+        "Method": ("--method ", "--preset ", "--init [auto|random|keep|slice|solve]", "--views [rich|"),
+        "Run": ("--out ", "--resume ", "--config ", "--dry-run ", "--json ", "--help "),
+        "For experts": ("--criterion [surgeon|weight-norm]", "--library ", "--looks "),
+    }.items():
+        assert all(option in found[group] for option in some), group
+    # each option stands in one of them
+    for declaration in declared(DistillOptions).values():
+        lines = [line.split() for text in found.values() for line in text.splitlines() if line.startswith("  --")]
+        assert [line[0] for line in lines].count(declaration.flag) == 1
 
 
 def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,9 +231,9 @@ def test_train_makes_a_teacher_that_evaluate_reads(capsys: pytest.CaptureFixture
         (["--data", "empty"], "empty"),
         (["--method", "netgrafd"], "there is no method 'netgrafd'; choose from netgraft"),
         (["--preset", "best"], "choose from default, reference"),
-        (["--views", "wild"], "choose from rich"),
-        (["--init", "zeros"], "init must be auto, random, keep, slice or solve"),
-        (["--inherit", "all"], "inherit must be auto or none"),
+        (["--views", "wild"], "'wild' is not one of 'rich'"),
+        (["--init", "zeros"], "'zeros' is not one of 'auto', 'random', 'keep', 'slice', 'solve'"),
+        (["--inherit", "all"], "'all' is not one of 'auto', 'none'"),
         (["--schedule", "linear"], "schedule must be one of constant"),
         (["--block-steps", "2,x"], "block_steps must be like its default 300, not '2,x'"),
         (["--teacher-weights", "none.safetensors"], "there is no weights file none.safetensors"),

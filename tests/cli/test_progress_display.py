@@ -66,7 +66,7 @@ def test_a_fast_phase_takes_two_plain_lines() -> None:
     run_phase(PlainReporter(stream, clock), clock, steps=200, seconds=0.01)
     assert stream.getvalue().splitlines() == [
         "[2/3] graft block 4: 200 steps",
-        "[2/3] graft block 4: done in 2.0 s, logits 0.005",
+        "[2/3] graft block 4: done in 2.0 s, loss 0.005 (logits)",
     ]
 
 
@@ -75,7 +75,30 @@ def test_plain_lines_for_a_slow_phase_come_every_five_seconds() -> None:
     run_phase(PlainReporter(stream, clock), clock, steps=1000, seconds=1.0)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 1 + 199 + 1
-    assert lines[2] == "[2/3] graft block 4: 10/1000, logits 0.1, 0:16:30 left"
+    assert lines[2] == "[2/3] graft block 4: 10/1000, loss 0.1 (logits), 0:16:30 left"
+
+
+def test_the_time_that_is_left_is_that_of_all_phases() -> None:
+    stream, clock = io.StringIO(), Clock()
+    reporter = PlainReporter(stream, clock)
+    reporter.planned([500, 1000, 200])
+    run_phase(reporter, clock, steps=1000, seconds=1.0)
+    # 990 seconds of this phase, and 200 steps as fast
+    assert stream.getvalue().splitlines()[2].endswith("10/1000, loss 0.1 (logits), 0:19:50 left of the run")
+    stream = io.StringIO()
+    programs = JsonReporter(stream, clock)
+    programs.planned([500, 4, 6])
+    run_phase(programs, clock, steps=4, seconds=1.0)
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert events[0] == {"event": "planned", "steps": [500, 4, 6]}
+    assert [event["run_seconds_left"] for event in events[2:6]] == [None, 8.0, 7.0, 6.0]
+
+
+def test_a_single_item_is_announced_as_work_under_way() -> None:
+    stream, clock = io.StringIO(), Clock()
+    for _ in PlainReporter(stream, clock).track([0], total=1, name="opening"):
+        clock.now += 2
+    assert stream.getvalue().splitlines() == ["opening ...", "opening: done in 2.0 s"]
 
 
 def test_plain_lines_say_where_a_phase_goes_on() -> None:
@@ -143,21 +166,37 @@ def test_bars_show_phase_steps_loss_and_notes() -> None:
     stream = Terminal()
     with RichReporter(Console(file=stream, force_terminal=True, width=120)) as reporter:
         reporter.note("[not markup]")
+        reporter.planned([100, 40, 60])
         reporter.phase_started(2, 3, "graft block 4", 40, 10)
         reporter.progressed(30, {"logits": 0.25})
         deadline = time.monotonic() + 10
-        while "logits 0.25" not in stream.getvalue() and time.monotonic() < deadline:
+        while "loss 0.25 (logits)" not in stream.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)  # the bars draw themselves from time to time
         assert "30/40" in stream.getvalue()
+        assert "whole run" in stream.getvalue()
+        assert "130/200" in stream.getvalue()
         reporter.phase_finished(1.5)
         assert list(reporter.track(range(5), total=5, name="evaluating")) == [0, 1, 2, 3, 4]
     assert "[not markup]" in stream.getvalue()
-    assert "graft block 4: 40 steps in 1.5 s, logits 0.25" in stream.getvalue()
+    assert "graft block 4: 40 steps in 1.5 s, loss 0.25 (logits)" in stream.getvalue()
 
 
-def test_several_terms_have_their_sum_in_front() -> None:
-    assert format_terms({"logits": 0.5, "features": 0.25}) == "loss 0.75 logits 0.5 features 0.25"
-    assert format_terms({"logits": 0.5}) == "logits 0.5"
+def test_a_loss_of_many_terms_is_whole_at_80_columns() -> None:
+    stream = Terminal()
+    terms = {f"term {number}": 1.0 for number in range(12)}
+    with RichReporter(Console(file=stream, force_terminal=True, width=80)) as reporter:
+        reporter.phase_started(1, 1, "train", 10, 0)
+        reporter.progressed(5, terms)
+        deadline = time.monotonic() + 10
+        while "term 11 1" not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert "term 11 1" in stream.getvalue()
+
+
+def test_a_loss_is_named_and_its_terms_add_up_to_it() -> None:
+    assert format_terms({"logits": 0.5, "features": 0.25}) == "loss 0.75 = logits 0.5 + features 0.25"
+    assert format_terms({"logits": 0.5}) == "loss 0.5 (logits)"
+    assert format_terms({}) == ""
 
 
 def test_the_reporter_follows_the_request_and_the_stream() -> None:

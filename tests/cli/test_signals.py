@@ -108,6 +108,7 @@ def test_an_interrupted_run_resumes_to_the_same_student(capsys: pytest.CaptureFi
     running.send_signal(signal.SIGINT)
     _, rest = running.communicate(timeout=60)
     assert running.returncode == 130
+    assert "netgraft: stopping as soon as all is saved; Ctrl-C again leaves at once" in rest
     assert "netgraft: stopped before step" in rest
     assert "go on with --resume" in rest
     assert "Traceback" not in rest

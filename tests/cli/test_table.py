@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from netgraft.cli.table import table as command
 from netgraft.errors import RequestError
 from netgraft.reports.formats import comma_separated, latex, markdown
 from netgraft.reports.tables import Metric, complete_table, long_table, wide_table
-from tests.support.result_files import TWO_ROWS, body, summaries, write_experiment, write_runs
+from tests.support.result_files import RESULT, TWO_ROWS, body, summaries, write, write_experiment, write_runs
 
 
 def shown(*arguments: str | Path) -> None:
@@ -115,3 +116,38 @@ def test_the_table_is_not_printed_if_there_can_be_no_picture(
     with pytest.raises(RequestError):
         shown(tmp_path, "--plot", tmp_path / "chart.gif")
     assert capsys.readouterr().out == ""
+
+
+def test_runs_of_distill_stand_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other files of a run, and runs that aren't finished, are no results."""
+    for name, gap in (("one", 0.5), ("two", 0.75)):
+        content = {key: value for key, value in RESULT.items() if key not in {"row", "pair"}}
+        result = {**content, "gap": gap, "student_top1": 98.0 - gap, "fingerprint": name}
+        files = {
+            "config.json": {"fingerprint": name},
+            "subset.json": {"indices": [1]},
+            "derived.json": {"kept": {}},
+            "student/config.json": {"architecture": "small"},
+            "result.json": result,
+        }
+        for file, what in files.items():
+            path = tmp_path / "runs" / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(what))
+    unfinished = tmp_path / "runs" / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.json").write_text('{"fingerprint": "none yet"}')
+    shown(tmp_path / "runs")
+    whole = body(capsys.readouterr().out)
+    assert [(row[0], row[2]) for row in whole] == [("one", "0.50"), ("two", "0.75")]
+    shown(tmp_path / "runs" / "one", tmp_path / "runs" / "two")
+    assert body(capsys.readouterr().out) == whole
+    with pytest.raises(RequestError, match="unfinished holds a run that isn't finished"):
+        shown(unfinished)
+
+
+def test_a_run_without_labels_has_an_agreement_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = dict.fromkeys(("teacher_top1", "student_top1", "gap"))
+    write(tmp_path, "only", **nothing, agreement=93.5)
+    shown(tmp_path, "--layout", "long")
+    assert "93.50" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from netgraft.data.subsets import FewShotSubset
+from netgraft.data.subsets import FewShotSubset, hold_out
 from netgraft.errors import RequestError
 
 LABELS = [index % 7 for index in range(700)]
@@ -156,3 +156,57 @@ def test_malformed_files_are_refused(tmp_path: Path, content: bytes) -> None:
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="readable subset file"):
         FewShotSubset.load(tmp_path / "none.json")
+
+
+# --- images that are held out
+
+
+@pytest.mark.parametrize("amount", [0.25, 10])
+def test_held_out_images_are_neither_drawn_nor_dependent_on_the_draw(amount: float) -> None:
+    labels = [index % 4 for index in range(40)]
+    held_out = hold_out(40, amount, dataset="toy")
+    assert len(set(held_out)) == 10
+    by_class = FewShotSubset.draw(labels, shots=4, seed=3, dataset="toy", held_out=held_out)
+    regardless = FewShotSubset.draw_unlabeled(40, images=30, seed=3, dataset="toy", held_out=held_out)
+    assert not set(by_class.indices) & set(held_out)
+    assert [labels[index] for index in by_class.indices] == sorted(4 * [0, 1, 2, 3])
+    # all that is left
+    assert set(regardless.indices) == set(range(40)) - set(held_out)
+    # a file of it reads like any other
+    assert FewShotSubset.from_json(by_class.to_json()) == by_class
+
+
+def test_fewer_held_out_images_are_a_part_of_more() -> None:
+    assert set(hold_out(100, 5, dataset="toy")) < set(hold_out(100, 0.2, dataset="toy"))
+    assert len(hold_out(3, 0.01, dataset="toy")) == 1
+
+
+@pytest.mark.parametrize(
+    ("amount", "reason"),
+    [
+        (-0.1, "a part between 0 and 1 or a number of images to hold out, got -0.1"),
+        (1.5, "got 1.5; give one"),
+        (10, "more than the 10 images to hold out in toy, got 10"),
+        (0.99, "more than the 10 images to hold out in toy, got 10"),
+    ],
+)
+def test_impossible_hold_outs_are_refused(amount: float, reason: str) -> None:
+    with pytest.raises(RequestError, match=reason):
+        hold_out(10, amount, dataset="toy")
+
+
+def test_draws_that_held_out_images_make_impossible_are_refused() -> None:
+    held_out = hold_out(10, 4, dataset="toy")
+    with pytest.raises(RequestError, match="got 6 besides the 4 that are held out; ask for fewer images"):
+        FewShotSubset.draw_unlabeled(10, images=7, seed=0, dataset="toy", held_out=held_out)
+    with pytest.raises(RequestError, match="got 6 in class 0 besides the 4 that are held out"):
+        FewShotSubset.draw([0] * 10, shots=7, seed=0, dataset="toy", held_out=held_out)
+
+
+def test_others_are_all_that_were_not_drawn_or_a_fixed_part_of_them() -> None:
+    subset = FewShotSubset.draw_unlabeled(50, images=20, seed=0, dataset="toy")
+    assert sorted((*subset.indices, *subset.others(30))) == list(range(50))
+    some = subset.others(7)
+    assert len(some) == 7
+    assert set(some) < set(subset.others(30))
+    assert subset.others(7) == some

@@ -19,7 +19,7 @@ from torch import nn
 import netgraft.zoo  # noqa: F401  (registers the models)
 from netgraft.data.image_set import ArrayStore, ImageSet
 from netgraft.errors import RequestError
-from netgraft.evaluation.class_matching import MatchedData, match_classes, read_class_map
+from netgraft.evaluation.class_matching import MatchedData, answer_names, match_classes, read_class_map
 from netgraft.models.creation import describe_labels
 
 ANIMALS = ("zebra", "fire ant", "Mouse", "cat")
@@ -283,3 +283,22 @@ def test_what_is_no_class_map_is_refused(name: str, content: str | bytes | None,
         read_class_map(path)
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
+
+
+# --- names of answers
+
+
+def test_answers_are_called_as_the_model_calls_its_classes_or_by_number() -> None:
+    assert answer_names(model()) == ANIMALS
+    assert answer_names(model({"0": "zebra", "3": "cat"})) == ("zebra", "1", "2", "cat")
+    assert answer_names(model(None)) == ("0", "1", "2", "3")
+    # names of another classifier say nothing
+    assert answer_names(model(ANIMALS[:3])) == ("0", "1", "2", "3")
+
+
+def test_imagenets_answers_are_words_and_no_two_are_alike() -> None:
+    names = answer_names(timm.create_model("test_resnet"))
+    assert len(set(names)) == 1000
+    assert (names[0], names[999]) == ("tench", "toilet tissue")
+    # the bird and the machine
+    assert (names[134], names[517]) == ("crane (n02012849)", "crane (n03126707)")

@@ -100,6 +100,7 @@ class Answering(nn.Module):
 
     def __init__(self, rows: Tensor, width: int) -> None:
         super().__init__()
+        self.num_classes = rows.shape[1]
         self.rows = nn.Parameter(torch.cat([rows, rows.new_zeros(width - len(rows), rows.shape[1])]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -163,6 +164,9 @@ def test_every_figure_of_a_comparison_is_the_one_counted_by_hand(
         "student_top1": STUDENT_TOP1,
         "gap": GAP,
         "agreement": AGREEMENT,
+        # eight of ten, by the formula
+        "agreement_low": 49.0162,
+        "agreement_high": 94.3318,
         "test_images": 10,
         "ensemble_top1": ENSEMBLE_TOP1,
         "ensemble_parameters": 33,
@@ -208,9 +212,26 @@ def test_a_comparison_is_the_same_with_the_teachers_kept_answers(
 
 
 def test_without_labels_there_are_no_accuracies(numbered: ImageSet, models: dict[str, Answering]) -> None:
-    unknown = {"teacher_top1": None, "student_top1": None, "gap": None, "agreement": None, **COST}
-    for test in (None, replace(numbered, labels=None, classes=None)):
-        assert compare(models["teacher"], models["student"], test, GRAY, SilentReporter()) == unknown
+    agreed = {"agreement": AGREEMENT, "agreement_low": 49.0162, "agreement_high": 94.3318}
+    for test, images, known in (
+        (None, 0, dict.fromkeys(agreed)),
+        (replace(numbered, labels=None, classes=None), 10, agreed),
+    ):
+        compared = compare(models["teacher"], models["student"], test, GRAY, SilentReporter())
+        estimated = {name: compared.pop(name) for name in list(compared) if name.startswith("estimated_gap")}
+        different = [row["image"] for row in compared.pop("differ_most")]
+        assert compared == {
+            "teacher_top1": None,
+            "student_top1": None,
+            "gap": None,
+            "held_out_images": images,
+            **known,
+            **COST,
+        }
+        assert len(estimated) == 3
+        assert all((value is None) == (test is None) for value in estimated.values())
+        # they answer two images differently, of which the teacher is sure
+        assert sorted(different) == ([] if test is None else ["image 6", "image 9"])
 
 
 class Listening(SilentReporter):

@@ -287,3 +287,42 @@ def test_a_student_has_its_teachers_names_and_no_others() -> None:
 
 def test_the_shipped_teacher_has_no_names() -> None:
     assert label_names(load_teacher("digits_vgg7_bn")) == {}
+
+
+# --- sizes
+
+
+def test_a_student_that_is_no_smaller_than_its_teacher_is_pointed_out() -> None:
+    save_student_of_half(Path("half"))
+    swapped = DistillJob(shots=1, teacher="half", student="digits_vgg7_bn", pairing=PairingOptions(init="random"))
+    [said] = [note for note in swapped.prepare().notes if "no smaller" in note]
+    assert "288,618 parameters against 84,650 and " in said
+    assert "multiply-accumulates against" in said
+    usual = DistillJob(shots=1, pairing=PairingOptions(init="slice")).prepare()
+    assert not any("no smaller" in note for note in usual.notes)
+
+
+def save_student_of_half(folder: Path) -> None:
+    """Save an untrained model of half of the teacher's widths, as somebody's teacher."""
+    model = build_model("digits_vgg7_bn_half", seed=0).eval()
+    save_student(folder, model, model, cuts=(), data_config=resolve_model_data_config(model))
+
+
+# --- names of folders
+
+
+def test_the_name_of_a_folder_says_what_differs_from_the_defaults() -> None:
+    plain = "digits-digits_vgg7_bn_half-1shot-netgraft-default"
+    assert DistillJob(shots=1).prepare().name == f"{plain}-seed0"
+    asked: dict[str, Any] = {"shots": 1, "views": "plain", "settings": {"join_steps": "2", "block_lr": "1e-3,2e-3"}}
+    assert DistillJob(**asked).prepare().name == f"{plain}-views=plain-join_steps=2-block_lr=1e-3,2e-3-seed0"
+    save_teacher(Path("my teachers/first"))
+    named = DistillJob(shots=1, teacher="my teachers/first", student="digits_vgg7_bn_half").prepare().name
+    assert named == f"{plain}-teacher=my_teachers_first-seed0"
+
+
+def test_a_long_name_is_cut_and_stays_its_own() -> None:
+    steps = [",".join(["1"] * count) for count in (200, 201)]
+    names = {DistillJob(shots=1, settings={"block_steps": each}).prepare().name for each in steps}
+    assert len(names) == 2
+    assert all(len(name) <= 160 and name.endswith("-seed0") for name in names)

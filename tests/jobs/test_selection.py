@@ -253,7 +253,7 @@ def test_a_run_is_not_continued_with_another_choice(tmp_path: Path) -> None:
         job(out=tmp_path / "run", resume=True).run()
     with pytest.raises(RequestError, match="looks 3 there, 4 now"):
         job(select="best-on-test", looks=4, out=tmp_path / "run", resume=True).run()
-    names = {job(select=select).prepare().name for select in ("last", "best-on-test")}
+    names = {DistillJob(shots=2, seed=1, select=select).prepare().name for select in ("last", "best-on-test")}
     assert names == {
         "digits-digits_vgg7_bn_half-2shot-netgraft-default-seed1",
         "digits-digits_vgg7_bn_half-2shot-netgraft-default-best-on-test-seed1",

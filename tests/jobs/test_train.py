@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,14 @@ from netgraft.data.sources import open_data
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
 from netgraft.errors import RequestError
-from netgraft.jobs.train import SupervisedTraining
+from netgraft.jobs.train import SupervisedTraining, TrainJob
 from netgraft.models.creation import build_model
+from netgraft.models.students import load_student
 from netgraft.plan import StepOutputs
 from netgraft.training.runner import Runner
 from netgraft.zoo import DIGITS_MEAN, DIGITS_STD
+from tests.support.cli import fails, run_json
+from tests.support.digit_words import WORDS, counted, write_digits
 
 
 def make_views(images: Sequence[Image.Image], policy: ViewPolicy, labels: Sequence[int] | None = None) -> Views:
@@ -125,3 +129,28 @@ def test_sgd_step_is_the_papers() -> None:
     for old, new, gradient in zip(before, model.parameters(), gradients, strict=True):
         decayed = gradient + (0.01 * old if old.dim() > 1 else 0)
         torch.testing.assert_close(new, old - rate * 1.9 * decayed, atol=1e-6, rtol=1e-5)
+
+
+def test_a_teacher_is_measured_on_images_that_are_named_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = dict(enumerate(WORDS))
+    write_digits(Path("words"), named, each=2, test=False)
+    # in another order, and some of the classes
+    write_digits(Path("test"), {digit: WORDS[digit] for digit in (8, 1, 5)}, each=4)
+    request = ["train", "digits_vgg7_bn_half", "--epochs", "20", "--batch-size", "20", "--data", "words"]
+    result = run_json(capsys, *request, "--eval-data", "test", "--out", "run")
+    assert result["test_images"] == 12
+    # the model's classes are in the alphabetical order of their names
+    order = sorted(WORDS)
+    expected = counted(load_student("run/model"), Path("test"), {word: order.index(word) for word in WORDS})
+    assert result["top1"] == pytest.approx(expected, abs=1e-4)
+    write_digits(Path("flat"), {1: "photos"}, each=2)
+    assert "photos has no class folders" in fails(capsys, *request, "--eval-data", "flat/photos", "--out", "other")
+
+
+def test_a_training_says_how_large_its_images_are() -> None:
+    notes = TrainJob(model="digits_vgg7_bn_half", data="digits", image_size=16).prepare().notes
+    assert notes[0] == "training digits_vgg7_bn_half on 1,197 images of digits, 16 x 16 pixels in 1 channel"
+    assert not any("SupervisedTraining(" in note for note in notes)

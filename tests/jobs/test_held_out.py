@@ -1,0 +1,169 @@
+"""A student is measured without labels: on images that took no part in making it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from netgraft.cli.main import run
+from PIL import Image
+from torch import nn
+
+from netgraft.data.sources import open_data
+from netgraft.jobs.distill import DistillJob
+from netgraft.models.loading import load_teacher
+from netgraft.models.students import load_student
+from netgraft.training.options import DeviceOptions
+from netgraft.zoo import DIGITS_MEAN, DIGITS_STD
+from tests.support.cli import FEW_STEPS, fails, run_json
+from tests.support.digit_words import WORDS, save_teacher
+
+MODELS = ["--teacher", "teacher", "--student", "digits_vgg7_bn_half", "--precision", "32"]
+REQUEST = ["distill", "--data", "photos", *MODELS, *FEW_STEPS]
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_teacher(Path("teacher"))
+    write_photos(Path("photos"), 24)
+
+
+def write_photos(folder: Path, count: int) -> None:
+    folder.mkdir()
+    source = open_data("digits").train
+    for number in range(count):
+        source.load(number).save(folder / f"{number:02}.png")
+
+
+@torch.no_grad()
+def answers(model: nn.Module, names: list[str]) -> dict[str, torch.Tensor]:
+    """Probabilities by name of the file, one by one and without the package's way of reading."""
+    found = {}
+    for name in names:
+        pixels = torch.from_numpy(np.asarray(Image.open(Path("photos", name)), dtype=np.float32) / 255)
+        found[name] = model(((pixels - DIGITS_MEAN[0]) / DIGITS_STD[0])[None, None])[0].softmax(0)
+    return found
+
+
+def others() -> list[str]:
+    """Names of the images that are not among the few of the run."""
+    few = {f"{number:02}.png" for number in json.loads(Path("run/subset.json").read_text())["indices"]}
+    return sorted({path.name for path in Path("photos").iterdir()} - few)
+
+
+def prepared(**options: Any) -> Any:
+    asked = {"data": "photos", "teacher": "teacher", "student": "digits_vgg7_bn_half", "images": 5, "views": "plain"}
+    return DistillJob(compute=DeviceOptions(accelerator="cpu", precision="32"), **{**asked, **options}).prepare()
+
+
+def test_images_that_were_not_chosen_measure_the_agreement(capsys: pytest.CaptureFixture[str]) -> None:
+    # so few steps from a random start make another network of it
+    assert run([*REQUEST, "--images", "4", "--init", "random", "--out", "run"]) == 0
+    captured = capsys.readouterr()
+    result = json.loads(Path("run/result.json").read_text())
+    names = others()
+    assert result["held_out_images"] == len(names) == 20
+    teacher, student = answers(load_teacher("digits_vgg7_bn"), names), answers(load_student("run/student"), names)
+    different = [name for name in names if teacher[name].argmax() != student[name].argmax()]
+    assert len(different) > 3
+    assert result["agreement"] == pytest.approx(100 - 100 * len(different) / 20)
+    assert result["agreement_low"] < result["agreement"] < result["agreement_high"]
+    assert result["estimated_gap_low"] < result["estimated_gap"] < result["estimated_gap_high"]
+    assert (result["teacher_top1"], result["student_top1"], result["gap"]) == (None, None, None)
+    distance = {name: float((teacher[name] - student[name]).abs().sum() / 2) for name in different}
+    farthest = sorted(different, key=lambda name: -distance[name])[:12]
+    assert {row["image"] for row in result["differ_most"]} == set(farthest)
+    first = result["differ_most"][0]
+    assert first["teacher"] == WORDS[int(teacher[first["image"]].argmax())]
+    assert first["student"] == WORDS[int(student[first["image"]].argmax())]
+    assert "agreement with the teacher will be measured on 20 images that are not among the few" in captured.err
+    assert f"agreement with the teacher: {result['agreement']:.2f} (95 % interval" in captured.out
+    assert "accuracy lost, estimated from both networks' answers:" in captured.out
+    [line] = [line for line in captured.out.splitlines() if line.startswith(f"  {first['image']}")]
+    assert f"teacher {first['teacher']} " in line
+    assert f"student {first['student']} " in line
+
+
+@pytest.mark.parametrize("amount", ["0.25", "6"])
+def test_images_are_held_out_before_the_few_are_drawn(amount: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_json(capsys, *REQUEST, "--images", "18", "--hold-out", amount, "--out", "run")
+    assert (result["held_out_images"], result["images"], result["hold_out"]) == (6, 18, float(amount))
+    # the rest of the folder, whatever the seed
+    held_out = set(others())
+    assert len(held_out) == 6
+    assert run([*REQUEST, "--images", "19", "--hold-out", amount]) == 2
+    assert "got 18 besides the 6 that are held out" in capsys.readouterr().err
+    test = prepared(images=5, hold_out=float(amount), seed=3).test
+    assert set(test.names) == held_out
+    said = prepared(hold_out=float(amount)).notes
+    assert "agreement with the teacher will be measured on 6 images that are held out" in said
+
+
+def test_a_hold_out_belongs_to_the_run() -> None:
+    plain, none, part, number, other = (prepared(hold_out=amount).config for amount in (None, 0.0, 0.25, 6.0, 7.0))
+    assert "hold_out" not in plain
+    assert plain["fingerprint"] == none["fingerprint"]
+    assert part["fingerprint"] == number["fingerprint"]
+    assert len({each["fingerprint"] for each in (plain, part, other)}) == 3
+
+
+def test_where_all_images_are_used_it_is_said_that_nothing_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*REQUEST, "--images", "24", "--out", "run"]) == 0
+    captured = capsys.readouterr()
+    assert "nothing will be measured: all 24 images are among the few" in captured.err
+    assert "--hold-out 0.2 holds a part of them back" in captured.err
+    assert "agreement not measured (give --hold-out 0.2)" in captured.out
+    result = json.loads(Path("run/result.json").read_text())
+    figures = ("agreement", "agreement_low", "agreement_high", "estimated_gap", "estimated_gap_low")
+    assert [result[name] for name in figures] == [None] * 5
+    assert (result["held_out_images"], result["differ_most"]) == (0, [])
+
+
+def test_an_unlabelled_folder_for_evaluation_is_measured_on_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(Path("more"), 7)
+    result = run_json(capsys, *REQUEST, "--images", "24", "--eval-data", "more", "--out", "run")
+    assert result["held_out_images"] == 7
+    assert 0 <= result["agreement_low"] <= result["agreement"] <= result["agreement_high"] <= 100
+
+
+def test_with_labels_the_agreement_has_an_interval_and_nothing_is_estimated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = run_json(capsys, "distill", "--shots", "1", *FEW_STEPS, "--out", "run")
+    assert result["agreement_low"] < result["agreement"] < result["agreement_high"]
+    assert not {"estimated_gap", "held_out_images", "differ_most", "hold_out"} & result.keys()
+
+
+def test_a_broken_image_that_would_measure_ends_nothing_that_was_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    few = prepared().subset.indices
+    [broken, *_] = sorted(set(range(24)) - set(few))
+    Path(f"photos/{broken:02}.png").write_bytes(b"no picture")
+    assert run([*REQUEST, "--images", "5", "--out", "run"]) == 2
+    assert f"photos/{broken:02}.png" in capsys.readouterr().err
+    assert not Path("run/checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--images", "3", "--hold-out", "1.5"], "a part between 0 and 1 or a number of images to hold out, got 1.5"),
+        (["--images", "3", "--hold-out", "24"], "expected more than the 24 images to hold out in photos, got 24"),
+        (["--images", "3", "--hold-out", "-1"], "must be at least 0"),
+        (["--images", "3", "--hold-out", "3", "--eval-data", "digits"], "but digits/test has 600; leave --hold-out"),
+    ],
+)
+def test_hold_outs_that_make_no_sense_are_refused(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in fails(capsys, *REQUEST, *options, "--out", "out")
+
+
+def test_a_subset_that_has_held_out_images_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    prepared(images=20).subset.save(Path("subset.json"))
+    said = fails(capsys, *REQUEST, "--subset", "subset.json", "--hold-out", "6", "--out", "out")
+    assert "of the images that --hold-out 6 holds back" in said
