@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
@@ -19,6 +19,7 @@ from netgraft.derivation import Derivation, Deriver, derive
 from netgraft.deriving.twins import anatomy_of_wider_twin
 from netgraft.errors import RequestError, RunError
 from netgraft.grafting.folding import Folding, fold_with_report
+from netgraft.grafting.norm_statistics import measure_statistics
 from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
@@ -28,7 +29,7 @@ from netgraft.models.creation import class_count, describe_labels, labels_of
 from netgraft.models.students import opens_with_timm, save_student
 from netgraft.modules import eval_mode, parameters, state_digest
 from netgraft.plan import Plan
-from netgraft.progress import ProgressReporter
+from netgraft.progress import ProgressReporter, SilentReporter
 from netgraft.seeding import derived_seed
 from netgraft.splitting.chain import state_of
 from netgraft.training.identity import fingerprint
@@ -51,6 +52,7 @@ class DistillationResult:
         data_config: Preprocessing, the teacher's own.
         teacher_digest: Of the teacher's weights, the same before and after.
         derivation: What the student was made of, where its start was solved; its ``student`` is this one, trained.
+        notes: What became of the weights that the student came with, a sentence each.
 
     Examples:
         >>> import netgraft, timm
@@ -76,6 +78,7 @@ class DistillationResult:
     data_config: dict[str, Any]
     teacher_digest: str
     derivation: Derivation | None = None
+    notes: tuple[str, ...] = ()
 
     def save(self, folder: str | Path) -> None:
         """Write a student folder: timm's own format where every adapter folded; see :mod:`netgraft.models.students`.
@@ -118,7 +121,8 @@ Distilled = DistillationResult
 class Distillation:
     """Everything decided and nothing trained yet: print ``plan`` and ``pairing``, then :meth:`run`.
 
-    ``fingerprint`` is the SHA-256 of everything that decides the result, pixels included.
+    ``fingerprint`` is the SHA-256 of everything that decides the result, pixels included. ``notes`` say what becomes of
+    the weights that the student came with.
     """
 
     teacher: nn.Module
@@ -131,6 +135,7 @@ class Distillation:
     teacher_digest: str
     fingerprint: str
     derivation: Derivation | None = None
+    notes: tuple[str, ...] = ()
 
     def run(
         self,
@@ -209,6 +214,7 @@ class Distillation:
             data_config=self.data_config,
             teacher_digest=self.teacher_digest,
             derivation=self.derivation,
+            notes=self.notes,
         )
 
 
@@ -233,6 +239,7 @@ def prepare(
     data_config: Mapping[str, Any] | None = None,
     labels: Sequence[int] | None = None,
     derivation: Derivation | None = None,
+    fresh: Sequence[nn.Module] = (),
     reporter: ProgressReporter | None = None,
     **pairing: Any,
 ) -> Distillation:
@@ -241,6 +248,9 @@ def prepare(
     Args:
         teacher: A trained timm classifier; unchanged.
         student: A timm model with as many classes; trained in place. Its classes get the names of the teacher's.
+            Weights that it brings are kept with ``init="keep"``, and rates are those of a student that knows something.
+            With ``init="auto"`` a smaller twin of the teacher gets the teacher's weights in place of its own, and any
+            student the teacher's front blocks where it is built alike; ``notes`` of what is returned say so.
         images: PIL images, without labels.
         method: Hyper-parameters; NetGraft's default preset if None.
         views: How views are made of the images, or views of them; the default preset's own if None. Another preset's
@@ -249,7 +259,9 @@ def prepare(
         data_config: Preprocessing in timm's words; the teacher's own if None.
         labels: Class of each image, by its position among the teacher's; only for methods of the labeled track.
         derivation: What ``student`` came from, if it was derived.
-        reporter: Told what happens where the student's start takes its time.
+        fresh: Modules of a student that is kept which start at random, such as a new head; they learn at the whole
+            rate.
+        reporter: Told what happens where the student's start takes its time, and the notes.
         pairing: Fields of :class:`netgraft.grafting.preparation.PairingOptions`: ``init``, ``inherit``, ``blocks``.
 
     Raises:
@@ -273,6 +285,7 @@ def prepare(
     if not images:
         raise RequestError("there are no images to distill from; give at least one")
     options = PairingOptions(**pairing)
+    asked, given = options.init, derivation is None
     runner = runner or Runner()
     data_config = dict(data_config or resolve_model_data_config(teacher))
     digest = state_digest(teacher)
@@ -282,10 +295,12 @@ def prepare(
     if derivation is None and options.init == "auto":
         anatomy = anatomy_of_wider_twin(teacher, student, data_config["input_size"])
         options = replace(options, init="auto" if anatomy is None else "solve")
-    solved = (options.init if derivation is None else derivation.init) == "solve"
-    default = choose("netgraft", "default", Budget(len(images), class_count(teacher), solved))
+    init = options.init if derivation is None else derivation.init
+    budget = Budget(len(images), class_count(teacher), solved=init == "solve", kept=init == "keep")
+    default = choose("netgraft", "default", budget)
     method = method or default.method
     made = Views.of(images, views or default.views, data_config, seed=runner.seed, labels=labels)
+    measured = measure_statistics(student, _some_of(made)) if init == "keep" else 0
     if derivation is None and options.init == "solve":
         with eval_mode(teacher):
             derivation = Deriver(teacher, made, data_config, anatomy=anatomy, reporter=reporter).like(student)
@@ -294,6 +309,7 @@ def prepare(
         torch.manual_seed(derived_seed("adapters", runner.seed))
         if derivation is None:
             paired = cut_and_pair(teacher, student, options, input_size=data_config["input_size"])
+            paired = replace(paired, fresh=tuple(fresh))
         else:
             as_it_is = replace(options, init="random")
             paired = derivation.start(cut_and_pair(teacher, student, as_it_is, input_size=data_config["input_size"]))
@@ -319,7 +335,37 @@ def prepare(
         precision=runner.precision,
         devices=runner.devices,
     )
-    return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity, derivation)
+    notes = _notes(paired, measured) if asked == "keep" or (asked == "auto" and given) else ()
+    for note in notes:
+        (reporter or SilentReporter()).note(note)
+    return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity, derivation, notes)
+
+
+MEASURED = 512
+"""Views, of which statistics of batch norms are taken that came without."""
+
+
+def _some_of(views: Views) -> Iterator[Tensor]:
+    for numbers in torch.arange(min(len(views), MEASURED)).split(64):
+        yield views.batch(numbers)
+
+
+def _notes(pairing: Pairing, measured: int) -> tuple[str, ...]:
+    """Say what becomes of the weights that a student came with."""
+    if pairing.init == "kept":
+        notes = ["the student keeps the weights that it brings, and learns at rates for one that knows something"]
+        if pairing.fresh:
+            notes.append("but its head is of another number of classes, and a new one starts at random")
+        if measured:
+            notes.append(f"{measured} batch norms came without statistics; theirs are taken on views, its answers stay")
+        return ("; ".join(notes),)
+    if pairing.init in {"solve", "slice"}:
+        what = "all of its weights"
+    elif pairing.inherited:
+        what = f"the weights of its first {pairing.inherited} blocks"
+    else:
+        return ()
+    return (f"the student got {what} from the teacher (init {pairing.init}); init='keep' keeps those that it brings",)
 
 
 def distill(

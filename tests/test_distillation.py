@@ -24,6 +24,7 @@ from netgraft.models.creation import build_student
 from netgraft.models.students import load_student, save_student
 from netgraft.modules import state_digest
 from netgraft.plan import Phase, Plan
+from netgraft.progress import SilentReporter
 
 SHORT = NetGraft(block_steps=(2,), join_steps=2, batch_size=16)
 
@@ -271,3 +272,50 @@ def test_a_solved_start_keeps_its_batch_norms_statistics_and_learns_weights(init
     trained = [name for name in before if name.startswith("features.14.") or name.startswith("features.15.")]
     assert all(torch.equal(before[name], after[name]) for name in trained if "running" in name) == (init == "solve")
     assert not any(torch.equal(before[name], after[name]) for name in trained if name.endswith("weight"))
+
+
+# --- weights that the student brings
+
+
+def test_kept_weights_are_the_student_s_and_the_result_says_so() -> None:
+    teacher, student = load_teacher("digits_vgg7_bn"), load_teacher("digits_vgg7_bn")
+    # half of one, with statistics: as trained
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(0.9)
+    before = state_digest(student)
+    prepared = short(teacher, student, method=NetGraft(block_steps=(0,), join_steps=0), init="keep")
+    assert (prepared.pairing.init, prepared.pairing.inherited) == ("kept", 0)
+    result = prepared.run()
+    assert state_digest(result.student) == before
+    assert result.notes == (
+        "the student keeps the weights that it brings, and learns at rates for one that knows something",
+    )
+
+
+def test_weights_that_are_replaced_are_told() -> None:
+    replaced = "the student got all of its weights from the teacher (init {}); init='keep' keeps those that it brings"
+    notes: list[str] = []
+
+    class Listener(SilentReporter):
+        def note(self, message: str) -> None:
+            notes.append(message)
+
+    assert short(*models(), init="auto", reporter=Listener()).notes == (replaced.format("solve"),) == tuple(notes)
+    # who names a start knows what it does
+    for init in ("solve", "slice", "random"):
+        assert short(*models(), init=init).notes == ()
+    teacher = load_teacher("digits_vgg7_bn")
+    assert short(teacher, timm.create_model("cifar_resnet8", in_chans=1), init="auto").notes == ()
+
+
+def test_norms_without_statistics_get_some_and_the_kept_student_answers_as_before() -> None:
+    teacher, student = models()
+    config = short(*models(), init="random").data_config
+    expected = answers(student.eval(), config)
+    norms = [module for module in student.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert not any(norm.running_mean.any() for norm in norms if norm.running_mean is not None)
+    prepared = short(teacher, student, init="keep")
+    assert all(norm.running_mean.any() for norm in norms if norm.running_mean is not None)
+    assert "; 6 batch norms came without statistics; " in prepared.notes[0]
+    assert torch.equal(answers(student.eval(), config), expected)

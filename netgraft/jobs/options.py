@@ -96,6 +96,12 @@ class DistillOptions(JobOptions):
         "safetensors file or checkpoint, sought among the named data sets too; timm's weights by default.",
         scope="pair",
     )
+    student_weights: str | None = option(
+        None,
+        "Weights that the student starts with and keeps: a safetensors file or checkpoint, sought among the named data "
+        "sets too, or pretrained, timm's own; a head of other classes is replaced.",
+        scope="pair",
+    )
     class_map: Path | None = option(
         None,
         "Where each class of the images stands among the model's: a .txt file with a class name a line, or a .json "

@@ -73,6 +73,7 @@ class PreparedDistillation:
         """What was asked for, with a fingerprint of everything that decides the result."""
         selection = {} if self.job.select == "last" else {"select": self.job.select, "looks": self.job.looks}
         class_map = {} if self.matched.class_map is None else {"class_map": str(self.job.class_map)}
+        weights = {} if self.job.student_weights is None else {"student_weights": self.job.student_weights}
         own = self._fingerprint
         # what the map says, wherever it lies
         besides = {**selection, **({"class_map": self.matched.class_map} if class_map else {})}
@@ -82,6 +83,7 @@ class PreparedDistillation:
             "data": self.source.name,
             "teacher": self.job.teacher_name(self.source),
             "student": self._student,
+            **weights,
             **recorded(self.job),
             "settings": dict(self.job.settings),
             **self._start,
@@ -111,8 +113,9 @@ class PreparedDistillation:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Warnings, subset and plan."""
-        return [*self._warnings, str(self.subset), str(self.distillation.plan)]
+        """Warnings, what becomes of a student's own weights, subset and plan."""
+        kept = self.distillation.notes if self.distillation.pairing.init == "kept" else ()
+        return [*self._warnings, *kept, str(self.subset), str(self.distillation.plan)]
 
     @property
     def _warnings(self) -> list[str]:
@@ -169,6 +172,7 @@ class PreparedDistillation:
                 "inherited_blocks": prepared.pairing.inherited,
                 "left_out": list(prepared.pairing.left_out),
             },
+            **({"notes": list(prepared.notes)} if prepared.pairing.init == "kept" else {}),
             **self._selected(),
             "plan": str(prepared.plan),
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -64,6 +65,61 @@ def build_student(name: str, *, teacher: nn.Module, seed: int) -> nn.Module:
     sized = {} if size is None or _is_source(name) else _sized(name, size[1:])
     classes, channels = class_count(teacher), image_channels(teacher)
     return _build(name, seed, num_classes=classes, in_chans=channels, **sized).eval()
+
+
+PRETRAINED = "pretrained"
+"""In place of a weights file: timm's own weights."""
+
+
+def build_kept_student(name: str, weights: str, *, teacher: nn.Module, seed: int) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return a student with weights of its own, with the teacher's inputs and outputs, in eval mode.
+
+    A head of another number of classes than the teacher's is left out of the weights, and a new one starts at random.
+
+    Args:
+        name: A timm model, or ``torchvision:NAME``.
+        weights: A safetensors file or a checkpoint, as for :func:`load_trained`; or ``pretrained``, timm's own.
+        teacher: A classifier, which says how many channels, pixels and classes there are.
+        seed: Of a new head.
+
+    Returns:
+        The student, and the names of the modules of its head that are new.
+
+    Raises:
+        RequestError: No such model or weights, or weights that don't fit.
+    """
+    student = build_student(name, teacher=teacher, seed=seed)
+    if weights == PRETRAINED:
+        if not timm.is_model(name) or not _has_pretrained_weights(name):
+            raise RequestError(f"timm has no pretrained weights for {name}; give --student-weights FILE")
+        # with the number of classes that they were trained for
+        state: Mapping[str, Tensor] = _create(name, pretrained=True, in_chans=image_channels(teacher)).state_dict()
+        what = f"timm's weights into {name}"
+    else:
+        state, what = read_weights(Path(weights)), f"{weights} into {name}"
+    own = student.state_dict()
+    head = head_tensors(name)
+    other = [key for key in head if key in own and key in state and own[key].shape != state[key].shape]
+    # all of a new head, its biases too
+    fresh = tuple(dict.fromkeys(key.rpartition(".")[0] for key in other))
+    kept = {key: own[key] if key.rpartition(".")[0] in fresh else value for key, value in state.items()}
+    load_weights(student, kept, what)
+    return student.eval(), fresh
+
+
+@lru_cache(maxsize=32)
+def head_tensors(name: str) -> tuple[str, ...]:
+    """Return the names of a model's tensors that have a row for each class.
+
+    Two models without memory are made, for two numbers of classes, and compared.
+
+    Args:
+        name: A timm model, or ``torchvision:NAME``.
+    """
+    counts = (7, 11)
+    with torch.device("meta"):
+        few, more = (_create(name, num_classes=count).state_dict() for count in counts)
+    return tuple(key for key, value in few.items() if (*value.shape[:1], *more[key].shape[:1]) == counts)
 
 
 def build_model(name: str, *, seed: int, image_size: int | None = None, **options: Any) -> nn.Module:

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from netgraft.cli.main import run
+from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
+from torch import nn
 
 from netgraft.data.sources import open_data
 from netgraft.experiments.specification import Experiment
@@ -20,8 +23,9 @@ from netgraft.models.creation import build_model, label_names, pretrained_cfg
 from netgraft.models.loading import load_teacher
 from netgraft.models.students import load_student, save_student
 from netgraft.training.options import DeviceOptions
-from tests.support.cli import FEW_STEPS, run_json
+from tests.support.cli import FEW_STEPS, fails, run_json
 from tests.support.digit_words import WORDS, counted, save_teacher, write_digits
+from tests.support.random_models import build, images
 
 NAMED = dict(enumerate(WORDS))
 TO_DIGIT = {word: digit for digit, word in NAMED.items()}
@@ -131,6 +135,71 @@ def test_folders_without_labels_say_nothing_of_classes(capsys: pytest.CaptureFix
     result = run_json(capsys, *request, *STUDENT, "--out", "run")
     assert result["warnings"] == []
     assert not {"matched_by", "classes_seen"} & result.keys()
+
+
+# --- students that know something
+
+
+def write_student_weights(classes: int = 10) -> nn.Module:
+    """Save weights of a student with statistics of its own."""
+    model = build("digits_vgg7_bn_half", seed=5, num_classes=classes)
+    save_file(model.state_dict(), "own.safetensors")
+    return model
+
+
+def test_a_students_own_weights_are_kept_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_student_weights()
+    request = ["distill", "--shots", "1", "--student-weights", "own.safetensors", "--views", "plain"]
+    result = run_json(capsys, *request, "--method", "kd", "--steps", "0", "--out", "as-it-was")
+    assert (result["init"], result["start"]["init"], result["inherited_blocks"]) == ("kept", "kept", 0)
+    assert result["student_weights"] == "own.safetensors"
+    assert result["notes"][0].startswith("the student keeps the weights that it brings")
+    x = images(3, 1, 8, 8)
+    assert torch.equal(load_student("as-it-was")(x), model(x))
+    # NetGraft's own default trains all blocks at once, at a tenth of its rate, and adds no layer
+    assert run([*request, "--steps", "2", "--out", "further"]) == 0
+    plan = json.loads(Path("further/result.json").read_text())["plan"]
+    assert "1 phases, 2 steps" in plan
+    assert "lr 0.0001" in plan
+    assert "the student keeps the weights that it brings" in " ".join(capsys.readouterr().err.split())
+    assert not torch.equal(load_student("further")(x), model(x))
+
+
+def test_a_kept_student_of_other_classes_gets_a_new_head(capsys: pytest.CaptureFixture[str]) -> None:
+    write_student_weights(classes=4)
+    request = ["distill", "--shots", "1", "--student-weights", "own.safetensors", "--views", "plain", "--steps", "2"]
+    result = run_json(capsys, *request, "--method", "kd", "--out", "run")
+    assert "its head is of another number of classes, and a new one starts at random" in result["notes"][0]
+    assert load_student("run")(images(1, 1, 8, 8)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--student-weights", "none.safetensors"], "there is no weights file none.safetensors; check the path"),
+        (["--student-weights", "pretrained"], "timm has no pretrained weights for digits_vgg7_bn_half; give"),
+        (["--student-weights", "own.safetensors", "--init", "slice"], "--init slice would replace the weights of"),
+        (["--student-weights", "own.safetensors", "--keep", "0.5"], "a derived student gets its weights from the"),
+        (["--student-weights", "own.safetensors", "--student", "folder"], "brings weights along, and no others; leave"),
+        (["--student-weights", "own.safetensors", "--student", "cifar_resnet8"], "can't load own.safetensors into"),
+        (["--init", "keep"], "--init keep needs a student with weights, not digits_vgg7_bn_half alone; give"),
+    ],
+)
+def test_weights_that_a_student_can_not_start_with_are_refused(
+    asked: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_student_weights()
+    Path("folder").mkdir()
+    assert said in fails(capsys, "distill", "--shots", "1", *asked, "--out", "out")
+
+
+def test_an_experiment_may_name_a_students_weights() -> None:
+    Path("own.toml").write_text(
+        'title = "Own"\n[[pair]]\ndata = "d"\nteacher = "t"\nstudent = "s"\nstudent_weights = "own.safetensors"\n'
+        "[[run]]\nshots = 1\n"
+    )
+    [cell] = Experiment.load(Path("own.toml")).cells
+    assert cell.job().student_weights == "own.safetensors"
 
 
 # --- the labeled track

@@ -14,6 +14,7 @@ from torch import nn
 
 from netgraft.errors import RequestError
 from netgraft.models.creation import (
+    build_kept_student,
     build_model,
     build_student,
     class_count,
@@ -130,3 +131,61 @@ def test_channels_of_the_images_come_from_the_configuration_or_the_first_convolu
     mixer.pretrained_cfg = {"input_size": (2, 8, 8)}
     assert image_channels(mixer) == 2
     assert pretrained_cfg(build("cifar_resnet8"))["architecture"] == "cifar_resnet8"
+
+
+# --- students with weights
+
+
+def kept(weights: str, classes: int = 10, name: str = "cifar_resnet8") -> tuple[nn.Module, tuple[str, ...]]:
+    return build_kept_student(name, weights, teacher=build("cifar_resnet20", num_classes=classes), seed=3)
+
+
+def test_a_student_keeps_the_weights_of_a_file(tmp_path: Path) -> None:
+    model = build("cifar_resnet8")
+    path = tmp_path / "own.safetensors"
+    save_file(model.state_dict(), path)
+    student, fresh = kept(str(path))
+    assert fresh == ()
+    assert torch.equal(student(X), model(X))
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [("cifar_resnet8", "fc"), ("torchvision:squeezenet1_1", "classifier.1"), ("test_vit", "head")]
+)
+def test_a_head_of_other_classes_is_new_and_all_else_is_kept(name: str, head: str, tmp_path: Path) -> None:
+    model = build_model(name, seed=1, num_classes=5, image_size=64)
+    path = tmp_path / "own.safetensors"
+    save_file(model.state_dict(), path)
+    teacher = build_model("cifar_resnet8", seed=0, image_size=64)
+    student, fresh = build_kept_student(name, str(path), teacher=teacher, seed=3)
+    assert fresh == (head,)
+    own, given = student.state_dict(), model.state_dict()
+    new = [key for key, value in own.items() if value.shape != given[key].shape]
+    assert sorted(new) == [f"{head}.bias", f"{head}.weight"]
+    assert all(torch.equal(own[key], given[key]) for key in own if key not in new)
+    assert student(images(2, 3, 64, 64)).shape == (2, 10)
+    # as a student that starts at random has it
+    started = build_student(name, teacher=teacher, seed=3).state_dict()
+    assert all(torch.equal(own[key], started[key]) for key in new)
+
+
+def test_timms_own_weights_can_be_kept() -> None:
+    teacher = build("digits_vgg7_bn_half", num_classes=10)
+    student, fresh = build_kept_student("digits_vgg7_bn", "pretrained", teacher=teacher, seed=0)
+    x = images(2, 1, 8, 8)
+    assert torch.equal(student(x), load_teacher("digits_vgg7_bn")(x))
+    assert fresh == ()
+    other, fresh = build_kept_student(
+        "digits_vgg7_bn", "pretrained", teacher=build("digits_vgg7_bn", num_classes=3), seed=0
+    )
+    assert (fresh, other(x).shape) == (("head.fc",), (2, 3))
+
+
+def test_students_without_such_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="timm has no pretrained weights for cifar_resnet8; give --student-weights"):
+        kept("pretrained")
+    with pytest.raises(RequestError, match=r"there is no weights file none\.safetensors"):
+        kept("none.safetensors")
+    save_file(build("cifar_resnet20").state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(RequestError, match=r"can't load .*other.safetensors into cifar_resnet8: .* unexpected keys"):
+        kept(str(tmp_path / "other.safetensors"))
