@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
@@ -35,6 +34,7 @@ from netgraft.deriving.weight_norm import weight_norm_order
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import shortest_milliseconds
 from netgraft.grafting.pairing import Pairing
+from netgraft.models.own_modules import as_classifier, preprocessing
 from netgraft.models.students import save_student
 from netgraft.modules import eval_mode
 from netgraft.progress import ProgressReporter, SilentReporter
@@ -505,7 +505,8 @@ def derive(
     """
     if not images:
         raise RequestError("there are no images to derive a student from; give at least one")
-    data_config = dict(data_config or resolve_model_data_config(teacher))
+    data_config = preprocessing(teacher, images[0].size, data_config)
+    teacher = as_classifier(teacher, data_config)
     made = Views.of(images, views or VIEW_POLICIES["rich"], data_config, seed=seed)
     with eval_mode(teacher):
         deriver = Deriver(teacher, made, data_config, protect=protect, force=force, reporter=reporter)

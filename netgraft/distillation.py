@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
@@ -26,7 +25,8 @@ from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget, Method
 from netgraft.methods.registry import choose, name_of
 from netgraft.models.creation import class_count, describe_labels, labels_of
-from netgraft.models.students import opens_with_timm, save_student
+from netgraft.models.own_modules import as_classifier, preprocessing
+from netgraft.models.students import opens_with_timm, save_student, why_not_made_by_name
 from netgraft.modules import eval_mode, parameters, state_digest
 from netgraft.plan import Plan
 from netgraft.progress import ProgressReporter, SilentReporter
@@ -246,8 +246,9 @@ def prepare(
     """Cut, pair, initialise and plan; trains nothing.
 
     Args:
-        teacher: A trained timm classifier; unchanged.
-        student: A timm model with as many classes; trained in place. Its classes get the names of the teacher's.
+        teacher: A trained classifier, of timm or any other module that maps images (B, C, H, W) to logits (B, K), or to
+            a dictionary or an object with ``logits``; its weights stay as they are.
+        student: Another one with as many classes; trained in place. Its classes get the names of the teacher's.
             Weights that it brings are kept with ``init="keep"``, and rates are those of a student that knows something.
             With ``init="auto"`` a smaller twin of the teacher gets the teacher's weights in place of its own, and any
             student the teacher's front blocks where it is built alike; ``notes`` of what is returned say so.
@@ -256,7 +257,8 @@ def prepare(
         views: How views are made of the images, or views of them; the default preset's own if None. Another preset's
             views and start are given along with its method.
         runner: Device, precision and seed.
-        data_config: Preprocessing in timm's words; the teacher's own if None.
+        data_config: Preprocessing in timm's words; wins over the teacher's own. A teacher without any takes images of
+            the size of the first one, with values from 0 to 1.
         labels: Class of each image, by its position among the teacher's; only for methods of the labeled track.
         derivation: What ``student`` came from, if it was derived.
         fresh: Modules of a student that is kept which start at random, such as a new head; they learn at the whole
@@ -287,7 +289,8 @@ def prepare(
     options = PairingOptions(**pairing)
     asked, given = options.init, derivation is None
     runner = runner or Runner()
-    data_config = dict(data_config or resolve_model_data_config(teacher))
+    data_config = preprocessing(teacher, images[0].size, data_config)
+    teacher, student = (as_classifier(model, data_config) for model in (teacher, student))
     digest = state_digest(teacher)
     # it learns the teacher's answers, whatever classes its architecture's own weights know
     describe_labels(student, labels_of(teacher))
@@ -314,8 +317,8 @@ def prepare(
             as_it_is = replace(options, init="random")
             paired = derivation.start(cut_and_pair(teacher, student, as_it_is, input_size=data_config["input_size"]))
         plan = method.plan(paired)
-    if paired.init == "solve":
-        # they are the teacher's, to which the weights were solved; those of mixed views are others
+    if paired.init in {"solve", "kept"}:
+        # they are those that the weights go with; those of mixed views are others
         plan = replace(plan, keeps_statistics=paired.student)
     identity = fingerprint(
         method=name_of(method),
@@ -336,6 +339,8 @@ def prepare(
         devices=runner.devices,
     )
     notes = _notes(paired, measured) if asked == "keep" or (asked == "auto" and given) else ()
+    if reason := why_not_made_by_name(student, data_config):
+        notes += (f"{reason}; a saved student opens with netgraft.load_student(folder, model=...), one made as it was",)
     for note in notes:
         (reporter or SilentReporter()).note(note)
     return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity, derivation, notes)
@@ -427,11 +432,12 @@ def distill(
     if student is not None and keep is not None:
         raise RequestError("give a student, or keep to have one derived, not both")
     runner = runner or Runner()
-    data_config = dict(data_config or resolve_model_data_config(teacher))
     derivation = None
     if student is None:
         if not images:
             raise RequestError("there are no images to derive a student from; give at least one")
+        data_config = preprocessing(teacher, images[0].size, data_config)
+        teacher = as_classifier(teacher, data_config)
         policy = views or VIEW_POLICIES["rich"]
         views = Views.of(images, policy, data_config, seed=runner.seed, labels=options.get("labels"))
         derivation = derive(

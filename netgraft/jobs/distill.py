@@ -27,6 +27,7 @@ from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose, find
 from netgraft.models.creation import PRETRAINED, build_kept_student, build_student, class_count
 from netgraft.models.loading import is_folder, load_teacher
+from netgraft.models.students import why_not_made_by_name
 
 DEFAULT_MODELS = {"digits": ("digits_vgg7_bn", "digits_vgg7_bn_half")}
 """Teacher and student that come with a data set."""
@@ -71,6 +72,7 @@ class DistillJob(DistillOptions, Job):
         classes = source.train.classes or class_count(teacher)
         budget = Budget(len(subset.indices), classes)
         student, fresh = (None, ()) if self.derives(source) else self._student_model(source, teacher)
+        self._check_can_be_saved(teacher if student is None else student, teacher)
         start = self.start(source, teacher, student, choose(self.method, self.preset, budget, self.settings).init)
         chosen = choose(self.method, self.preset, start.known_to(budget), self.settings)
         policy = chosen.views if self.views is None else find_policy(self.views)
@@ -109,6 +111,14 @@ class DistillJob(DistillOptions, Job):
             **vars(pairing),
         )
         return PreparedDistillation(self, source, matched, subset, about, distillation)
+
+    def _check_can_be_saved(self, model: nn.Module, teacher: nn.Module) -> None:
+        """Refuse what the run would train for nothing: a student that no name makes again."""
+        if reason := why_not_made_by_name(model, resolve_model_data_config(teacher)):
+            raise RequestError(
+                f"expected a model that its name makes again, got one whose student couldn't be opened: {reason}; "
+                "register it with timm under a name of its own (timm.models.register_model), or distill in Python"
+            )
 
     def _check_given(self, student: nn.Module | None) -> None:
         """Refuse options that say how a student is derived where one is given."""
@@ -218,7 +228,9 @@ class DistillJob(DistillOptions, Job):
     def teacher_model(self, source: DataSource) -> nn.Module:
         """Load the teacher. Raises RequestError where there is no such model or weights."""
         weights = None if self.teacher_weights is None else self._found(self.teacher_weights)
-        return load_teacher(self.teacher_name(source), weights=weights, image_size=self.image_size)
+        return load_teacher(
+            self.teacher_name(source), weights=weights, image_size=self.image_size, num_classes=self.num_classes
+        )
 
     def teacher_name(self, source: DataSource) -> str:
         """Return the teacher's name, that of the data set where none was given. Raises RequestError if it has none."""

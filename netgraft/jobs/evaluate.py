@@ -27,6 +27,7 @@ def evaluate(
     *,
     weights: Path | None = None,
     image_size: int | None = None,
+    num_classes: int | None = None,
     class_map: Path | None = None,
     data_root: Path | None = None,
     download: bool = False,
@@ -49,7 +50,7 @@ def evaluate(
     images = source.test_or_all()
     if images.labels is None:
         raise RequestError(f"{source.name} has no class folders, so there is nothing to compare answers with")
-    network = load_teacher(model, weights=weights, image_size=image_size)
+    network = load_teacher(model, weights=weights, image_size=image_size, num_classes=num_classes)
     matched = match_classes(images, network, name=model, class_map=named)
     if matched.warning:
         reporter.note(matched.warning)

@@ -96,6 +96,13 @@ class DistillOptions(JobOptions):
         "safetensors file or checkpoint, sought among the named data sets too; timm's weights by default.",
         scope="pair",
     )
+    num_classes: int | None = option(
+        None,
+        "Classes of the model that is given first; as many as its weights have by default, and others are refused.",
+        minimum=1,
+        maximum=2**20,
+        scope="pair",
+    )
     student_weights: str | None = option(
         None,
         "Weights that the student starts with and keeps: a safetensors file or checkpoint, sought among the named data "

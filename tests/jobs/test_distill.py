@@ -12,6 +12,7 @@ import torch
 from netgraft.cli.main import run
 from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
+from timm.models import save_for_hf
 from torch import nn
 
 from netgraft.data.sources import open_data
@@ -200,6 +201,39 @@ def test_an_experiment_may_name_a_students_weights() -> None:
     )
     [cell] = Experiment.load(Path("own.toml")).cells
     assert cell.job().student_weights == "own.safetensors"
+
+
+# --- models of torchvision, and what can't be opened again
+
+
+def test_models_of_torchvision_teach_and_learn(capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(Path("flat"), {3: "photos"}, each=4)
+    save_file(build_model("torchvision:squeezenet1_0", seed=0, num_classes=5).state_dict(), "own.safetensors")
+    models = ["--teacher", "torchvision:squeezenet1_0", "--teacher-weights", "own.safetensors", "--num-classes", "5"]
+    student = ["--student", "torchvision:squeezenet1_1", "--image-size", "64"]
+    size = ["--steps", "2", "--batch-size", "2", "--views", "plain", "--precision", "32"]
+    request = ["distill", "--data", "flat/photos", "--images", "3", *models, *student, "--method", "kd", *size]
+    result = run_json(capsys, *request, "--out", "run")
+    assert not result["opens_with_timm"]
+    assert load_student("run")(images(2, 3, 64, 64)).shape == (2, 5)
+    wrong = [*request[:-8], "--out", "other"]
+    wrong[wrong.index("--num-classes") + 1] = "6"
+    assert "expected weights of 6 classes, got 5 in own.safetensors" in fails(capsys, *wrong)
+
+
+def test_a_student_that_no_name_makes_again_is_refused_before_anything_is_trained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = timm.create_model("test_efficientnet", pad_type="same", num_classes=10, in_chans=1)
+    save_for_hf(
+        model,
+        "hub",
+        model_config={"pretrained_cfg": {"input_size": [1, 32, 32], "mean": [0.5], "std": [0.5]}},
+        model_args={"pad_type": "same", "num_classes": 10, "in_chans": 1},
+        safe_serialization=True,
+    )
+    said = fails(capsys, "distill", "--shots", "1", "--teacher", "local-dir:hub", "--student", "hub", "--out", "out")
+    assert "computes something else, since this one has other arguments; register it with timm" in said
 
 
 # --- the labeled track
