@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from netgraft.data.given_images import pictures
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
 from netgraft.deriving.allocation import ALLOCATIONS
@@ -464,7 +464,7 @@ def _forced(anatomy: Anatomy, widths: Mapping[str, int]) -> dict[Atom, int]:
 
 def derive(
     teacher: nn.Module,
-    images: Sequence[Image.Image],
+    images: Any,
     keep: Mapping[str, float | str] | None = None,
     *,
     protect: Sequence[str] = (),
@@ -478,7 +478,8 @@ def derive(
 
     Args:
         teacher: A trained timm classifier; unchanged.
-        images: PIL images, without labels.
+        images: PIL images, paths, a folder, arrays, tensors, or a data set or loader of any of them; see
+            :func:`netgraft.data.given_images.pictures`.
         keep: What the student may cost: ``{"macs": 0.5}``, ``{"parameters": "2.5M"}``, or both; fractions are of the
             teacher's. Half of the multiply-accumulates if None.
         protect: Names of modules that stay whole; ``*`` stands for any part of a name: ``blocks.*.attn``.
@@ -503,6 +504,7 @@ def derive(
         >>> 0.4 < students / teachers <= 0.5
         True
     """
+    images, _ = pictures(images)
     if not images:
         raise RequestError("there are no images to derive a student from; give at least one")
     data_config = preprocessing(teacher, images[0].size, data_config)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from netgraft.data.given_images import pictures
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver, derive
@@ -231,13 +231,13 @@ def _prove_folding(student: nn.Sequential, folding: Folding, input_size: Sequenc
 def prepare(
     teacher: nn.Module,
     student: nn.Module,
-    images: Sequence[Image.Image],
+    images: Any,
     *,
     method: Method | None = None,
     views: ViewPolicy | Views | None = None,
     runner: Runner | None = None,
     data_config: Mapping[str, Any] | None = None,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[int] | bool | None = None,
     derivation: Derivation | None = None,
     fresh: Sequence[nn.Module] = (),
     reporter: ProgressReporter | None = None,
@@ -252,14 +252,16 @@ def prepare(
             Weights that it brings are kept with ``init="keep"``, and rates are those of a student that knows something.
             With ``init="auto"`` a smaller twin of the teacher gets the teacher's weights in place of its own, and any
             student the teacher's front blocks where it is built alike; ``notes`` of what is returned say so.
-        images: PIL images, without labels.
+        images: PIL images, paths, a folder, arrays, tensors, or a data set or loader of any of them; see
+            :func:`netgraft.data.given_images.pictures`.
         method: Hyper-parameters; NetGraft's default preset if None.
         views: How views are made of the images, or views of them; the default preset's own if None. Another preset's
             views and start are given along with its method.
         runner: Device, precision and seed.
         data_config: Preprocessing in timm's words; wins over the teacher's own. A teacher without any takes images of
             the size of the first one, with values from 0 to 1.
-        labels: Class of each image, by its position among the teacher's; only for methods of the labeled track.
+        labels: Class of each image, by its position among the teacher's, or True for those that the data set gives;
+            only for methods of the labeled track, and images' own labels are passed over without it.
         derivation: What ``student`` came from, if it was derived.
         fresh: Modules of a student that is kept which start at random, such as a new head; they learn at the whole
             rate.
@@ -284,8 +286,10 @@ def prepare(
         >>> prepared.plan.steps
         4200
     """
+    images, found = pictures(images)
     if not images:
         raise RequestError("there are no images to distill from; give at least one")
+    labels = _labels(labels, found)
     options = PairingOptions(**pairing)
     asked, given = options.init, derivation is None
     runner = runner or Runner()
@@ -346,6 +350,15 @@ def prepare(
     return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity, derivation, notes)
 
 
+def _labels(asked: Sequence[int] | bool | None, found: Sequence[int] | None) -> Sequence[int] | None:
+    """Return the labels that are asked for: given ones, those that the images came with, or none."""
+    if asked is True:
+        if found is None:
+            raise RequestError("expected images with labels, got images alone; give labels=[...], or leave labels out")
+        return found
+    return None if asked is False else asked
+
+
 MEASURED = 512
 """Views, of which statistics of batch norms are taken that came without."""
 
@@ -376,7 +389,7 @@ def _notes(pairing: Pairing, measured: int) -> tuple[str, ...]:
 def distill(
     teacher: nn.Module,
     student: nn.Module | None = None,
-    images: Sequence[Image.Image] = (),
+    images: Any = (),
     *,
     keep: Mapping[str, float | str] | None = None,
     protect: Sequence[str] = (),
@@ -397,7 +410,8 @@ def distill(
     Args:
         teacher: A trained timm classifier; unchanged.
         student: A timm model with as many classes; trained in place. Derived from the teacher if None.
-        images: PIL images, without labels.
+        images: PIL images, paths, a folder, arrays, tensors, or a data set or loader of any of them; see
+            :func:`netgraft.data.given_images.pictures`.
         keep: What a derived student may cost, as for :func:`netgraft.derive`; half of the multiply-accumulates if None.
         protect: Names of modules that stay whole in a derived student, as for :func:`netgraft.derive`.
         force: Widths of its places that are given and not chosen, likewise.
@@ -433,6 +447,8 @@ def distill(
         raise RequestError("give a student, or keep to have one derived, not both")
     runner = runner or Runner()
     derivation = None
+    images, found = pictures(images)
+    options["labels"] = _labels(options.get("labels"), found)
     if student is None:
         if not images:
             raise RequestError("there are no images to derive a student from; give at least one")

@@ -6,13 +6,15 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from netgraft import NetGraft, Runner, distill, load_teacher, prepare
+from netgraft import NetGraft, Runner, derive, distill, load_teacher, prepare
 from netgraft.data.sources import open_data
 from netgraft.data.subsets import FewShotSubset
 from netgraft.data.view_policy import ViewPolicy
@@ -287,6 +289,7 @@ def test_kept_weights_are_the_student_s_and_the_result_says_so() -> None:
     prepared = short(teacher, student, method=NetGraft(block_steps=(0,), join_steps=0), init="keep")
     assert (prepared.pairing.init, prepared.pairing.inherited) == ("kept", 0)
     result = prepared.run()
+    assert prepared.plan.keeps_statistics is prepared.pairing.student
     assert state_digest(result.student) == before
     assert result.notes == (
         "the student keeps the weights that it brings, and learns at rates for one that knows something",
@@ -319,3 +322,32 @@ def test_norms_without_statistics_get_some_and_the_kept_student_answers_as_befor
     assert all(norm.running_mean.any() for norm in norms if norm.running_mean is not None)
     assert "; 6 batch norms came without statistics; " in prepared.notes[0]
     assert torch.equal(answers(student.eval(), config), expected)
+
+
+# --- images of all kinds
+
+
+def test_pictures_of_any_kind_lead_to_the_same_run() -> None:
+    pixels = np.stack([np.asarray(image) for image in few_images()])
+    labels = list(range(len(pixels)))
+    asked: dict[str, Any] = {"method": SHORT, "views": FEW, "runner": Runner(accelerator="cpu", precision="32")}
+    given = [
+        few_images(),
+        torch.from_numpy(pixels)[:, None],
+        TensorDataset(torch.from_numpy(pixels)[:, None], torch.tensor(labels)),
+    ]
+    assert len({prepare(*models(), each, **asked).fingerprint for each in given}) == 1
+    # labels of a data set are used where they are asked for
+    assert prepare(*models(), given[2], **asked).views.labels([3]) is None
+    made = prepare(*models(), given[2], labels=True, **asked).views.labels([3])
+    assert made is not None
+    assert made.tolist() == [3]
+    with pytest.raises(RequestError, match="expected images with labels, got images alone; give labels"):
+        prepare(*models(), given[1], labels=True, **asked)
+    derived = [derive(models()[0], each, views=FEW).student for each in given[:2]]
+    assert len({state_digest(student) for student in derived}) == 1
+    for refused in (prepare, distill):
+        with pytest.raises(RequestError, match="a torch Dataset or DataLoader of any of them, got object; convert it"):
+            refused(*models(), object(), **asked)
+    with pytest.raises(RequestError, match="got NoneType; convert it"):
+        derive(models()[0], None)

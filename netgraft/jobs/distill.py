@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from timm.data import resolve_model_data_config
@@ -61,13 +63,13 @@ class DistillJob(DistillOptions, Job):
 
     def prepare(self) -> PreparedDistillation:
         """Open the images, load the models, cut, pair and plan. Raises like :meth:`Job.prepare`."""
-        source = open_data(self.data, root=self.data_root, download=self.download)
+        source = self._opened(self.data)
         test = self._test(source)
         self._check_selection(test)
         subset = self._subset(source)
         teacher = self.teacher_model(source)
         named = None if self.class_map is None else read_class_map(self.class_map)
-        matched = MatchedData.of(source.train, test, teacher, name=self.teacher_name(source), class_map=named)
+        source, matched = self._matched(source, test, teacher, named)
         about = find(self.method).about
         classes = source.train.classes or class_count(teacher)
         budget = Budget(len(subset.indices), classes)
@@ -111,6 +113,25 @@ class DistillJob(DistillOptions, Job):
             **vars(pairing),
         )
         return PreparedDistillation(self, source, matched, subset, about, distillation)
+
+    def _matched(
+        self, source: DataSource, test: ImageSet | None, teacher: nn.Module, class_map: Mapping[str, int] | None
+    ) -> tuple[DataSource, MatchedData]:
+        """Match the classes; folders that aren't the teacher's classes are none where nobody asks for classes."""
+        match = partial(MatchedData.of, test=test, model=teacher, name=self.teacher_name(source), class_map=class_map)
+        try:
+            return source, match(source.train)
+        except RequestError:
+            if self.images is None or self.labeled or class_map is not None:
+                raise
+            folders = source.train.classes
+            plain = replace(source.train, labels=None, classes=None, class_names=None)
+            matched = match(plain)
+            remark = (
+                f"the {folders:,} folders of {source.name} are none of the teacher's classes: all {len(plain):,} "
+                "images are taken alike"
+            )
+            return replace(source, train=plain, remarks=(*source.remarks, remark)), matched
 
     def _check_can_be_saved(self, model: nn.Module, teacher: nn.Module) -> None:
         """Refuse what the run would train for nothing: a student that no name makes again."""
@@ -249,7 +270,10 @@ class DistillJob(DistillOptions, Job):
     def _test(self, source: DataSource) -> ImageSet | None:
         if self.eval_data is None:
             return source.test
-        return open_data(self.eval_data, root=self.data_root, download=self.download).test_or_all()
+        return self._opened(self.eval_data).test_or_all()
+
+    def _opened(self, data: str) -> DataSource:
+        return open_data(data, root=self.data_root, download=self.download, skip_broken=self.skip_broken)
 
     def _subset(self, source: DataSource) -> FewShotSubset:
         images = source.train

@@ -28,6 +28,9 @@ class JobOptions:
     resume: bool = option(False, "Go on with the run in the folder.")
     data_root: Path | None = option(None, "Folder of the named data sets; NETGRAFT_DATA by default.")
     download: bool = option(False, "Let torchvision download the data set.")
+    skip_broken: bool = option(
+        False, "Read every file once at first, and leave those out that hold no image; they are counted and named."
+    )
     image_size: int | None = option(
         None,
         "Height and width of what the model takes; its own by default.",

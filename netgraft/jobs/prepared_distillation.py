@@ -120,7 +120,8 @@ class PreparedDistillation:
     @property
     def _warnings(self) -> list[str]:
         """That the protocol is broken where it is, and that classes may be matched wrongly where they may."""
-        return [*([] if self.job.select == "last" else [SELECTED_WARNING]), *self.matched.warnings]
+        selected = [] if self.job.select == "last" else [SELECTED_WARNING]
+        return [*selected, *self.matched.warnings, *self.source.remarks]
 
     def begin(self, folder: Path) -> None:
         """Write the subset, and the plan for people."""
@@ -179,7 +180,7 @@ class PreparedDistillation:
 
     def _matching(self, teacher_top1: float | None, reporter: ProgressReporter) -> dict[str, Any]:
         """How the test images' classes were matched; and a warning where the teacher doesn't seem to know them."""
-        test, warnings = self.matched.test, self.matched.warnings
+        test, warnings = self.matched.test, [*self.matched.warnings, *self.source.remarks]
         if test is None or teacher_top1 is None:
             return {"warnings": warnings}
         classes = class_count(self.distillation.teacher)

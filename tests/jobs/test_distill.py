@@ -203,6 +203,56 @@ def test_an_experiment_may_name_a_students_weights() -> None:
     assert cell.job().student_weights == "own.safetensors"
 
 
+# --- folders of photographs
+
+
+def test_folders_in_folders_are_no_classes_where_nobody_asks_for_any(capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(Path("photos"), {3: "2023/spring", 4: "2023/autumn", 5: "2024"}, each=3)
+    request = ["distill", "--data", "photos", "--teacher", "digits_vgg7_bn", *STUDENT]
+    result = run_json(capsys, *request, "--images", "4", "--out", "run")
+    assert result["images"] == 4
+    assert result["warnings"] == [
+        "the 2 folders of photos are none of the teacher's classes: all 9 images are taken alike"
+    ]
+    # who asks for classes is refused as ever
+    assert "answers with 10 classes but photos has 2" in fails(capsys, *request, "--shots", "1", "--out", "out")
+    assert "answers with 10 classes but photos has 2" in fails(
+        capsys, *request, "--images", "4", "--labeled", "--out", "out"
+    )
+    Path("photos/2023/spring").rename("photos/spring")
+    next(Path("photos/2024").iterdir()).rename("photos/stray.png")
+    result = run_json(capsys, *request, "--images", "4", "--out", "again")
+    [remark] = result["warnings"]
+    assert (
+        "all 9 images in 4 folders of photos are taken alike, for some lie beside folders, such as stray.png" in remark
+    )
+    assert "no class folders (images such as stray.png lie beside its folders), so there are no shots" in fails(
+        capsys, *request, "--shots", "1", "--out", "out"
+    )
+    assert "(images such as stray.png lie beside its folders), so there is nothing to compare" in fails(
+        capsys, "evaluate", "digits_vgg7_bn", "--data", "photos"
+    )
+
+
+def test_broken_photographs_are_left_out_where_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(Path("flat"), {3: "photos"}, each=4)
+    Path("flat/photos/0.png").write_bytes(b"broken")
+    request = ["distill", "--data", "flat/photos", "--teacher", "digits_vgg7_bn", *STUDENT, "--images"]
+    assert "expected an image in flat/photos/0.png, got" in fails(capsys, *request, "5", "--out", "out")
+    result = run_json(capsys, *request, "4", "--skip-broken", "--out", "run")
+    assert result["warnings"] == ["1 of 5 images of photos were left out, for they are broken: 0.png"]
+    write_digits(Path("sorted"), {3: "3"}, each=4)
+    Path("sorted/3/0.png").write_bytes(b"broken")
+    Path("map.json").write_text('{"3": 3}')
+    counted_ = ["evaluate", "digits_vgg7_bn", "--data", "sorted", "--class-map", "map.json"]
+    assert run(counted_) == 2
+    assert "expected an image in sorted/3/0.png, got: no known" in capsys.readouterr().err
+    assert run([*counted_, "--skip-broken", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 4
+    assert "1 of 5 images of sorted were left out" in captured.err
+
+
 # --- models of torchvision, and what can't be opened again
 
 
