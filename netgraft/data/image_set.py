@@ -131,6 +131,17 @@ class ArrayStore:
 
 
 @dataclass(frozen=True)
+class PictureStore:
+    """Images in memory."""
+
+    pictures: Sequence[Image.Image]
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        """Return the images at ``positions``."""
+        return [self.pictures[position] for position in positions]
+
+
+@dataclass(frozen=True)
 class FileStore:
     """Encoded images in a folder or an archive, decoded when they are asked for."""
 
