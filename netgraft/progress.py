@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -139,13 +140,15 @@ class LineReporter(ProgressReporter):
 
     def _write(self, line: str) -> None:
         self._said = self._clock()
+        if self._stream.isatty():  # from a second row a carriage return doesn't lead back to the first
+            line = line[: shutil.get_terminal_size().columns - 1]
         self._stream.write("\r" + line.ljust(self._width))
         self._stream.flush()
         self._width = len(line)
 
     def _end(self, line: str) -> None:
-        self._write(line)
-        self._stream.write("\n")
+        self._stream.write("\r" + line.ljust(self._width) + "\n")
+        self._stream.flush()
         self._width = 0
 
 

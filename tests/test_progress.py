@@ -62,11 +62,23 @@ def test_a_line_is_rewritten_ten_times_a_second_at_most() -> None:
     assert 10 <= stream.getvalue().count("\r") <= 12
 
 
-def test_it_speaks_where_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_a_line_that_is_rewritten_is_no_wider_than_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Terminal()
+    reporter = LineReporter(stream, Clock(0.5))
+    reporter.phase_started(1, 1, "train the student", 100, 0)
+    reporter.progressed(50, {"a long name of a term": 1.0, "another one": 2.0})
+    assert max(map(len, stream.getvalue().split("\r"))) == 39
+    reporter.note("what is said once may be as long as it likes, since nothing goes back to its start")
+    assert stream.getvalue().endswith("nothing goes back to its start\n")
+
+
+def test_it_speaks_where_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert isinstance(LineReporter.where_somebody_looks(), SilentReporter)

@@ -21,7 +21,7 @@ import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
-from netgraft.data.image_set import ImageSet
+from netgraft.data.image_set import ImageSet, PictureStore
 from netgraft.data.sources import data_root, open_data
 from netgraft.distillation import prepare
 from netgraft.evaluation.comparison import predictions
@@ -88,18 +88,7 @@ def _halves() -> tuple[list[Any], ImageSet]:
     images = pool.load_many(sorted(order))
     held_back = [images[number] for number in sorted(order[:HELD_BACK])]
     few = [images[number] for number in sorted(order[HELD_BACK:])]
-    return few, ImageSet("held back", HELD_BACK, _Few(held_back))
-
-
-class _Few:
-    """Images in memory."""
-
-    def __init__(self, images: list[Any]) -> None:
-        self._images = images
-
-    def images(self, positions: Any) -> list[Any]:
-        """Return the images at ``positions``."""
-        return [self._images[position] for position in positions]
+    return few, ImageSet("held back", HELD_BACK, PictureStore(held_back))
 
 
 def _logits(model: nn.Module, images: ImageSet, teacher: nn.Module) -> Tensor:
