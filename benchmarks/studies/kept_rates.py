@@ -1,18 +1,18 @@
 """How fast a student that brings weights should learn, chosen on photographs that nobody has labelled.
 
-    NETGRAFT_DATA=... python -m benchmarks.studies.kept_rates results.jsonl
+    python -m benchmarks.studies.kept_rates          # what is missing; NETGRAFT_DATA names images and weights
+    python -m benchmarks.studies.kept_rates table
 
 ``mobilenetv2_100`` with weights of ImageNet's, below ``tf_efficientnet_lite0``. Of the pool's 1,000 photographs 200 are
-held back before anything is trained; the agreement with the teacher on those, and how far the logits are from its,
-decide.
-The validation images are never opened. A line a setting is appended; what the file has already is left out.
+held back before anything is trained; the agreement with the teacher on those decides, and beside it stands how far the
+logits are from its. The validation images are never opened.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,11 @@ HELD_BACK = 200
 RATE = 1e-3
 """The methods' own, which the factors multiply."""
 
-BATCH = 32
+BATCH, STEPS = 32, 50
+
+RESULTS = Path(__file__).parents[1] / "results" / "kept-rates.jsonl"
+
+LABELS = {"netgraft": "netgraft, all at once, plain logits (mse)", "kd": "kd, soft targets at temperature 4"}
 
 SETTINGS = (
     ("netgraft", 0.1, "kept"),
@@ -57,19 +61,38 @@ SETTINGS = (
 """Method, factor on its rates, and whether batch norms keep the statistics that they start with."""
 
 
-def main() -> None:
-    """Try what the file lacks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path)
-    parser.add_argument("--steps", type=int, default=50)
-    asked = parser.parse_args()
+def table(path: Path = RESULTS) -> str:
+    """Return a line for each setting, in Markdown."""
+    lines = [
+        "| method | factor on its rates | batch norms' statistics | steps | agreement % | error of the logits |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for one in _known(path):
+        statistics = {"kept": "kept", "batch": "of each batch"}[one["statistics"]]
+        name, factor = (one["method"], f"{one['factor']:g}") if one["steps"] else ("before training", "-")
+        shown = f"{one['steps']} | {one['agreement']:.1f} | {100 * one['error']:.0f} %"
+        lines.append(f"| {LABELS.get(name, name)} | {factor} | {statistics if one['steps'] else '-'} | {shown} |")
+    return "\n".join(lines)
+
+
+def _known(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Try what the file lacks, or print what it has."""
+    if list(arguments) == ["table"]:
+        print(table())
+        return
+    if arguments:
+        sys.exit(f"expected 'table' or nothing, got {' '.join(arguments)}")
     teacher = load_teacher(TEACHER, weights=data_root() / f"{TEACHER}.imagenet.safetensors")
     few, held_back = _halves()
     expected = _logits(teacher, held_back, teacher)
-    known = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
-    done = {(one["method"], one["factor"], one["statistics"], one["steps"]) for one in known}
+    done = {(one["method"], one["factor"], one["statistics"], one["steps"]) for one in _known(RESULTS)}
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     for method, factor, statistics in [("none", 0.0, "kept"), *SETTINGS]:
-        steps = asked.steps if factor else 0
+        steps = STEPS if factor else 0
         if (method, factor, statistics, steps) in done:
             continue
         student = _trained(teacher, few, method, factor, statistics, steps)
@@ -77,7 +100,7 @@ def main() -> None:
         error = float((got - expected).square().mean() / (expected - expected.mean(0)).square().mean())
         line = {"method": method, "factor": factor, "statistics": statistics, "steps": steps}
         line |= {"agreement": round(agreement(got, expected), 2), "error": round(error, 5)}
-        with asked.results.open("a") as file:
+        with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         print(line, flush=True)
 
@@ -122,4 +145,4 @@ class _Lines(SilentReporter):
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -58,10 +58,11 @@ def _default(budget: Budget) -> Mapping[str, Any]:
     """Return the settings where they differ from the hyper-parameters' defaults: for a start that isn't random.
 
     Blocks that are solved one behind the other, or that come with weights, fit together already, so all of them are
-    trained at once; where they have the teacher's channels, maps at the cuts say more than logits of so few images.
+    trained at once; where they have the teacher's channels, maps at the cuts say more than logits of so few images. A
+    student with weights of its own learns soft targets: plain logits, whose scale isn't its own, cost it answers.
     """
     if budget.kept:
-        return {"block_steps": (0,), "joins": "at-once"}
+        return {"block_steps": (0,), "joins": "at-once", "objective": "kl"}
     if not budget.solved:
         return {}
     return {"block_steps": (0,), "joins": "at-once", "adapters": "frozen", "maps_weight": 0.3}

@@ -212,6 +212,9 @@ def test_a_student_that_brings_weights_is_trained_at_once_without_adapters_and_s
     assert [*plan.student] == pairing.student.blocks()
     assert weights(phase.trainable) == weights(pairing.student)
     assert (phase.schedule.lr, phase.schedule.adapter_lr) == (pytest.approx(1e-4), 1e-3)
+    outputs = StepOutputs(torch.randn(4, 10), torch.randn(4, 10), None)
+    kd = choose("kd", "default", Budget(100, 10)).method.plan(pairing).phases[-1].objective(outputs)
+    assert sum(phase.objective(outputs).values()) == pytest.approx(float(sum(kd.values())))
     # a new head alone learns at the whole rate
     assert [weights(each) for each in phase.adapters] == ([weights(head)] if fresh else [])
     [phase] = choose("kd", "default", Budget(100, 10, kept=True)).method.plan(pairing).phases
