@@ -68,8 +68,8 @@ def find(name: str) -> type[Method]:
     for one in names:
         if one not in METHODS:
             near = difflib.get_close_matches(one, METHODS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise RequestError(f"there is no method {one!r}; {hint}choose from {', '.join(METHODS)}, or join some by +")
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise RequestError(f"there is no method {one!r}; choose from {', '.join(METHODS)}, or join some by +{hint}")
     if len(names) == 1:
         return METHODS[name]
     if len(set(names)) < len(names):
