@@ -43,6 +43,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: tinyimagenet": (*TABLE, f"{RESULTS}/tinyimagenet100"),
         "results: ideas": ("benchmarks.studies.grafting_variants", "table"),
         "results: families": (*TABLE, f"{RESULTS}/families-cifar10"),
+        "results: kept rates": ("benchmarks.studies.kept_rates", "table"),
     },
     "docs/deriving.md": {
         "results: derived cifar10": (*TABLE, f"{RESULTS}/derived-cifar10"),

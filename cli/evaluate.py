@@ -10,7 +10,7 @@ import click
 
 from .options import PATH, DeclaredCommand, flag, given, job_options
 
-DECLARED = ("image_size", "class_map", "data_root", "download", "accelerator")
+DECLARED = ("image_size", "num_classes", "class_map", "data_root", "download", "skip_broken", "accelerator")
 
 
 @click.command(cls=DeclaredCommand, declared=lambda: job_options(*DECLARED))

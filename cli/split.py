@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from netgraft.splitting.chain import BlockChain, Cut
 
 
-@click.command(cls=DeclaredCommand, declared=lambda: job_options("image_size"))
+@click.command(cls=DeclaredCommand, declared=lambda: job_options("image_size", "num_classes"))
 @click.argument("model")
 @click.argument("student", required=False)
 @click.option("--cuts", help="Modules of MODEL to cut behind, separated by commas; timm's stages by default.")
@@ -26,6 +26,7 @@ def split(
     model: str,
     student: str | None,
     image_size: int | None,
+    num_classes: int | None,
     cuts: str | None,
     blocks: int | None,
     all_cuts: bool,
@@ -47,9 +48,10 @@ def split(
         if student is not None and given:
             raise click.UsageError(f"{option} goes with one model; two are cut where their maps have the same size")
     if is_folder(model):
-        network = load_teacher(model, image_size=image_size)
+        network = load_teacher(model, image_size=image_size, num_classes=num_classes)
     else:
-        network = build_model(model, seed=0, image_size=image_size).eval()
+        options = {} if num_classes is None else {"num_classes": num_classes}
+        network = build_model(model, seed=0, image_size=image_size, **options).eval()
     size = resolve_model_data_config(network)["input_size"]
     if student is not None:
         other = load_teacher(student) if is_folder(student) else build_student(student, teacher=network, seed=0)

@@ -9,7 +9,7 @@ import click
 from .options import PATH, DeclaredCommand, given, job_options
 
 
-@click.command(cls=DeclaredCommand, declared=lambda: job_options("data_root", "download"))
+@click.command(cls=DeclaredCommand, declared=lambda: job_options("data_root", "download", "skip_broken"))
 @click.option("--data", required=True, help="Name or path of labelled images.")
 @click.option("--shots", type=click.IntRange(min=1), multiple=True, required=True, help="Images a class; repeatable.")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(0,), show_default=True, help="Repeatable.")
@@ -21,6 +21,7 @@ def subset(
     out: Path,
     data_root: Path | None,
     download: bool | None,
+    skip_broken: bool | None,
 ) -> None:
     """Write subset files, for others to use with netgraft distill --subset.
 
@@ -32,7 +33,7 @@ def subset(
 
     from .output import emit
 
-    source = open_data(data, **given({"root": data_root, "download": download}))
+    source = open_data(data, **given({"root": data_root, "download": download, "skip_broken": skip_broken}))
     labels = source.train_labels("so there are no images of a class to draw")
     drawn = {
         f"{source.name}-{number}shot-seed{seed}.json".replace("/", "_"): FewShotSubset.draw(

@@ -5,10 +5,10 @@ from .data.subsets import FewShotSubset as FewShotSubset
 from .data.view_policy import ViewPolicy as ViewPolicy
 from .derivation import Derivation as Derivation
 from .derivation import derive as derive
-from .distillation import DistillationResult as DistillationResult
-from .distillation import Distilled as Distilled
 from .distillation import distill as distill
 from .distillation import prepare as prepare
+from .distillation_result import DistillationResult as DistillationResult
+from .distillation_result import Distilled as Distilled
 from .grafting.folding import fold as fold
 from .grafting.pairing import pair as pair
 from .grafting.scions import graft as graft

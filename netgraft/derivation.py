@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import Image
-from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
+from netgraft.data.given_images import pictures
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
 from netgraft.deriving.allocation import ALLOCATIONS
@@ -37,6 +36,7 @@ from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import shortest_milliseconds
 from netgraft.evaluation.teacher_answers import check_answers
 from netgraft.grafting.pairing import Pairing
+from netgraft.models.own_modules import as_classifier, preprocessing
 from netgraft.models.students import save_student
 from netgraft.modules import eval_mode
 from netgraft.progress import ProgressReporter, SilentReporter
@@ -543,7 +543,7 @@ def _forced(anatomy: Anatomy, widths: Mapping[str, int]) -> dict[Atom, int]:
 
 def derive(
     teacher: nn.Module,
-    images: Sequence[Image.Image],
+    images: Any,
     keep: Mapping[str, float | str] | None = None,
     *,
     protect: Sequence[str] = (),
@@ -557,7 +557,8 @@ def derive(
 
     Args:
         teacher: A trained timm classifier; unchanged.
-        images: PIL images, without labels.
+        images: PIL images, paths, a folder, arrays, tensors, or a data set or loader of any of them; see
+            :func:`netgraft.data.given_images.pictures`.
         keep: What the student may cost: ``{"macs": 0.5}``, ``{"parameters": "2.5M"}``, or both; fractions are of the
             teacher's. Half of the multiply-accumulates if None.
         protect: Names of modules that stay whole; ``*`` stands for any part of a name: ``blocks.*.attn``.
@@ -583,9 +584,11 @@ def derive(
         >>> 0.4 < students / teachers <= 0.5
         True
     """
+    images, _ = pictures(images)
     if not images:
         raise RequestError("there are no images to derive a student from; give at least one")
-    data_config = dict(data_config or resolve_model_data_config(teacher))
+    data_config = preprocessing(teacher, images[0].size, data_config)
+    teacher = as_classifier(teacher, data_config)
     check_answers(teacher, images, data_config)
     made = Views.of(images, views or VIEW_POLICIES["rich"], data_config, seed=seed)
     with eval_mode(teacher):

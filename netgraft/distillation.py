@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from timm.data import resolve_model_data_config
-from torch import nn
+from torch import Tensor, nn
 
-from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
+from netgraft.data.given_images import pictures
+from netgraft.data.view_policy import ViewPolicy, find_policy
 from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver, derive
 from netgraft.deriving.twins import anatomy_of_wider_twin
+from netgraft.distillation_result import DistillationResult
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.teacher_answers import check_answers
 from netgraft.grafting.folding import Folding, fold_with_report
+from netgraft.grafting.norm_statistics import measure_statistics
 from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
-from netgraft.methods.method import Budget, Method
-from netgraft.methods.registry import choose, name_of
+from netgraft.methods.method import Budget, Method, Preset
+from netgraft.methods.registry import check_names, configure, name_of
 from netgraft.models.creation import class_count, describe_labels, labels_of
-from netgraft.models.students import opens_with_timm, save_student
-from netgraft.modules import eval_mode, parameters, state_digest
+from netgraft.models.own_modules import as_classifier, preprocessing
+from netgraft.models.students import why_not_made_by_name
+from netgraft.modules import eval_mode, state_digest
 from netgraft.plan import Plan
-from netgraft.progress import ProgressReporter
+from netgraft.progress import LineReporter, ProgressReporter, Recorder, SilentReporter
 from netgraft.seeding import derived_seed
 from netgraft.splitting.chain import state_of
 from netgraft.training.identity import fingerprint
@@ -37,89 +41,11 @@ from netgraft.training.runner import Runner, Trained
 
 
 @dataclass(frozen=True, eq=False)
-class DistillationResult:
-    """A student and how it came about.
-
-    Attributes:
-        student: Ready to use, in eval mode: the very model that was handed over where every adapter folded, otherwise
-            a sequence of its blocks and the adapters that stayed.
-        model: The student model that was handed over.
-        plain: Whether ``student`` is ``model``, so that timm can open it by itself.
-        pairing: Blocks, inheritance and initialisation.
-        plan: What was trained.
-        folding: What was folded and what stayed.
-        trained: Steps and seconds.
-        data_config: Preprocessing, the teacher's own.
-        teacher_digest: Of the teacher's weights, the same before and after.
-        derivation: What the student was made of, where its start was solved; its ``student`` is this one, trained.
-
-    Examples:
-        >>> import netgraft, timm
-        >>> teacher = netgraft.load_teacher("digits_vgg7_bn")
-        >>> student = timm.create_model("digits_vgg7_bn_half")
-        >>> images = netgraft.open_data("digits").train.load_many(range(20))
-        >>> short = netgraft.NetGraft(block_steps=(1,), join_steps=1)
-        >>> result = netgraft.distill(teacher, student, images, method=short)
-        >>> result.plain, result.student is student, sorted(result.folding.folded)
-        (True, True, ['features.14', 'head.fc'])
-        >>> result.save("student")
-        >>> type(netgraft.load_student("student")).__name__
-        'SmallVGG'
-    """
-
-    student: nn.Module
-    model: nn.Module
-    plain: bool
-    pairing: Pairing
-    plan: Plan
-    folding: Folding
-    trained: Trained
-    data_config: dict[str, Any]
-    teacher_digest: str
-    derivation: Derivation | None = None
-
-    def save(self, folder: str | Path) -> None:
-        """Write a student folder: timm's own format where every adapter folded; see :mod:`netgraft.models.students`.
-
-        Raises:
-            RunError: The folder can't be written.
-        """
-        save_student(
-            Path(folder),
-            self.student,
-            self.model,
-            cuts=self.pairing.student.names[:-1],
-            data_config=self.data_config,
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """Return what a result file says of the student and of its training; all of it can be written as JSON."""
-        return {
-            "inherited_blocks": self.pairing.inherited,
-            "left_out": list(self.pairing.left_out),
-            "conversions": self.pairing.conversions,
-            "folded_into": list(self.folding.folded),
-            "kept_adapters": {str(place): reason for place, reason in self.folding.kept.items()},
-            "kept_adapter_parameters": sum(parameters(self.folding.student[place]) for place in self.folding.kept),
-            "opens_with_timm": self.plain and opens_with_timm(self.model, self.data_config),
-            "steps": self.trained.steps,
-            "train_seconds": round(self.trained.seconds, 2),
-            "frozen_seconds": round(self.trained.frozen_seconds, 2),
-            "computed_in": self.trained.precision,
-            "teacher_digest": self.teacher_digest,
-            "student_digest": state_digest(self.student),
-        }
-
-
-Distilled = DistillationResult
-"""The name that this class had at first, for programs written then."""
-
-
-@dataclass(frozen=True, eq=False)
 class Distillation:
     """Everything decided and nothing trained yet: print ``plan`` and ``pairing``, then :meth:`run`.
 
-    ``fingerprint`` is the SHA-256 of everything that decides the result, pixels included.
+    ``fingerprint`` is the SHA-256 of everything that decides the result, pixels included. ``notes`` say what becomes of
+    the weights that the student came with.
     """
 
     teacher: nn.Module
@@ -132,6 +58,7 @@ class Distillation:
     teacher_digest: str
     fingerprint: str
     derivation: Derivation | None = None
+    notes: tuple[str, ...] = ()
 
     def run(
         self,
@@ -157,7 +84,9 @@ class Distillation:
             RunError: A loss became NaN, or the disk is full.
             InterruptedRunError: ``stop`` said yes.
         """
-        return self.deploy(self.train(folder=folder, resume=resume, reporter=reporter, stop=stop))
+        recorder = Recorder(reporter or SilentReporter())
+        trained = self.train(folder=folder, resume=resume, reporter=recorder, stop=stop)
+        return replace(self.deploy(trained), history=tuple(recorder.history))
 
     def train(
         self,
@@ -210,6 +139,7 @@ class Distillation:
             data_config=self.data_config,
             teacher_digest=self.teacher_digest,
             derivation=self.derivation,
+            notes=self.notes,
         )
 
 
@@ -226,37 +156,64 @@ def _prove_folding(student: nn.Sequential, folding: Folding, input_size: Sequenc
 def prepare(
     teacher: nn.Module,
     student: nn.Module,
-    images: Sequence[Image.Image],
+    images: Any,
     *,
-    method: Method | None = None,
-    views: ViewPolicy | Views | None = None,
-    runner: Runner | None = None,
+    method: str | Method | type[Method] = "netgraft",
+    preset: str | Preset = "default",
+    steps: int | None = None,
+    init: str = "auto",
+    inherit: str = "auto",
+    blocks: int | None = None,
+    fresh: Sequence[nn.Module] = (),
+    views: str | ViewPolicy | Views | None = None,
+    labels: Sequence[int] | bool | None = None,
     data_config: Mapping[str, Any] | None = None,
-    labels: Sequence[int] | None = None,
     derivation: Derivation | None = None,
+    seed: int | None = None,
+    accelerator: str | None = None,
+    precision: str | None = None,
+    runner: Runner | None = None,
     reporter: ProgressReporter | None = None,
-    **pairing: Any,
+    **hyperparameters: Any,
 ) -> Distillation:
     """Cut, pair, initialise and plan; trains nothing.
 
     Args:
-        teacher: A trained timm classifier; unchanged.
-        student: A timm model with as many classes; trained in place. Its classes get the names of the teacher's.
-        images: PIL images, without labels.
-        method: Hyper-parameters; NetGraft's default preset if None.
-        views: How views are made of the images, or views of them; the default preset's own if None. Another preset's
-            views and start are given along with its method.
-        runner: Device, precision and seed.
-        data_config: Preprocessing in timm's words; the teacher's own if None.
-        labels: Class of each image, by its position among the teacher's; only for methods of the labeled track.
+        teacher: A trained classifier, of timm or any other module that maps images (B, C, H, W) to logits (B, K), or to
+            a dictionary or an object with ``logits``; its weights stay as they are.
+        student: Another one with as many classes; trained in place. Its classes get the names of the teacher's.
+            Weights that it brings are kept with ``init="keep"``, and rates are those of a student that knows something.
+            With ``init="auto"`` a smaller twin of the teacher gets the teacher's weights in place of its own, and any
+            student the teacher's front blocks where it is built alike; ``notes`` of what is returned say so.
+        images: PIL images, paths, a folder, arrays, tensors, or a data set or loader of any of them; see
+            :func:`netgraft.data.given_images.pictures`.
+        method: A name (``netgraft methods`` lists them; several joined by ``+``), its class, or an object of it.
+        preset: Of a method that is named, by its name or as an object: hyper-parameters, views and start.
+        steps: Optimiser steps in all (of a baseline: of the student's training); the preset's own if None.
+        init: How the student starts: ``auto``, ``random``, ``keep``, ``slice`` or ``solve``; see
+            :class:`netgraft.grafting.options.PairingOptions`.
+        inherit: Whether front blocks that are built alike are the teacher's, and stay frozen: ``auto`` or ``none``.
+        blocks: Merge the paired blocks to so many; as many as there are if None.
+        fresh: Modules of a student that is kept which start at random, such as a new head; they learn at the whole
+            rate.
+        views: How views are made of the images, a policy or the name of one (``rich``, ``crop``, ``plain``), or views
+            of them; the preset's own if None, ``rich`` where the method is an object.
+        labels: Class of each image, by its position among the teacher's, or True for those that the data set gives;
+            only for methods of the labeled track, and images' own labels are passed over without it.
+        data_config: Preprocessing in timm's words; wins over the teacher's own. A teacher without any takes images of
+            the size of the first one, with values from 0 to 1.
         derivation: What ``student`` came from, if it was derived.
-        reporter: Told what happens where the student's start takes its time.
-        pairing: Fields of :class:`netgraft.grafting.preparation.PairingOptions`: ``init``, ``inherit``, ``blocks``.
+        seed: Of views, batches and adapters; 0 if None.
+        accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``; ``auto`` if None.
+        precision: ``auto``, which measures, ``32`` or ``bf16``; ``auto`` if None.
+        runner: Instead of the last three, with what else there is: processes, memory for caches.
+        reporter: Told what happens where the student's start takes its time, and the notes.
+        hyperparameters: Others of the method, by their names (``temperature=2``); ``netgraft methods NAME`` lists them.
 
     Raises:
-        RequestError: The models can't be cut or paired, the student can't start as asked, or the teacher answers every
-            image alike.
-        TypeError: ``pairing`` names an option that there is not.
+        RequestError: The models can't be cut or paired, the student can't start as asked, the teacher answers every
+            image alike, the images are of no kind that is known, there is no such method, preset or hyper-parameter, or
+            a value is of another type or out of range.
 
     Examples:
         >>> import netgraft, timm
@@ -272,37 +229,48 @@ def prepare(
         >>> prepared.plan.steps
         4200
     """
+    check_names(method, hyperparameters, own=inspect.signature(prepare).parameters, what="prepare")
+    images, found = pictures(images)
     if not images:
         raise RequestError("there are no images to distill from; give at least one")
-    options = PairingOptions(**pairing)
-    runner = runner or Runner()
-    data_config = dict(data_config or resolve_model_data_config(teacher))
+    labels = _labels(labels, found)
+    runner = _runner(runner, seed, accelerator, precision)
+    data_config = preprocessing(teacher, images[0].size, data_config)
+    teacher, student = (as_classifier(model, data_config) for model in (teacher, student))
     check_answers(teacher, images, data_config)
     digest = state_digest(teacher)
     # it learns the teacher's answers, whatever classes its architecture's own weights know
     describe_labels(student, labels_of(teacher))
+    if steps is not None:
+        hyperparameters["steps"] = steps
+    budget = Budget(len(images), class_count(teacher))
+    options = PairingOptions(init, inherit, blocks)
     anatomy = None
-    if derivation is None and options.init == "auto":
-        anatomy = anatomy_of_wider_twin(teacher, student, data_config["input_size"])
-        options = replace(options, init="auto" if anatomy is None else "solve")
-    solved = (options.init if derivation is None else derivation.init) == "solve"
-    default = choose("netgraft", "default", Budget(len(images), class_count(teacher), solved))
-    method = method or default.method
-    made = Views.of(images, views or default.views, data_config, seed=runner.seed, labels=labels)
-    if derivation is None and options.init == "solve":
+    if derivation is not None:
+        init = derivation.init
+    elif init == "auto":
+        init = configure(method, preset, budget, hyperparameters).init
+        anatomy = anatomy_of_wider_twin(teacher, student, data_config["input_size"]) if init == "auto" else None
+        init = "solve" if anatomy is not None else init
+    budget = replace(budget, solved=init == "solve", kept=init == "keep")
+    chosen = configure(method, preset, budget, hyperparameters)
+    method = chosen.method
+    made = Views.of(images, _policy(views) or chosen.views, data_config, seed=runner.seed, labels=labels)
+    measured = measure_statistics(student, _some_of(made)) if init == "keep" else 0
+    notes_due = derivation is None and options.init in {"auto", "keep"}
+    if derivation is None and init == "solve":
         with eval_mode(teacher):
             derivation = Deriver(teacher, made, data_config, anatomy=anatomy, reporter=reporter).like(student)
+    # what is derived has its weights already
+    options = replace(options, init=init if derivation is None else "random")
     # adapters start at random too
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed("adapters", runner.seed))
-        if derivation is None:
-            paired = cut_and_pair(teacher, student, options, input_size=data_config["input_size"])
-        else:
-            as_it_is = replace(options, init="random")
-            paired = derivation.start(cut_and_pair(teacher, student, as_it_is, input_size=data_config["input_size"]))
+        paired = cut_and_pair(teacher, student, options, input_size=data_config["input_size"])
+        paired = replace(paired, fresh=tuple(fresh)) if derivation is None else derivation.start(paired)
         plan = method.plan(paired)
-    if paired.init == "solve":
-        # they are the teacher's, to which the weights were solved; those of mixed views are others
+    if paired.init in {"solve", "kept"}:
+        # they are those that the weights go with; those of mixed views are others
         plan = replace(plan, keeps_statistics=paired.student)
     identity = fingerprint(
         method=name_of(method),
@@ -322,44 +290,131 @@ def prepare(
         precision=runner.precision,
         devices=runner.devices,
     )
-    return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity, derivation)
+    notes = _notes(paired, measured) if notes_due else ()
+    if reason := why_not_made_by_name(student, data_config):
+        notes += (f"{reason}; a saved student opens with netgraft.load_student(folder, model=...), one made as it was",)
+    for note in notes:
+        (reporter or SilentReporter()).note(note)
+    return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity, derivation, notes)
+
+
+def _runner(runner: Runner | None, seed: int | None, accelerator: str | None, precision: str | None) -> Runner:
+    """Return the runner that is given, or one of what is said of it."""
+    said = {"seed": seed, "accelerator": accelerator, "precision": precision}
+    said = {name: value for name, value in said.items() if value is not None}
+    if runner is None:
+        return Runner(**said)  # type: ignore[arg-type]
+    if said:
+        raise RequestError(f"expected a runner or {', '.join(said)}, got both; make the runner with {', '.join(said)}")
+    return runner
+
+
+def _policy(views: str | ViewPolicy | Views | None) -> ViewPolicy | Views | None:
+    return find_policy(views) if isinstance(views, str) else views
+
+
+def _labels(asked: Sequence[int] | bool | None, found: Sequence[int] | None) -> Sequence[int] | None:
+    """Return the labels that are asked for: given ones, those that the images came with, or none."""
+    if asked is True:
+        if found is None:
+            raise RequestError("expected images with labels, got images alone; give labels=[...], or leave labels out")
+        return found
+    return None if asked is False else asked
+
+
+MEASURED = 512
+"""Views, of which statistics of batch norms are taken that came without."""
+
+
+def _some_of(views: Views) -> Iterator[Tensor]:
+    for numbers in torch.arange(min(len(views), MEASURED)).split(64):
+        yield views.batch(numbers)
+
+
+def _notes(pairing: Pairing, measured: int) -> tuple[str, ...]:
+    """Say what becomes of the weights that a student came with."""
+    if pairing.init == "kept":
+        notes = ["the student keeps the weights that it brings, and learns at rates for one that knows something"]
+        if pairing.fresh:
+            notes.append("but its head is of another number of classes, and a new one starts at random")
+        if measured:
+            notes.append(f"{measured} batch norms came without statistics; theirs are taken on views, its answers stay")
+        return ("; ".join(notes),)
+    if pairing.init in {"solve", "slice"}:
+        what = "all of its weights"
+    elif pairing.inherited:
+        what = f"the weights of its first {pairing.inherited} blocks"
+    else:
+        return ()
+    return (f"the student got {what} from the teacher (init {pairing.init}); init='keep' keeps those that it brings",)
 
 
 def distill(
     teacher: nn.Module,
     student: nn.Module | None = None,
-    images: Sequence[Image.Image] = (),
+    images: Any = (),
     *,
+    method: str | Method | type[Method] = "netgraft",
+    preset: str | Preset = "default",
+    steps: int | None = None,
     keep: Mapping[str, float | str] | None = None,
     protect: Sequence[str] = (),
     force: Mapping[str, int] | None = None,
-    views: ViewPolicy | Views | None = None,
-    runner: Runner | None = None,
+    init: str = "auto",
+    inherit: str = "auto",
+    blocks: int | None = None,
+    fresh: Sequence[nn.Module] = (),
+    views: str | ViewPolicy | Views | None = None,
+    labels: Sequence[int] | bool | None = None,
     data_config: Mapping[str, Any] | None = None,
-    folder: Path | None = None,
+    seed: int | None = None,
+    accelerator: str | None = None,
+    precision: str | None = None,
+    runner: Runner | None = None,
+    folder: str | Path | None = None,
     resume: bool = False,
+    progress: bool | None = None,
     reporter: ProgressReporter | None = None,
-    **options: Any,
+    **hyperparameters: Any,
 ) -> DistillationResult:
     """Turn a teacher into a smaller stand-in, from a few unlabeled images: a given student, or one that is derived.
 
-    The same as ``prepare(...).run(...)``; see :func:`prepare`, which takes the other ``options``, and
-    :meth:`Distillation.run`.
+    The same as ``prepare(...).run(...)``; see :func:`prepare` and :meth:`Distillation.run`.
 
     Args:
-        teacher: A trained timm classifier; unchanged.
-        student: A timm model with as many classes; trained in place. Derived from the teacher if None.
-        images: PIL images, without labels.
+        teacher: A trained classifier, of timm or any other module that maps images (B, C, H, W) to logits (B, K), or to
+            a dictionary or an object with ``logits``; its weights stay as they are.
+        student: Another one with as many classes; trained in place. Derived from the teacher if None. Weights that it
+            brings are kept with ``init="keep"``.
+        images: PIL images, paths, a folder, arrays, tensors, or a data set or loader of any of them; see
+            :func:`netgraft.data.given_images.pictures`.
+        method: A name (``netgraft methods`` lists them; several joined by ``+``), its class, or an object of it.
+        preset: Of a method that is named, by its name or as an object: hyper-parameters, views and start.
+        steps: Optimiser steps in all (of a baseline: of the student's training); the preset's own if None.
         keep: What a derived student may cost, as for :func:`netgraft.derive`; half of the multiply-accumulates if None.
         protect: Names of modules that stay whole in a derived student, as for :func:`netgraft.derive`.
         force: Widths of its places that are given and not chosen, likewise.
-        views: As for :func:`prepare`.
-        runner: Device, precision and seed.
-        data_config: Preprocessing in timm's words; the teacher's own if None.
-        folder: Where the checkpoint and ``metrics.jsonl`` go.
+        init: How the student starts: ``auto``, ``random``, ``keep``, ``slice`` or ``solve``; see
+            :class:`netgraft.grafting.options.PairingOptions`.
+        inherit: Whether front blocks that are built alike are the teacher's, and stay frozen: ``auto`` or ``none``.
+        blocks: Merge the paired blocks to so many; as many as there are if None.
+        fresh: Modules of a student that is kept which start at random, such as a new head.
+        views: How views are made of the images, a policy or the name of one (``rich``, ``crop``, ``plain``), or views
+            of them; the preset's own if None.
+        labels: Class of each image, by its position among the teacher's, or True for those that the data set gives;
+            only for methods of the labeled track.
+        data_config: Preprocessing in timm's words; wins over the teacher's own. A teacher without any takes images of
+            the size of the first one, with values from 0 to 1.
+        seed: Of views, batches and adapters; 0 if None.
+        accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``; ``auto`` if None.
+        precision: ``auto``, which measures, ``32`` or ``bf16``; ``auto`` if None.
+        runner: Instead of the last three, with what else there is: processes, memory for caches.
+        folder: Where the checkpoint and ``metrics.jsonl`` go; nothing is written if None.
         resume: Go on from the folder's checkpoint.
-        reporter: Told what happens.
-        options: Of :func:`prepare`.
+        progress: Whether a line on standard error (in a notebook: in the cell) says how far it is; in a terminal and a
+            notebook if None.
+        reporter: Told what happens, instead of that line.
+        hyperparameters: Others of the method, by their names (``temperature=2``); ``netgraft methods NAME`` lists them.
 
     Raises:
         RequestError: As of :func:`prepare`; or both a student and ``keep`` are given, or the budget can't be met.
@@ -383,14 +438,20 @@ def distill(
     """
     if student is not None and keep is not None:
         raise RequestError("give a student, or keep to have one derived, not both")
-    runner = runner or Runner()
-    data_config = dict(data_config or resolve_model_data_config(teacher))
+    check_names(method, hyperparameters, own=inspect.signature(distill).parameters, what="distill")
+    if reporter is None and progress is not False:
+        reporter = LineReporter(sys.stderr) if progress else LineReporter.where_somebody_looks()
+    runner = _runner(runner, seed, accelerator, precision)
+    images, found = pictures(images)
+    labels = _labels(labels, found)
     derivation = None
     if student is None:
         if not images:
             raise RequestError("there are no images to derive a student from; give at least one")
-        policy = views or VIEW_POLICIES["rich"]
-        views = Views.of(images, policy, data_config, seed=runner.seed, labels=options.get("labels"))
+        data_config = preprocessing(teacher, images[0].size, data_config)
+        teacher = as_classifier(teacher, data_config)
+        policy = _policy(views) or configure(method, preset, Budget(len(images), class_count(teacher)), {}).views
+        views = Views.of(images, policy, data_config, seed=runner.seed, labels=labels)
         derivation = derive(
             teacher,
             images,
@@ -406,11 +467,19 @@ def distill(
         teacher,
         student,
         images,
+        method=method,
+        preset=preset,
+        steps=steps,
+        init=init,
+        inherit=inherit,
+        blocks=blocks,
+        fresh=fresh,
         views=views,
-        runner=runner,
+        labels=labels,
         data_config=data_config,
         derivation=derivation,
+        runner=runner,
         reporter=reporter,
-        **options,
+        **hyperparameters,
     )
-    return prepared.run(folder=folder, resume=resume, reporter=reporter)
+    return prepared.run(folder=None if folder is None else Path(folder), resume=resume, reporter=reporter)

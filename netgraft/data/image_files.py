@@ -10,18 +10,23 @@ import itertools
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image
+from PIL import Image, features
 
 from netgraft.data.image_modes import to_8_bits
 from netgraft.errors import RequestError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+HEIF_SUFFIXES = (".heic", ".heif")
+
+AVIF_SUFFIXES = (".avif",)
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
@@ -44,11 +49,56 @@ LONGEST_PATH = 4096  # characters of a name in an archive, as file systems have 
 MOST_FOLDERS = 100_000  # links make any number of them
 
 
+class BrokenImageError(RequestError):
+    """A file that should hold an image holds none that can be decoded."""
+
+
+@cache
+def readable_suffixes() -> tuple[str, ...]:
+    """Return the endings of names of images that can be decoded here.
+
+    AVIF needs Pillow 11.3 or pillow-heif; HEIC needs pillow-heif, which registers with Pillow where it is installed.
+    """
+    found: tuple[str, ...] = IMAGE_SUFFIXES
+    own_avif = features.check("avif") if "avif" in features.features | features.modules else False
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        found += HEIF_SUFFIXES
+        if not own_avif and hasattr(pillow_heif, "register_avif_opener"):
+            pillow_heif.register_avif_opener()
+            own_avif = True
+    return found + AVIF_SUFFIXES if own_avif else found
+
+
+def broken(files: ImageFiles, positions: Sequence[int]) -> list[int]:
+    """Return those of ``positions`` that hold no image that can be decoded; reads all of them once.
+
+    Raises:
+        RequestError: A file can't be read at all.
+    """
+    found = []
+    for start in range(0, len(positions), _CHECKED_TOGETHER):
+        some = positions[start : start + _CHECKED_TOGETHER]
+        for position, content in zip(some, files.read(some), strict=True):
+            try:
+                decode(content, files.names[position])
+            except RequestError:
+                found.append(position)
+    return found
+
+
+_CHECKED_TOGETHER = 64
+
+
 class ImageFiles(Protocol):
     """Encoded images under relative names, in a fixed order."""
 
     location: Path
     names: tuple[str, ...]
+    unreadable: tuple[str, ...]
+    """Names of images in formats that this installation can't read."""
 
     def read(self, positions: Sequence[int]) -> list[bytes]:
         """Return the content of the files at ``positions``."""
@@ -70,7 +120,10 @@ def decode(content: bytes, name: str) -> Image.Image:
     except Exception as error:  # Pillow's plugins raise any kind on broken files
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = "no known image format" if isinstance(error, Image.UnidentifiedImageError) else reason
-        raise RequestError(f"expected an image in {name}, got: {reason}; repair or remove the file") from None
+        raise BrokenImageError(
+            f"expected an image in {name}, got: {reason}; repair or remove the file, or leave broken ones out "
+            "(--skip-broken)"
+        ) from None
     return to_8_bits(image, name)
 
 
@@ -87,13 +140,15 @@ class FolderFiles:
 
     def __init__(self, location: Path) -> None:
         try:
-            found = list(_image_paths(location))
+            all_found = list(_image_paths(location))
         except OSError as error:
             raise RequestError(f"expected a readable folder, got: {error}; check its permissions and links") from None
+        found = [name for name in all_found if _is_readable(name)]
         if not found:
-            raise RequestError(_no_image(location))
+            raise RequestError(_no_image(location, all_found))
         self.location = location
         self.names = tuple(sorted(found, key=_by_folder))
+        self.unreadable = tuple(sorted(set(all_found) - set(found)))
 
     def read(self, positions: Sequence[int]) -> list[bytes]:
         """Return the content of the files at ``positions``.
@@ -138,8 +193,11 @@ class TarFiles:
             whole = _unpacked(location.read_bytes()) if keep else None
             keep = whole is not None
             entries = _cut(whole) if whole is not None else _listed(location, compressed=self._compressed)
+        all_found = [name for name, *_ in entries]
+        entries = [entry for entry in entries if _is_readable(entry[0])]
         if not entries:
-            raise RequestError(_no_image(location))
+            raise RequestError(_no_image(location, all_found))
+        self.unreadable = tuple(sorted(name for name in all_found if not _is_readable(name)))
         entries.sort(key=lambda entry: _by_folder(entry[0]))
         self.names = tuple(name for name, *_ in entries)
         self._offsets = [position for _, position, _, _ in entries]
@@ -202,28 +260,33 @@ class Partition:
 
     Attributes:
         positions: In the ``ImageFiles``.
-        folders: Class folder of each file; None where the files lie in no class folder.
+        folders: Class folder of each file; None where the files lie in no class folder, or some of them beside folders.
+        beside: An image that lies beside folders; empty where none does.
     """
 
     positions: tuple[int, ...]
     folders: tuple[str, ...] | None
+    beside: str = ""
+
+    def without(self, positions: Collection[int]) -> Partition:
+        """Return the partition without some of its files."""
+        kept = [place for place, position in enumerate(self.positions) if position not in positions]
+        folders = None if self.folders is None else tuple(self.folders[place] for place in kept)
+        return Partition(tuple(self.positions[place] for place in kept), folders, self.beside)
 
 
-def arrange(names: Sequence[str], location: Path) -> tuple[Partition, Partition | None]:
+def arrange(names: Sequence[str]) -> tuple[Partition, Partition | None]:
     """Find the training and the evaluation partition in relative file names.
 
     Understood are ``train/`` with or without ``test/``, ``val/`` or ``validation/`` (the first of them that has
     class folders) beside it; class folders; and files in no folder. Folders that hold everything are skipped.
+    Images beside folders, and all in these, belong together and have no classes.
 
     Args:
-        names: Paths inside ``location``, parts joined by ``/``.
-        location: For people.
+        names: Paths inside a folder or an archive, parts joined by ``/``.
 
     Returns:
         The training partition, or all images; the evaluation partition if there is one.
-
-    Raises:
-        RequestError: Images lie beside class folders.
     """
     parts = [name.split("/") for name in names]
     for skipped in itertools.count():
@@ -234,36 +297,40 @@ def arrange(names: Sequence[str], location: Path) -> tuple[Partition, Partition 
             break
     paths = {position: path[skipped:] for position, path in enumerate(parts)}
     if not labelled_apart:
-        return _partition(paths, location), None
+        return _partition(paths), None
     inside = {
-        top: _partition({p: path[1:] for p, path in paths.items() if len(path) > 1 and path[0] == top}, location / top)
+        top: _partition({p: path[1:] for p, path in paths.items() if len(path) > 1 and path[0] == top})
         for top in (TRAIN, *evaluation)
     }
     labelled = [inside[top] for top in evaluation if inside[top].folders is not None]
     return inside[TRAIN], labelled[0] if labelled else None
 
 
-def _partition(paths: dict[int, list[str]], location: Path) -> Partition:
+def _partition(paths: dict[int, list[str]]) -> Partition:
     flat = [path for path in paths.values() if len(path) == 1]
-    if flat and len(flat) < len(paths):
-        raise RequestError(
-            f"expected either images or class folders in {location}, got both (such as {flat[0][0]}); move the "
-            "images into their class folders or the folders away"
-        )
     folders = None if flat else tuple(path[0] for path in paths.values())
-    return Partition(tuple(paths), folders)
+    return Partition(tuple(paths), folders, flat[0][0] if flat and len(flat) < len(paths) else "")
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+    return not name.startswith(".") and name.lower().endswith((*IMAGE_SUFFIXES, *HEIF_SUFFIXES, *AVIF_SUFFIXES))
+
+
+def _is_readable(name: str) -> bool:
+    return name.lower().endswith(readable_suffixes())
 
 
 def _by_folder(name: str) -> list[str]:
     return name.split("/")
 
 
-def _no_image(location: Path) -> str:
-    kinds = ", ".join(suffix[1:] for suffix in IMAGE_SUFFIXES)
+def _no_image(location: Path, unreadable: Sequence[str]) -> str:
+    kinds = ", ".join(suffix[1:] for suffix in readable_suffixes())
+    if unreadable:
+        return (
+            f"expected images ({kinds}) in {location}, got {len(unreadable):,} that this installation can't read, such "
+            f"as {min(unreadable)}; install pillow-heif"
+        )
     return f"expected images ({kinds}) in {location}, got none; name another place"
 
 

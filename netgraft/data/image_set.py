@@ -32,6 +32,7 @@ class ImageSet:
         classes: Number of classes; None where there are no labels.
         names: File name of each image; None where they come from no files.
         class_names: In the order of the labels; None where unknown.
+        beside: Name of an image that lies beside folders, which are no class folders therefore; empty where none does.
     """
 
     name: str
@@ -41,9 +42,24 @@ class ImageSet:
     classes: int | None = None
     names: tuple[str, ...] | None = field(default=None, repr=False)
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
+    beside: str = ""
 
     def __len__(self) -> int:
         return self.size
+
+    def known_labels(self, so: str) -> Sequence[int]:
+        """Return the class of each image.
+
+        Args:
+            so: What it means that there are none, and what to do.
+
+        Raises:
+            RequestError: There are none.
+        """
+        if self.labels is None:
+            why = f" (images such as {self.beside} lie beside its folders)" if self.beside else ""
+            raise RequestError(f"{self.name} has no class folders{why}, {so}")
+        return self.labels
 
     def load(self, index: int) -> Image.Image:
         """Return an image, decoded, upright, with 8 bits a channel, otherwise in its own mode.
@@ -97,6 +113,7 @@ class DataSource:
         test: What is evaluated on; None where there is none.
         hflip: Whether a mirrored image means the same; not so for digits.
         note: What a reader of results must know about the data.
+        remarks: What was left out, or taken otherwise than its folders may have meant, a sentence each.
     """
 
     name: str
@@ -104,6 +121,7 @@ class DataSource:
     test: ImageSet | None
     hflip: bool = True
     note: str = ""
+    remarks: tuple[str, ...] = ()
 
     def train_labels(self, so: str) -> Sequence[int]:
         """Return the class of each training image.
@@ -114,9 +132,7 @@ class DataSource:
         Raises:
             RequestError: There are none.
         """
-        if self.train.labels is None:
-            raise RequestError(f"{self.name} has no class folders, {so}")
-        return self.train.labels
+        return replace(self.train, name=self.name).known_labels(so)
 
     def test_or_all(self) -> ImageSet:
         """Return the test set, or all images where they lie in no partitions."""
@@ -144,6 +160,17 @@ class ArrayStore:
     def images(self, positions: Sequence[int]) -> list[Image.Image]:
         """Return the decoded images at ``positions``."""
         return [Image.fromarray(self.pixels[position]) for position in positions]
+
+
+@dataclass(frozen=True)
+class PictureStore:
+    """Images in memory."""
+
+    pictures: Sequence[Image.Image]
+
+    def images(self, positions: Sequence[int]) -> list[Image.Image]:
+        """Return the images at ``positions``."""
+        return [self.pictures[position] for position in positions]
 
 
 @dataclass(frozen=True)

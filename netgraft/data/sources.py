@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from netgraft.data.image_files import (
     Partition,
     TarFiles,
     arrange,
+    broken,
     is_tar,
 )
 from netgraft.data.image_set import (
@@ -52,7 +53,7 @@ def _expanded(path: str) -> Path:
         ) from None
 
 
-def open_data(spec: str, *, root: Path | None = None, download: bool = False) -> DataSource:
+def open_data(spec: str, *, root: Path | None = None, download: bool = False, skip_broken: bool = False) -> DataSource:
     """Open a data set by its name or path.
 
     Classes are numbered in alphabetical order.
@@ -62,12 +63,15 @@ def open_data(spec: str, *, root: Path | None = None, download: bool = False) ->
             ``imagenet1000``, ``imagenet``;
             ``timm:NAME`` for one that ``timm.data.create_dataset`` opens by the name ``torch/...`` or ``hfds/...``;
             or the path of a folder or a tar archive that holds ``train/`` beside ``test/``, ``val/`` or
-            ``validation/``, or class folders, or images without classes.
+            ``validation/``, or class folders, or images without classes, in folders or not.
         root: Where the data sets lie; ``data_root()`` by default.
         download: Whether ``cifar10``, ``cifar100`` and torchvision's sets may be fetched.
+        skip_broken: Read every file of a folder or an archive once, and leave those out that hold no image; without it
+            the first broken one that is asked for is refused.
 
     Returns:
-        The training set, and the test set if there is one; images are read when they are asked for.
+        The training set, and the test set if there is one; images are read when they are asked for. Its ``remarks``
+        count and name what was left out.
 
     Raises:
         RequestError: There is no such data set, or it is empty or unreadable.
@@ -91,9 +95,9 @@ def open_data(spec: str, *, root: Path | None = None, download: bool = False) ->
             f"expected a folder or an archive of images, got {spec[:200]!r}: {error.strerror}; check the path"
         ) from None
     if kind == "folder":
-        return _open_files(path.resolve().name, FolderFiles(path))
+        return _open_files(path.resolve().name, FolderFiles(path), skip_broken=skip_broken)
     if kind == "file" and is_tar(path):
-        return _open_files(path.name.partition(".")[0], TarFiles(path))
+        return _open_files(path.name.partition(".")[0], TarFiles(path), skip_broken=skip_broken)
     if kind:
         raise RequestError(
             f"expected a folder or a .tar, .tar.gz or .tgz archive of images, got {spec}; name one of these"
@@ -170,7 +174,7 @@ def _open_archives(name: str, root: Path | None, download: bool) -> DataSource:
         if not path.is_file():
             raise RequestError(f"expected {path.name} in {root}, got no such file; set {DATA_FOLDER} to its folder")
         files = TarFiles(path)
-        partition, _ = arrange(files.names, path)
+        partition, _ = arrange(files.names)
         sets.append(_from_files(f"{name}/{part}", files, partition, sets[0].class_names if sets else None))
     return DataSource(name, sets[0], sets[1], note=note)
 
@@ -183,17 +187,46 @@ def _open_imagenet(name: str, root: Path | None, download: bool) -> DataSource:
         if not folder.is_dir():
             raise RequestError(f"expected the folder {folder}, got none; set {DATA_FOLDER} to the folder with {name}/")
         files = FolderFiles(folder)
-        partition, _ = arrange(files.names, folder)
+        partition, _ = arrange(files.names)
         sets.append(_from_files(f"{name}/{part}", files, partition, sets[0].class_names if sets else None))
     return DataSource(name, sets[0], sets[1])
 
 
-def _open_files(name: str, files: ImageFiles) -> DataSource:
-    train, evaluation = arrange(files.names, files.location)
-    train_set = _from_files(name if evaluation is None else f"{name}/train", files, train, None)
-    if evaluation is None:
-        return DataSource(name, train_set, None)
-    return DataSource(name, train_set, _from_files(f"{name}/test", files, evaluation, train_set.class_names))
+def _open_files(name: str, files: ImageFiles, *, skip_broken: bool) -> DataSource:
+    train, evaluation = arrange(files.names)
+    found = [*train.positions, *(evaluation.positions if evaluation else ())]
+    damaged = set(broken(files, found)) if skip_broken else set()
+    if len(damaged) == len(found):
+        raise RequestError(f"expected images in {files.location}, got {len(found):,} broken files; name another place")
+    count = len(found) + len(files.unreadable)
+    remarks = [
+        f"{len(names):,} of {count:,} images of {name} were left out{why}: {_listed(names)}"
+        for names, why in (
+            ([files.names[position] for position in sorted(damaged)], ", for they are broken"),
+            (files.unreadable, ", for this installation can't read them (install pillow-heif)"),
+        )
+        if names
+    ]
+    if train.beside:
+        folders = len({files.names[position].rpartition("/")[0] for position in train.positions})
+        remarks.append(
+            f"all {len(train.positions):,} images in {folders:,} folders of {name} are taken alike, for some lie "
+            f"beside folders, such as {train.beside}"
+        )
+    train_set = _from_files(name if evaluation is None else f"{name}/train", files, train.without(damaged), None)
+    test_set = None
+    if evaluation is not None:
+        test_set = _from_files(f"{name}/test", files, evaluation.without(damaged), train_set.class_names)
+    return DataSource(name, train_set, test_set, remarks=tuple(remarks))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:NAMED])
+    return shown if len(names) <= NAMED else f"{shown} and {len(names) - NAMED:,} more"
+
+
+NAMED = 5
+"""Files that a remark names."""
 
 
 def _open_timm(name: str, root: Path | None, download: bool) -> DataSource:
@@ -247,7 +280,7 @@ def _from_files(name: str, files: ImageFiles, part: Partition, class_names: tupl
     names = tuple(files.names[position] for position in part.positions)
     store = FileStore(files, part.positions)
     if part.folders is None:
-        return ImageSet(name, len(names), store, names=names)
+        return ImageSet(name, len(names), store, names=names, beside=part.beside)
     class_names = class_names or tuple(sorted(set(part.folders)))
     number = {folder: index for index, folder in enumerate(class_names)}
     unknown = sorted(set(part.folders) - set(number))

@@ -58,6 +58,11 @@ class Sizes:
             absent,
         )
 
+    @classmethod
+    def whole(cls, model: nn.Module) -> Sizes:
+        """Return all sizes of a model that there is no reference for."""
+        return cls({name: tuple(value.shape) for name, value in _tensors(model)}, _counts(model), left_out(model))
+
     def put_on(self, model: nn.Module) -> None:
         """Give a new model these sizes, and leave out what is left out; what changes its size is zero.
 
@@ -69,6 +74,8 @@ class Sizes:
         for name, shape in self.shapes.items():
             if name not in tensors:
                 raise ValueError(f"the model has no {name!r}")
+            if shape == tuple(tensors[name].shape):
+                continue
             if len(shape) != tensors[name].dim():
                 raise ValueError(f"{name!r} has {tensors[name].dim()} dimensions, not {len(shape)}")
             replace_tensor(model, name, torch.zeros(shape, dtype=tensors[name].dtype))

@@ -22,7 +22,7 @@ from netgraft.evaluation.metrics import macs
 from netgraft.experiments.specification import Cell
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
-from netgraft.jobs.distill import DEFAULT_SHOTS, DistillJob
+from netgraft.jobs.distill import DEFAULT_SHOTS, DistillJob, Start
 from netgraft.methods.method import Budget, Method
 from netgraft.methods.registry import choose
 from netgraft.models.creation import class_count
@@ -98,9 +98,9 @@ class Estimate:
         images = job.images or (job.shots or DEFAULT_SHOTS) * classes
         budget = Budget(images, classes)
         preset = choose(job.method, job.preset, budget, job.settings)
-        if self._start(job, source, models, preset.init) == "solve":
-            preset = choose(job.method, job.preset, replace(budget, solved=True), job.settings)
-        workload = self._workload(job, models, preset.method)
+        start = Start(self._start(job, source, models, preset.init))
+        preset = choose(job.method, job.preset, start.known_to(budget), job.settings)
+        workload = self._workload(job, models, preset.method, kept=start.init == "keep")
         policy = preset.views if job.views is None else find_policy(job.views)
         views = min(workload.shown, max(images, policy.pool))
         forwards = views + BACKWARD * workload.trained
@@ -136,9 +136,10 @@ class Estimate:
             self._starts[asked] = job.start(source, models.teacher, student, of_preset).init
         return self._starts[asked]
 
-    def _workload(self, job: DistillJob, models: _Models, method: Method) -> _Workload:
-        # how the student starts decides rates alone; what is asked for may be impossible, though
+    def _workload(self, job: DistillJob, models: _Models, method: Method, *, kept: bool) -> _Workload:
+        # how the student starts decides rates alone, unless it keeps its weights; what is asked for may be impossible
         options = replace(job.pairing, init="random") if job.pairing.init in {"auto", "solve"} else job.pairing
+        options = replace(options, init="keep") if kept else options
         if models.student_is_derived:
             options = replace(options, inherit="none")  # the whole twin would be inherited
         paired_by = (*models.key, options)
@@ -174,7 +175,8 @@ class _Models:
 def _models_key(job: DistillJob) -> tuple[Any, ...]:
     # models that are not named are the data set's own
     named = job.teacher is not None and job.student is not None
-    return (None if named else job.data, job.teacher, job.student, job.keep, job.teacher_weights, job.image_size)
+    weights = (job.teacher_weights, job.student_weights)
+    return (None if named else job.data, job.teacher, job.student, job.keep, *weights, job.image_size)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ class PairingOptions:
 
     init: str = option(
         "auto",
-        "How the student starts: random (as it was built); keep (with the weights of its folder); slice (the teacher's "
-        "channels of largest weight norm, without the residual blocks that the student has not); solve (a smaller "
-        "twin: the teacher's most useful channels, and weights that make up for the others); auto (keep where it is a "
-        "folder; else the preset's own start, solve where it is a narrower twin, or slice where it has fewer blocks).",
+        "How the student starts: random (as it was built); keep (with the weights that it brings); slice (the "
+        "teacher's channels of largest weight norm, without the residual blocks that the student has not); solve (a "
+        "smaller twin: the teacher's most useful channels, and weights that make up for the others); auto (keep where "
+        "it is a folder or has --student-weights; else the preset's own start, solve where it is a narrower twin, or "
+        "slice where it has fewer blocks).",
         scope="run",
         choices=INITS,
         section="method",

@@ -32,13 +32,14 @@ class Pairing:
         teacher: Chain of L blocks.
         student: Chain of L blocks; maps cross its cuts as they do the teacher's, in widths and forms of its own.
         inherited: How many blocks at the front of the student are the teacher's own, and stay frozen.
-        init: How the other blocks start: ``random`` (as they were built), ``keep`` (with weights that the student came
+        init: How the other blocks start: ``random`` (as they were built), ``kept`` (with weights that the student came
             with), ``slice`` or ``solve``.
         selections: For each cut, which of the teacher's channels the student starts with, as indices
-            (student width,); empty if ``init`` is ``random`` or ``keep``.
+            (student width,); empty if ``init`` is ``random`` or ``kept``.
         left_out: The teacher's residual blocks that the student does without, where it starts as the teacher's.
         start_error: How far its logits are from the teacher's where its start was solved: mean squared difference in
             parts of their variance.
+        fresh: Modules that start at random in a student that is kept, such as a head for other classes.
     """
 
     teacher: BlockChain
@@ -48,15 +49,21 @@ class Pairing:
     selections: tuple[Tensor, ...] = ()
     left_out: tuple[str, ...] = ()
     start_error: float = 0.0
+    fresh: tuple[nn.Module, ...] = ()
 
     def __len__(self) -> int:
         return len(self.teacher)
 
     @property
     def starts_close(self) -> bool:
-        """Whether the student starts with all layers made of the teacher's, so that it has little to learn."""
+        """Whether the student starts with all layers made of the teacher's, or knows something, and learns slowly."""
         solved = self.init == "solve" and self.start_error < FAR
-        return solved or (self.init == "slice" and not self.left_out)
+        return solved or self.init == "kept" or (self.init == "slice" and not self.left_out)
+
+    def fresh_in(self, trainable: nn.Module) -> tuple[nn.Module, ...]:
+        """Return those of the ``fresh`` modules whose parameters are all in ``trainable``."""
+        inside = set(trainable.parameters())
+        return tuple(module for module in self.fresh if inside.issuperset(module.parameters()))
 
     @property
     def widths(self) -> list[tuple[int, int]]:

@@ -45,7 +45,7 @@ def cut_and_pair(
             costs = macs_along(pairing.teacher, probe.to(device))
         pairing = merge_to(pairing, options.blocks, costs=costs)
     if options.init == "keep":
-        return replace(pairing, init="keep")
+        return replace(pairing, init="kept")
     if options.inherit == "auto":
         pairing = inherit(pairing)
     if options.init == "slice":

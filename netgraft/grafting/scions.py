@@ -63,7 +63,7 @@ def graft(stock: BlockChain, scion: nn.Module, at: range) -> nn.Sequential:
     return nn.Sequential(*blocks[: at.start], scion, *blocks[at.stop :])
 
 
-def join(scions: Sequence[Scion]) -> Scion:
+def join(scions: Sequence[Scion], *, directly: bool = False) -> Scion:
     """Chain neighbouring scions; where two meet, the first one's exit is followed by the second one's enter.
 
     Where these convert to the teacher's form and back, their projections alone remain: between two of its own blocks
@@ -71,6 +71,8 @@ def join(scions: Sequence[Scion]) -> Scion:
 
     Args:
         scions: Of neighbouring blocks, in order.
+        directly: Whether blocks follow one another without adapters between them: those of a student that keeps its
+            weights fit together as they are.
 
     Returns:
         A new scion that shares its modules with ``scions``.
@@ -78,7 +80,10 @@ def join(scions: Sequence[Scion]) -> Scion:
     layers: list[nn.Module] = []
     for scion in scions:
         arriving = list(scion)
-        if layers and isinstance(layers[-1], ConvertingAdapter) and isinstance(arriving[0], ConvertingAdapter):
+        if layers and directly:
+            layers = layers[:-1] if isinstance(layers[-1], AnyAdapter) else layers
+            arriving = arriving[1:] if isinstance(arriving[0], AnyAdapter) else arriving
+        elif layers and isinstance(layers[-1], ConvertingAdapter) and isinstance(arriving[0], ConvertingAdapter):
             layers[-1], arriving[0] = layers[-1].projection, arriving[0].projection
         layers += arriving
     return Scion(*layers)
@@ -152,4 +157,4 @@ def assemble(pairing: Pairing, scions: Sequence[Scion]) -> nn.Sequential:
     Returns:
         The student with every adapter as a visible layer; ``fold`` folds them away.
     """
-    return nn.Sequential(*pairing.student.blocks()[: pairing.inherited], *join(scions))
+    return nn.Sequential(*pairing.student.blocks()[: pairing.inherited], *join(scions, directly=pairing.init == "kept"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 from timm.data import resolve_model_data_config
 from torch import nn
@@ -26,8 +28,9 @@ from netgraft.jobs.prepared_derivation import AskedDerivation, PreparedDerivatio
 from netgraft.jobs.prepared_distillation import PreparedDistillation
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose, find
-from netgraft.models.creation import build_student, class_count
+from netgraft.models.creation import PRETRAINED, build_kept_student, build_student, class_count
 from netgraft.models.loading import is_folder, load_teacher
+from netgraft.models.students import why_not_made_by_name
 
 DEFAULT_MODELS = {"digits": ("digits_vgg7_bn", "digits_vgg7_bn_half")}
 """Teacher and student that come with a data set."""
@@ -54,6 +57,10 @@ class Start:
     init: str
     anatomy: Anatomy | None = None
 
+    def known_to(self, budget: Budget) -> Budget:
+        """Return what a preset may depend on, with how the student starts."""
+        return replace(budget, solved=self.init == "solve", kept=self.init == "keep")
+
 
 @dataclass(frozen=True)
 class DistillJob(DistillOptions, Job):
@@ -66,7 +73,7 @@ class DistillJob(DistillOptions, Job):
 
     def prepare(self) -> PreparedDistillation:
         """Open the images, load the models, cut, pair and plan. Raises like :meth:`Job.prepare`."""
-        source = open_data(self.data, root=self.data_root, download=self.download)
+        source = self._opened(self.data)
         test = self._test(source)
         self._check_selection(test)
         held_out = self._held_out(source, test)
@@ -75,15 +82,16 @@ class DistillJob(DistillOptions, Job):
             test = _took_no_part(source.train, subset, held_out)
         teacher = self.teacher_model(source)
         named = None if self.class_map is None else read_class_map(self.class_map)
-        matched = MatchedData.of(source.train, test, teacher, name=self.teacher_name(source), class_map=named)
+        source, matched = self._matched(source, test, teacher, named)
         few = source.train.load_many(subset.indices)
         check_answers(teacher, few, resolve_model_data_config(teacher))
         about = find(self.method).about
         classes = source.train.classes or class_count(teacher)
         budget = Budget(len(subset.indices), classes)
-        student = None if self.derives(source) else self._student_model(source, teacher)
+        student, fresh = (None, ()) if self.derives(source) else self._student_model(source, teacher)
+        self._check_can_be_saved(teacher if student is None else student, teacher)
         start = self.start(source, teacher, student, choose(self.method, self.preset, budget, self.settings).init)
-        chosen = choose(self.method, self.preset, replace(budget, solved=start.init == "solve"), self.settings)
+        chosen = choose(self.method, self.preset, start.known_to(budget), self.settings)
         policy = chosen.views if self.views is None else find_policy(self.views)
         if not source.hflip:
             policy = replace(policy, hflip=0.0)
@@ -115,9 +123,37 @@ class DistillJob(DistillOptions, Job):
             views=policy,
             runner=self._runner(),
             labels=labels,
+            fresh=fresh,
             **vars(pairing),
         )
         return PreparedDistillation(self, source, matched, subset, about, distillation)
+
+    def _matched(
+        self, source: DataSource, test: ImageSet | None, teacher: nn.Module, class_map: Mapping[str, int] | None
+    ) -> tuple[DataSource, MatchedData]:
+        """Match the classes; folders that aren't the teacher's classes are none where nobody asks for classes."""
+        match = partial(MatchedData.of, test=test, model=teacher, name=self.teacher_name(source), class_map=class_map)
+        try:
+            return source, match(source.train)
+        except RequestError:
+            if self.images is None or self.labeled or class_map is not None:
+                raise
+            folders = source.train.classes
+            plain = replace(source.train, labels=None, classes=None, class_names=None)
+            matched = match(plain)
+            remark = (
+                f"the {folders:,} folders of {source.name} are none of the teacher's classes: all {len(plain):,} "
+                "images are taken alike"
+            )
+            return replace(source, train=plain, remarks=(*source.remarks, remark)), matched
+
+    def _check_can_be_saved(self, model: nn.Module, teacher: nn.Module) -> None:
+        """Refuse what the run would train for nothing: a student that no name makes again."""
+        if reason := why_not_made_by_name(model, resolve_model_data_config(teacher)):
+            raise RequestError(
+                f"expected a model that its name makes again, got one whose student couldn't be opened: {reason}; "
+                "register it with timm under a name of its own (timm.models.register_model), or distill in Python"
+            )
 
     def _check_given(self, student: nn.Module | None) -> None:
         """Refuse options that say how a student is derived where one is given."""
@@ -132,12 +168,18 @@ class DistillJob(DistillOptions, Job):
             )
 
     def derives(self, source: DataSource) -> bool:
-        """Whether the student is made of the teacher. Raises RequestError where it is named as well."""
+        """Whether the student is made of the teacher. Raises RequestError where it is named too, or has weights."""
         if self.keep is not None and self.student is not None:
             raise RequestError(
                 f"give --student {self.student}, or --keep {self.keep} to have a student derived, not both"
             )
-        return self.keep is not None or (self.student is None and source.name not in DEFAULT_MODELS)
+        derives = self.keep is not None or (self.student is None and source.name not in DEFAULT_MODELS)
+        if derives and self.student_weights is not None:
+            raise RequestError(
+                "a derived student gets its weights from the teacher and takes no --student-weights; leave them out, "
+                "or give --student"
+            )
+        return derives
 
     def start(self, source: DataSource, teacher: nn.Module, student: nn.Module | None, of_preset: str) -> Start:
         """Say how the student starts where that is left open: as it is, as the preset wants it, or in closed form.
@@ -153,7 +195,7 @@ class DistillJob(DistillOptions, Job):
             return Start(init)
         if student is None:
             return Start("solve")
-        if is_folder(self.student_name(source)):
+        if self.student_weights is not None or is_folder(self.student_name(source)):
             return Start("keep")
         if of_preset != "auto":
             return Start(of_preset)
@@ -187,25 +229,43 @@ class DistillJob(DistillOptions, Job):
     def models(self, source: DataSource) -> tuple[nn.Module, nn.Module]:
         """Load the teacher and build the student. Raises RequestError where there are no such models or weights."""
         teacher = self.teacher_model(source)
-        return teacher, self._student_model(source, teacher)
+        return teacher, self._student_model(source, teacher)[0]
 
-    def _student_model(self, source: DataSource, teacher: nn.Module) -> nn.Module:
-        name = self.student_name(source)
+    def _student_model(self, source: DataSource, teacher: nn.Module) -> tuple[nn.Module, tuple[nn.Module, ...]]:
+        """Return the student, and the modules of a new head."""
+        name, weights, init = self.student_name(source), self.student_weights, self.pairing.init
         if is_folder(name):
-            if self.pairing.init == "random":
-                raise RequestError(f"{name} brings weights along, not a random start; leave --init out to keep them")
-            return load_teacher(name)
-        if self.pairing.init == "keep":
-            raise RequestError(f"--init keep needs a student with weights, a folder, not {name}; leave --init out")
-        return build_student(name, teacher=teacher, seed=self.seed)
+            if init == "random" or weights is not None:
+                asked = "not a random start" if weights is None else "and no others"
+                flag = "--init" if weights is None else "--student-weights"
+                raise RequestError(f"{name} brings weights along, {asked}; leave {flag} out to keep them")
+            return load_teacher(name), ()
+        if weights is not None:
+            if init not in {"auto", "keep"}:
+                raise RequestError(
+                    f"--init {init} would replace the weights of --student-weights; leave one of both out"
+                )
+            found = weights if weights == PRETRAINED else str(self._found(Path(weights)))
+            student, head = build_kept_student(name, found, teacher=teacher, seed=self.seed)
+            return student, tuple(student.get_submodule(part) for part in head)
+        if init == "keep":
+            raise RequestError(
+                f"--init keep needs a student with weights, not {name} alone; give --student-weights, or a folder, or "
+                "leave --init out"
+            )
+        return build_student(name, teacher=teacher, seed=self.seed), ()
+
+    def _found(self, weights: Path) -> Path:
+        """Look for a weights file among the named data sets where it isn't here."""
+        named = (self.data_root or data_root()) / weights
+        return named if not weights.exists() and named.exists() else weights
 
     def teacher_model(self, source: DataSource) -> nn.Module:
         """Load the teacher. Raises RequestError where there is no such model or weights."""
-        weights = self.teacher_weights
-        if weights is not None and not weights.exists():
-            named = (self.data_root or data_root()) / weights
-            weights = named if named.exists() else weights
-        return load_teacher(self.teacher_name(source), weights=weights, image_size=self.image_size)
+        weights = None if self.teacher_weights is None else self._found(self.teacher_weights)
+        return load_teacher(
+            self.teacher_name(source), weights=weights, image_size=self.image_size, num_classes=self.num_classes
+        )
 
     def teacher_name(self, source: DataSource) -> str:
         """Return the teacher's name, that of the data set where none was given. Raises RequestError if it has none."""
@@ -224,7 +284,10 @@ class DistillJob(DistillOptions, Job):
     def _test(self, source: DataSource) -> ImageSet | None:
         if self.eval_data is None:
             return source.test
-        return open_data(self.eval_data, root=self.data_root, download=self.download).test_or_all()
+        return self._opened(self.eval_data).test_or_all()
+
+    def _opened(self, data: str) -> DataSource:
+        return open_data(data, root=self.data_root, download=self.download, skip_broken=self.skip_broken)
 
     def _held_out(self, source: DataSource, test: ImageSet | None) -> tuple[int, ...]:
         """Return the positions of the training images that were asked to be held back."""

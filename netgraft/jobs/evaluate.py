@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import torch
 from timm.data import resolve_model_data_config
 
 from netgraft.data.sources import open_data
-from netgraft.errors import RequestError
 from netgraft.evaluation.class_matching import match_classes, read_class_map
 from netgraft.evaluation.comparison import chance_warning, predictions
 from netgraft.evaluation.metrics import macs, top1
@@ -27,9 +27,11 @@ def evaluate(
     *,
     weights: Path | None = None,
     image_size: int | None = None,
+    num_classes: int | None = None,
     class_map: Path | None = None,
     data_root: Path | None = None,
     download: bool = False,
+    skip_broken: bool = False,
     accelerator: str = "auto",
     reporter: ProgressReporter | None = None,
 ) -> dict[str, Any]:
@@ -45,11 +47,12 @@ def evaluate(
     """
     reporter = reporter or SilentReporter()
     named = None if class_map is None else read_class_map(class_map)
-    source = open_data(data, root=data_root, download=download)
+    source = open_data(data, root=data_root, download=download, skip_broken=skip_broken)
     images = source.test_or_all()
-    if images.labels is None:
-        raise RequestError(f"{source.name} has no class folders, so there is nothing to compare answers with")
-    network = load_teacher(model, weights=weights, image_size=image_size)
+    replace(images, name=source.name).known_labels("so there is nothing to compare answers with")
+    for remark in source.remarks:
+        reporter.note(remark)
+    network = load_teacher(model, weights=weights, image_size=image_size, num_classes=num_classes)
     matched = match_classes(images, network, name=model, class_map=named)
     if matched.warning:
         reporter.note(matched.warning)

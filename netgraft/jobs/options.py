@@ -32,6 +32,11 @@ class JobOptions:
         None, "Test images, if not those of --data; labelled ones for an accuracy.", section="data"
     )
     download: bool = option(False, "Let torchvision download the data set.", section="data")
+    skip_broken: bool = option(
+        False,
+        "Read every file once at first, and leave those out that hold no image; they are counted and named.",
+        section="data",
+    )
     image_size: int | None = option(
         None,
         "Height and width of what the model takes; its own by default.",
@@ -111,6 +116,19 @@ class DistillOptions(JobOptions):
         "safetensors file or checkpoint, sought among the named data sets too; timm's weights by default.",
         scope="pair",
         section="models",
+    )
+    num_classes: int | None = option(
+        None,
+        "Classes of the model that is given first; as many as its weights have by default, and others are refused.",
+        minimum=1,
+        maximum=2**20,
+        scope="pair",
+    )
+    student_weights: str | None = option(
+        None,
+        "Weights that the student starts with and keeps: a safetensors file or checkpoint, sought among the named data "
+        "sets too, or pretrained, timm's own; a head of other classes is replaced.",
+        scope="pair",
     )
     class_map: Path | None = option(
         None,

@@ -91,6 +91,7 @@ class PreparedDistillation:
         selection = {} if self.job.select == "last" else {"select": self.job.select, "looks": self.job.looks}
         class_map = {} if self.matched.class_map is None else {"class_map": str(self.job.class_map)}
         held_out = {"hold_out": self.job.hold_out} if self.job.hold_out else {}
+        weights = {} if self.job.student_weights is None else {"student_weights": self.job.student_weights}
         own = self._fingerprint
         # what the map says, wherever it lies; how many images are held back, whether as a part or a number
         besides = {
@@ -104,6 +105,7 @@ class PreparedDistillation:
             "data": self.source.name,
             "teacher": self.job.teacher_name(self.source),
             "student": self._student,
+            **weights,
             **recorded(self.job),
             "settings": dict(self.job.settings),
             **self._start,
@@ -135,7 +137,8 @@ class PreparedDistillation:
     @property
     def notes(self) -> Sequence[str]:
         """Warnings, subset, what it will be measured on, and plan."""
-        return [*self._warnings, str(self.subset), *self._measures, *self.distillation.plan.lines()]
+        kept = self.distillation.notes if self.distillation.pairing.init == "kept" else ()
+        return [*self._warnings, *kept, str(self.subset), *self._measures, *self.distillation.plan.lines()]
 
     @property
     def _measures(self) -> list[str]:
@@ -156,7 +159,8 @@ class PreparedDistillation:
     @property
     def _warnings(self) -> list[str]:
         """That the protocol is broken where it is, and that classes may be matched wrongly where they may."""
-        return [*([] if self.job.select == "last" else [SELECTED_WARNING]), *self._of_sizes, *self.matched.warnings]
+        selected = [] if self.job.select == "last" else [SELECTED_WARNING]
+        return [*selected, *self._of_sizes, *self.matched.warnings, *self.source.remarks]
 
     @property
     def _models(self) -> tuple[nn.Module, nn.Module | None]:
@@ -250,13 +254,14 @@ class PreparedDistillation:
                 "inherited_blocks": prepared.pairing.inherited,
                 "left_out": list(prepared.pairing.left_out),
             },
+            **({"notes": list(prepared.notes)} if prepared.pairing.init == "kept" else {}),
             **self._selected(),
             "plan": str(prepared.plan),
         }
 
     def _matching(self, teacher_top1: float | None, reporter: ProgressReporter) -> dict[str, Any]:
         """How the test images' classes were matched; and a warning where the teacher doesn't seem to know them."""
-        test, warnings = self.matched.test, [*self._of_sizes, *self.matched.warnings]
+        test, warnings = self.matched.test, [*self._of_sizes, *self.matched.warnings, *self.source.remarks]
         if test is None or teacher_top1 is None:
             return {"warnings": warnings}
         classes = class_count(self.distillation.teacher)

@@ -106,7 +106,7 @@ class TrainJob(Job):
 
     def prepare(self) -> PreparedTraining:
         """Open the images, make the model and its plan. Raises like :meth:`Job.prepare`."""
-        source = open_data(self.data, root=self.data_root, download=self.download)
+        source = open_data(self.data, root=self.data_root, download=self.download, skip_broken=self.skip_broken)
         labels = source.train_labels("and a teacher is trained from labelled images; sort them into one a class")
         model = build_model(self.model, seed=self.seed, image_size=self.image_size, num_classes=source.train.classes)
         class_names = source.train.class_names

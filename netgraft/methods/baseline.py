@@ -175,14 +175,15 @@ class Baseline(StudentTraining, ABC):
         """
         stop = len(pairing) if until is None else until + 1
         student, teacher = pairing.student.blocks()[:stop], pairing.teacher.blocks()[:stop]
+        trainable = nn.ModuleList([*student[pairing.inherited :], *connectors])
         return Phase(
             name=name,
             model=nn.Sequential(*student),
-            trainable=nn.ModuleList([*student[pairing.inherited :], *connectors]),
+            trainable=trainable,
             objective=terms,
             schedule=self.training_schedule(pairing, steps),
             teacher=nn.Sequential(*teacher),
-            adapters=tuple(connectors),
+            adapters=(*connectors, *pairing.fresh_in(trainable)),
             adapters_are="connectors",
             features=tuple(features),
             teacher_features=tuple(teacher_features),

@@ -45,11 +45,13 @@ class Budget:
         images: How many there are to train on, of all classes.
         classes: How many they are of; as many as the teacher knows where that is unknown.
         solved: Whether the student starts in closed form.
+        kept: Whether it starts with weights that it brings.
     """
 
     images: int
     classes: int
     solved: bool = False
+    kept: bool = False
 
 
 @dataclass(frozen=True)

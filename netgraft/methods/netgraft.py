@@ -55,11 +55,14 @@ def _reference(budget: Budget) -> Mapping[str, Any]:
 
 
 def _default(budget: Budget) -> Mapping[str, Any]:
-    """Return the settings where they differ from the hyper-parameters' defaults: for a start in closed form.
+    """Return the settings where they differ from the hyper-parameters' defaults: for a start that isn't random.
 
-    Blocks that are solved one behind the other fit together already, so all of them are trained at once; maps at the
-    cuts say more than logits of so few images.
+    Blocks that are solved one behind the other, or that come with weights, fit together already, so all of them are
+    trained at once; where they have the teacher's channels, maps at the cuts say more than logits of so few images. A
+    student with weights of its own learns soft targets: plain logits, whose scale isn't its own, cost it answers.
     """
+    if budget.kept:
+        return {"block_steps": (0,), "joins": "at-once", "objective": "kl"}
     if not budget.solved:
         return {}
     return {"block_steps": (0,), "joins": "at-once", "adapters": "frozen", "maps_weight": 0.3}
@@ -130,7 +133,7 @@ class NetGraft:
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": Preset(
             "This project's honest best: rates, batch and steps don't depend on the number of images; a student that "
-            "starts in closed form is trained at once, on maps too.",
+            "starts in closed form is trained at once, on maps too, and one that brings weights at once.",
             VIEW_POLICIES["rich"],
             _default,
         ),
@@ -202,12 +205,15 @@ class NetGraft:
         form = AdapterForm(bias=self.adapter_bias and self._trains_adapters, init=self.adapter_init)
         scions = make_scions(pairing, trained=self._trains_adapters, form=form)
         factor = self.sliced_rate if pairing.starts_close else 1.0
+        # adapters, and a new head, of a student that brings its weights start at random all the same
+        beside = 1.0 if pairing.init == "kept" else factor
         blocks = [
-            self._phase(pairing, "graft", scions, range(k, k + 1), self._block_schedule(k, factor))
+            self._phase(pairing, "graft", scions, range(k, k + 1), self._block_schedule(k, factor, beside))
             for k in range(len(scions))
         ]
         joins = [
-            self._phase(pairing, "join", scions, run, self._join_schedule(factor)) for run in self._joined(len(scions))
+            self._phase(pairing, "join", scions, run, self._join_schedule(factor, beside))
+            for run in self._joined(len(scions))
         ]
         phases = self._shared_out([phase for phase in blocks + joins if phase.schedule.steps])
         return Plan(str(self), tuple(phase for phase in phases if phase.schedule.steps), assemble(pairing, scions))
@@ -242,7 +248,7 @@ class NetGraft:
         self, pairing: Pairing, verb: str, scions: Sequence[Scion], run: range, schedule: TrainingSchedule
     ) -> Phase:
         """Make a phase that trains a run of scions between the teacher's blocks in front of it and behind it."""
-        scion = join(scions[run.start : run.stop])
+        scion = join(scions[run.start : run.stop], directly=pairing.init == "kept")
         at = range(pairing.inherited + run.start, pairing.inherited + run.stop)
         numbers = f"block {at[0] + 1}" if len(at) == 1 else f"blocks {at[0] + 1}-{at[-1] + 1}"
         alone = len(at) < len(pairing) - pairing.inherited
@@ -263,7 +269,7 @@ class NetGraft:
             objective=self._objective,
             schedule=schedule,
             teacher=pairing.teacher,
-            adapters=tuple(scion.adapters()) if self._trains_adapters else (),
+            adapters=(*(scion.adapters() if self._trains_adapters else ()), *pairing.fresh_in(scion)),
         )
 
     def _maps(self, pairing: Pairing, scion: Scion, at: range) -> list[tuple[Feature, Feature]]:
@@ -301,13 +307,13 @@ class NetGraft:
         # the article's sum over the batch, of the views that are in it, whatever the number of processes
         return {"logits": batch.batch_size * NormalizedLogits(reduction="mean")(student, teacher)}
 
-    def _block_schedule(self, number: int, factor: float) -> TrainingSchedule:
+    def _block_schedule(self, number: int, factor: float, beside: float) -> TrainingSchedule:
         steps = self.block_steps[min(number, len(self.block_steps) - 1)]
         lr = self.block_lr[min(number, len(self.block_lr) - 1)]
-        return self._schedule(steps, lr * factor, self.adapter_lr * factor)
+        return self._schedule(steps, lr * factor, self.adapter_lr * beside)
 
-    def _join_schedule(self, factor: float) -> TrainingSchedule:
-        return self._schedule(self.join_steps, self.join_lr * factor, self.join_lr * factor)
+    def _join_schedule(self, factor: float, beside: float) -> TrainingSchedule:
+        return self._schedule(self.join_steps, self.join_lr * factor, self.join_lr * beside)
 
     def _schedule(self, steps: int, lr: float, adapter_lr: float) -> TrainingSchedule:
         return TrainingSchedule(

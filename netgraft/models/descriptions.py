@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,12 +18,16 @@ import timm
 from timm.models import build_model_with_cfg
 
 import netgraft.zoo  # noqa: F401  (descriptions may name its models)
+from netgraft.models.torchvision_models import is_torchvision
 
 TIMM = "config.json"
 """timm's own description of the model in a folder."""
 
 OWN = "netgraft.json"
 """The description of a model that timm's constructor doesn't make as it is."""
+
+MODULE = "module:"
+"""In front of the name of a class that no name of timm's or torchvision's makes."""
 
 Adapter = tuple[int, int, str]
 """Width of what comes in, width of what goes out, and layout."""
@@ -142,6 +146,16 @@ class TimmDescription:
         classes: int = self.pretrained_cfg["num_classes"]
         return classes
 
+    def sized(self, side: int) -> TimmDescription:
+        """Return the same for images of another height and width."""
+        config, arguments = dict(self.pretrained_cfg), dict(self.model_args)
+        config["input_size"] = ((config.get("input_size") or (3,))[0], side, side)
+        for name in ("test_input_size", "pool_size", "test_pool_size"):
+            config.pop(name, None)
+        if "img_size" in arguments:
+            arguments["img_size"] = side
+        return TimmDescription(self.architecture, arguments, config)
+
     @classmethod
     def read(cls, folder: Path) -> TimmDescription:
         """Read a ``config.json`` as timm writes it, now or in its first versions.
@@ -177,7 +191,7 @@ class OwnDescription:
     """What a model is made of that timm's constructor doesn't make as it is.
 
     Attributes:
-        architecture: A name that timm knows.
+        architecture: A name that timm knows, ``torchvision:NAME``, or ``module:CLASS``, which no name makes.
         model_args: Of its constructor.
         pretrained_cfg: Preprocessing and names of classes.
         cuts: Where the model was cut.
@@ -192,6 +206,17 @@ class OwnDescription:
     layers: tuple[Literal["block"] | Adapter, ...] | None
     sizes: Mapping[str, Any] | None
 
+    @property
+    def is_named(self) -> bool:
+        """Whether the architecture's name makes the model."""
+        return not self.architecture.startswith(MODULE)
+
+    def sized(self, side: int) -> OwnDescription:
+        """Return the same for images of another height and width."""
+        config = {**self.pretrained_cfg, "input_size": (self.pretrained_cfg["input_size"][0], side, side)}
+        arguments = {**self.model_args, **({"img_size": [side, side]} if "img_size" in self.model_args else {})}
+        return replace(self, pretrained_cfg=config, model_args=arguments)
+
     @classmethod
     def read(cls, folder: Path) -> OwnDescription:
         """Read a ``netgraft.json``.
@@ -201,7 +226,8 @@ class OwnDescription:
         """
         content = _read(folder / OWN)
         root = _converted(content, _OwnRoot)
-        _check_architecture(root.architecture)
+        if not root.architecture.startswith(MODULE) and not is_torchvision(root.architecture):
+            _check_architecture(root.architecture)
         images = content["pretrained_cfg"]
         channels = root.pretrained_cfg.input_size[0]
         if root.model_args.in_chans != channels:

@@ -52,12 +52,13 @@ AGAIN = "copy the folder again or save it again"
 """What can be done about a damaged one."""
 
 
-def open_folder(folder: Path, *, trained: bool, **options: Any) -> nn.Module:
+def open_folder(folder: Path, *, trained: bool, image_size: int | None = None, **options: Any) -> nn.Module:
     """Return the model of a folder that timm, :func:`netgraft.models.students.save_student` or a person wrote.
 
     Args:
         folder: With ``config.json``, and weights as safetensors or as a pickle of tensors.
         trained: Whether with its weights; else as the constructor makes it.
+        image_size: Height and width of the images that it takes; its own if None.
         options: For timm; they win over ``model_args`` of the folder. None for a trained one.
 
     Raises:
@@ -69,6 +70,8 @@ def open_folder(folder: Path, *, trained: bool, **options: Any) -> nn.Module:
     check_checksums(folder, [TIMM] if weights is None else [TIMM, weights.name], advice=AGAIN)
     try:
         description = TimmDescription.read(folder)
+        if image_size is not None:
+            description = description.sized(image_size)
         state = _read(folder, weights) if trained else None
         with bounded_memory(None if state is None else elements_of(state)):
             return _made(description, state, options)

@@ -8,19 +8,22 @@ import timm
 from torch import nn
 
 from netgraft.errors import RequestError
-from netgraft.models.creation import load_trained
+from netgraft.models.creation import class_count, load_trained
 from netgraft.models.students import load_student
 
 
-def load_teacher(name: str, *, weights: Path | None = None, image_size: int | None = None) -> nn.Module:
+def load_teacher(
+    name: str, *, weights: Path | None = None, image_size: int | None = None, num_classes: int | None = None
+) -> nn.Module:
     """Return a trained classifier in eval mode.
 
     Args:
-        name: A timm model, ``hf-hub:...``, ``local-dir:FOLDER``, or a folder that netgraft saved: a student's, a
-            trained model's, or a run's, which holds one of these.
+        name: A timm model, ``torchvision:NAME``, ``hf-hub:...``, ``local-dir:FOLDER``, or a folder that netgraft saved:
+            a student's, a trained model's, or a run's, which holds one of these.
         weights: A safetensors file, or a checkpoint that holds nothing but tensors and plain values; without it
             timm's own pretrained weights. The model gets as many outputs as its classifier in there.
         image_size: Height and width of the images that it takes; the model's own if None.
+        num_classes: How many classes it must have; as many as its weights if None.
 
     Returns:
         A model of images (B, C, H, W) to logits (B, K).
@@ -37,11 +40,16 @@ def load_teacher(name: str, *, weights: Path | None = None, image_size: int | No
         False
     """
     if not is_folder(name):
-        return load_trained(name, weights=weights, image_size=image_size)
-    for what, given in (("weights", weights), ("image size", image_size)):
-        if given is not None:
-            raise RequestError(f"{name} brings its {what} along; leave the {what} out")
-    return load_student(name)
+        return load_trained(name, weights=weights, image_size=image_size, num_classes=num_classes)
+    if weights is not None:
+        raise RequestError(f"{name} brings its weights along; leave the weights out")
+    model = load_student(name, image_size=image_size)
+    if num_classes not in {None, class_count(model)}:
+        raise RequestError(
+            f"expected a model of {num_classes:,} classes, got one of {class_count(model):,} in {name}; name another, "
+            "or leave --num-classes out"
+        )
+    return model
 
 
 def is_folder(name: str) -> bool:

@@ -22,9 +22,12 @@ from netgraft.errors import RequestError, RunError
 from netgraft.files import check_checksums, write_checksums
 from netgraft.grafting.adapters import LinearAdapter, deployed_layer
 from netgraft.models.creation import class_count, labels_of, load_trained, pretrained_cfg
-from netgraft.models.descriptions import OWN, TIMM, Adapter, OwnDescription
+from netgraft.models.descriptions import MODULE, OWN, TIMM, Adapter, OwnDescription
 from netgraft.models.folders import AGAIN, bounded_memory, elements_of, reason_of, weights_file
+from netgraft.models.own_modules import LogitsOf, as_classifier
+from netgraft.models.torchvision_models import PREFIX, create, is_torchvision
 from netgraft.models.weights import load_weights, read_weights
+from netgraft.modules import eval_mode
 from netgraft.splitting.chain import state_of
 from netgraft.splitting.split import logits_of, split
 
@@ -71,11 +74,14 @@ def save_student(
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         sizes = _sizes(model, data_config)
+        named = not why_not_made_by_name(model, data_config)
+        sizes = sizes if named else Sizes.whole(model)
+        plain = named and timm.is_model(pretrained_cfg(model)["architecture"])
         if student is not model:
             assert isinstance(student, nn.Sequential)
-            _save_sequence(unfinished, student, model, cuts, data_config, sizes)
-        elif sizes or _shares_tensors(model):
-            _save_narrowed(unfinished, model, data_config, sizes)
+            _save_sequence(unfinished, student, model, cuts, data_config, sizes, named)
+        elif sizes or _shares_tensors(model) or not plain:
+            _save_narrowed(unfinished, model, data_config, sizes, named)
         else:
             _save_plain(unfinished, model, data_config)
         write_checksums(unfinished, [path.name for path in unfinished.iterdir()])
@@ -102,22 +108,69 @@ def _plain_config(data_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def opens_with_timm(model: nn.Module, data_config: Mapping[str, Any]) -> bool:
     """Return whether timm's constructor makes a model of these sizes and saves it: timm alone opens its folder then."""
-    return not _sizes(model, data_config) and not _shares_tensors(model)
+    if not timm.is_model(pretrained_cfg(model).get("architecture") or ""):
+        return False
+    altered = _sizes(model, data_config) or _shares_tensors(model)
+    return not altered and not why_not_made_by_name(model, data_config)
+
+
+@torch.no_grad()
+def why_not_made_by_name(model: nn.Module, data_config: Mapping[str, Any]) -> str:
+    """Say why no name makes a model again, so that its folder opens with such a model alone; empty where one does.
+
+    The model that the name makes gets the sizes and weights, and must give the same logits.
+
+    Args:
+        model: A classifier; unchanged.
+        data_config: Preprocessing.
+    """
+    architecture = pretrained_cfg(model).get("architecture")
+    if architecture is None or not _is_known(architecture):
+        return f"{_class_of(model)} is no model of timm's or torchvision's"
+    weight = next(model.parameters())
+    probe = torch.randn(2, *data_config["input_size"], generator=torch.Generator().manual_seed(0)).to(weight)
+    try:
+        sizes = _sizes(model, data_config)
+        with torch.random.fork_rng(devices=[]):
+            reference = _created(architecture, _arguments(model, data_config), data_config)
+        sizes.put_on(reference)
+        reference.load_state_dict(model.state_dict())
+        expected = logits_of(reference.to(weight).eval(), probe)
+        with eval_mode(model):
+            logits = logits_of(model, probe)
+    except Exception as error:  # constructors raise many kinds for arguments that don't fit
+        return f"the name {architecture} makes another model ({reason_of(error)})"
+    if logits.shape == expected.shape and torch.allclose(logits, expected, rtol=1e-3, atol=1e-4, equal_nan=True):
+        return ""
+    return f"the name {architecture} makes a model that computes something else, since this one has other arguments"
+
+
+def _class_of(model: nn.Module) -> str:
+    return type(model.model if isinstance(model, LogitsOf) else model).__qualname__
+
+
+def _is_known(architecture: str | None) -> bool:
+    return architecture is not None and (timm.is_model(architecture) or is_torchvision(architecture))
 
 
 def _sizes(model: nn.Module, data_config: Mapping[str, Any]) -> Sizes:
     """What timm's constructor doesn't know of a model's sizes; nothing of a model that it makes as it is."""
     architecture = pretrained_cfg(model).get("architecture")
-    if architecture is None or not timm.is_model(architecture):
+    if architecture is None or not _is_known(architecture):
         return Sizes({}, {}, {})
     with torch.device("meta"):
         reference = _created(architecture, _arguments(model, data_config), data_config)
-    return Sizes.of(model, reference)
+    try:
+        return Sizes.of(model, reference)
+    except ValueError:  # of another kind: opened with a model that is given
+        return Sizes({}, {}, {})
 
 
 def _created(architecture: str, arguments: Mapping[str, Any], data_config: Mapping[str, Any]) -> nn.Module:
     # some models read the size of their images off this configuration and not off an argument
     overlay = {"input_size": tuple(data_config["input_size"])}
+    if architecture.startswith(PREFIX):
+        return create(architecture, {**arguments, "pretrained_cfg_overlay": overlay})
     return timm.create_model(architecture, pretrained_cfg_overlay=overlay, **arguments)
 
 
@@ -150,14 +203,15 @@ def _save_sequence(
     cuts: tuple[str, ...],
     data_config: Mapping[str, Any],
     sizes: Sizes,
+    named: bool,
 ) -> None:
     layers = [_adapter_spec(layer) or "block" for layer in student]
     described = {"cuts": cuts, "layers": layers, **({"sizes": sizes.to_json()} if sizes else {})}
-    _write_described(folder, _layer_states(student), model, data_config, described)
+    _write_described(folder, _layer_states(student), model, data_config, described, named)
 
 
-def _save_narrowed(folder: Path, model: nn.Module, data_config: Mapping[str, Any], sizes: Sizes) -> None:
-    _write_described(folder, model.state_dict(), model, data_config, {"sizes": sizes.to_json()})
+def _save_narrowed(folder: Path, model: nn.Module, data_config: Mapping[str, Any], sizes: Sizes, named: bool) -> None:
+    _write_described(folder, model.state_dict(), model, data_config, {"sizes": sizes.to_json()}, named)
 
 
 def _write_described(
@@ -166,10 +220,11 @@ def _write_described(
     model: nn.Module,
     data_config: Mapping[str, Any],
     described: Mapping[str, Any],
+    named: bool,
 ) -> None:
     description = {
         "format": 1,
-        "architecture": pretrained_cfg(model)["architecture"],
+        "architecture": pretrained_cfg(model)["architecture"] if named else f"{MODULE}{_class_of(model)}",
         "model_args": _arguments(model, data_config),
         **described,
         "pretrained_cfg": {**_plain_config(data_config), **labels_of(model)},
@@ -210,18 +265,22 @@ def _layer_states(student: nn.Sequential) -> dict[str, Tensor]:
     return {f"{number}.{name}": value.clone() for number, state in enumerate(states) for name, value in state.items()}
 
 
-def load_student(folder: str | Path) -> nn.Module:
+def load_student(folder: str | Path, *, image_size: int | None = None, model: nn.Module | None = None) -> nn.Module:
     """Return the student in eval mode, ready for images (B, C, H, W).
 
     Args:
         folder: What ``save_student`` wrote, or that of a run, which holds one.
+        image_size: Height and width of the images that it takes; its own if None.
+        model: Gets the weights, where the folder is of a class that no name of timm's or torchvision's makes: an
+            untrained model of that class, made as the one that was saved.
 
     Returns:
         A timm model, or a sequence of a timm model's blocks and of adapters that stayed; its ``pretrained_cfg`` holds
         its preprocessing, and the ``label_names`` of its classes where they are known.
 
     Raises:
-        RequestError: The folder holds no student, or a damaged one: other bits than were saved, or of another kind.
+        RequestError: The folder holds no student, or a damaged one: other bits than were saved, or of another kind; or
+            ``model`` is needed, doesn't fit, or is not needed.
 
     Examples:
         >>> import tempfile
@@ -238,16 +297,38 @@ def load_student(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     folder = next((folder / name for name in IN_A_RUN if (folder / name).is_dir()), folder)
     if (folder / TIMM).is_file():
-        return load_trained(f"local-dir:{folder}")
+        if model is not None:
+            raise RequestError(f"{folder} holds a model that timm makes; leave model out")
+        return load_trained(f"local-dir:{folder}", image_size=image_size)
     if not (folder / OWN).is_file():
         raise RequestError(f"{folder} holds no student: expected {TIMM} (timm's) or {OWN} in it; check the path")
     check_checksums(folder, (OWN, _WEIGHTS), advice=AGAIN)
     try:
-        return _load_described(folder)
+        return _load_described(folder, image_size, model)
+    except _NeedsModelError:
+        raise
     except RequestError as error:
         raise RequestError(f"{folder} holds a damaged student: {error}") from error
     except Exception as error:  # constructors raise many kinds for arguments that don't fit
+        if model is not None:
+            raise RequestError(
+                f"{folder} holds another model than the {type(model).__name__} that was given ({reason_of(error)}); "
+                "give one made as it was"
+            ) from error
         raise RequestError(f"{folder} holds a damaged student ({reason_of(error)}); save it again") from error
+
+
+class _NeedsModelError(RequestError):
+    """A folder's model can't be made by its name, or can, and something else was given."""
+
+    def __init__(self, folder: Path, architecture: str, *, needed: bool) -> None:
+        what = architecture.removeprefix(MODULE)
+        super().__init__(
+            f"{folder} holds weights of {what}, which no name of timm's or torchvision's makes; in Python give "
+            "netgraft.load_student(folder, model=...) an untrained one, made as it was"
+            if needed
+            else f"{folder} holds a {what}, which its name makes; leave model out"
+        )
 
 
 def stands(folder: Path) -> bool:
@@ -264,14 +345,21 @@ def stands(folder: Path) -> bool:
     return len(names) == 2
 
 
-def _load_described(folder: Path) -> nn.Module:
+def _load_described(folder: Path, image_size: int | None, given: nn.Module | None) -> nn.Module:
     description = OwnDescription.read(folder)
+    if image_size is not None:
+        description = description.sized(image_size)
+    if description.is_named == (given is not None):
+        raise _NeedsModelError(folder, description.architecture, needed=given is None)
     state = read_weights(folder / _WEIGHTS)
     size, classes = description.pretrained_cfg["input_size"], description.model_args["num_classes"]
     if classes and not any(classes in tensor.shape for tensor in state.values()):
         raise ValueError(f"expected weights of a classifier of {classes} classes, got none of that size")
-    with bounded_memory():
-        model = _created(description.architecture, description.model_args, description.pretrained_cfg).eval()
+    if given is None:
+        with bounded_memory():
+            model = _created(description.architecture, description.model_args, description.pretrained_cfg).eval()
+    else:
+        model = as_classifier(given, description.pretrained_cfg).eval()
     if description.sizes is not None:
         _put_on(model, Sizes.from_json(description.sizes), elements_of(state))
     student: Any = model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,6 +68,40 @@ def _check_archive(path: Path) -> None:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > path.stat().st_size:
         raise ValueError("it is compressed")
+
+
+def without_prefix(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Return a module's part of a state dict that holds it under a name, such as ``model.`` or ``net.``.
+
+    Lightning's checkpoints are of a module that holds the network, and perhaps a loss with weights, or metrics, too.
+
+    Args:
+        state: Names and tensors.
+        own: Names in the module's own state dict.
+
+    Returns:
+        What stands below the one prefix under which all of ``own`` stand; ``state`` itself where there is none, or
+        where the module's names stand there as they are.
+
+    Raises:
+        RequestError: There are several such prefixes.
+    """
+    first = next(iter(own), None)
+    if first is None or first in state:
+        return state
+    prefixes = [name.removesuffix(first) for name in state if name.endswith(f".{first}")]
+    whole = [prefix for prefix in prefixes if all(prefix + name in state for name in own)]
+    if len(whole) > 1:
+        raise RequestError(
+            f"expected one network of this architecture, got {len(whole)}, below {', '.join(map(repr, whole))}; save "
+            "the state dict of the one that is meant"
+        )
+    prefix = whole[0] if whole else ""
+    return (
+        state
+        if not prefix
+        else {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    )
 
 
 _SAFE, _UNSAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"

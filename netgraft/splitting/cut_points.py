@@ -78,6 +78,10 @@ def find_cut_points(model: nn.Module, images: Tensor) -> CutPoints:
     named = stages(model)
     traced = TracedForward(model, trace(model, named, images, deep=True), images)
     found = {several: _outermost(traced, several=several) for several in (False, True)}
+    if not found[True]:
+        # the blocks may lie in a module of a module, as where a network is wrapped
+        traced = TracedForward(model, trace(model, named, images, deep=True, through=True), images)
+        found = {several: _outermost(traced, several=several) for several in (False, True)}
     ends = [boundary for boundary in named_boundaries(traced, named) if not traced.is_last(boundary)]
     return CutPoints(
         single=tuple(_cut_point(traced, boundary, images) for boundary in found[False]),

@@ -171,7 +171,13 @@ def is_container(module: nn.Module) -> bool:
     )
 
 
-def trace(model: nn.Module, cuts: Sequence[str], images: Tensor, *, deep: bool = False) -> fx.Graph:
+def _holds_container(module: nn.Module) -> bool:
+    return not overrides_train(module) and any(is_container(inside) for inside in module.modules())
+
+
+def trace(
+    model: nn.Module, cuts: Sequence[str], images: Tensor, *, deep: bool = False, through: bool = False
+) -> fx.Graph:
     """Trace the forward of ``model`` in its present mode, with the defaults of optional arguments.
 
     Args:
@@ -179,6 +185,7 @@ def trace(model: nn.Module, cuts: Sequence[str], images: Tensor, *, deep: bool =
         cuts: Names of modules; their ancestors are traced into.
         images: (B, C, H, W), to run the model on where that tells how long a tuple is.
         deep: Trace into every list of blocks as well, as far as that works.
+        through: And into whatever holds one further inside.
 
     Raises:
         RequestError: The forward needs more than images, or can't be traced.
@@ -193,7 +200,9 @@ def trace(model: nn.Module, cuts: Sequence[str], images: Tensor, *, deep: bool =
     def traces_into(name: str, module: nn.Module) -> bool:
         if is_ancestor(name, cuts):
             return True
-        return deep and name not in leaves and type(module) not in leaves and is_container(module)
+        if not deep or name in leaves or type(module) in leaves:
+            return False
+        return is_container(module) or (through and _holds_container(module))
 
     while True:
         tracer = _Tracer(traces_into, get_notrace_functions(), lengths)

@@ -87,7 +87,7 @@ PROGRAMS: dict[str, tuple[Callable[[], object], str]] = {
     "no images to derive from": (lambda: netgraft.derive(teacher(), []), "there are no images"),
     "a student and a budget": (lambda: netgraft.distill(teacher(), half(), digits(), keep={"macs": 0.5}), "not both"),
     "another start": (lambda: netgraft.prepare(teacher(), half(), digits(), init="sideways"), "init"),
-    "a start without weights": (lambda: netgraft.prepare(teacher(), half(), digits(), init=3), "init"),
+    "a start without weights": (lambda: netgraft.prepare(teacher(), half(), digits(), init=3), "init"),  # type: ignore[arg-type]
     "blocks of nothing": (lambda: netgraft.prepare(teacher(), half(), digits(), blocks=0), "blocks"),
     "too many blocks": (lambda: netgraft.prepare(teacher(), half(), digits(), blocks=99, init="slice"), "blocks"),
     "a budget of everything": (lambda: netgraft.derive(teacher(), digits(), {"macs": 2}), "between 0 and 1"),

@@ -133,7 +133,7 @@ def test_a_run_s_student_is_a_teacher_a_student_and_a_model_to_split(
         request = [*FEW, "--student", folder, "--method", "kd", "--steps", str(steps), "--out", out, "--quiet"]
         assert run(request) == 0
         result = result_of(Path(out))
-        assert tuple(result["start"].values()) == ("keep", 0, [])
+        assert tuple(result["start"].values()) == ("kept", 0, [])
         assert (result["student_digest"] == first["student_digest"]) == (steps == 0)
         assert netgraft.load_student(Path(out) / "student")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
@@ -177,7 +177,7 @@ def test_a_named_twin_starts_in_closed_form(capsys: pytest.CaptureFixture[str]) 
         (["--keep", "parameters=900M"], "is within the budget of 9e+08 already"),
         (["--keep", "0.5", "--protect", "tail"], "nothing to protect at 'tail'; the first places are features.0"),
         (["--keep", "0.5", "--init", "random"], "leave --init out, or give --student"),
-        (["--init", "keep"], "--init keep needs a student with weights, a folder, not digits_vgg7_bn_half"),
+        (["--init", "keep"], "--init keep needs a student with weights, not digits_vgg7_bn_half alone"),
         (["--student", ".", "--data", "digits"], "holds no student: expected config.json"),
         (["--allocation", "greedy"], "leave them out, or give --keep instead of --student"),
         (["--protect", "head"], "isn't derived and takes no --protect"),

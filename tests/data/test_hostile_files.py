@@ -266,6 +266,6 @@ def test_a_compressed_archive_too_large_for_the_memory_is_read_from_front_to_bac
 
 def test_many_deep_folders_that_hold_everything_are_skipped_in_time() -> None:
     names = [f"{'a/' * 1500}{label}/{number}.png" for number in range(600) for label in "xy"]
-    partition, evaluation = arrange(names, Path("data"))
+    partition, evaluation = arrange(names)
     assert evaluation is None
     assert partition.folders == ("x", "y") * 600

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -23,3 +24,15 @@ def test_the_python_lines_make_a_student_that_timm_opens(tmp_path: Path, monkeyp
     assert {name: value.shape for name, value in student.state_dict().items()} == {
         name: value.shape for name, value in plain.state_dict().items()
     }
+
+
+def test_the_page_on_python_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert "agreement" in capsys.readouterr().out
+    assert names["again"].pairing.init == "kept"
+    assert names["smaller"].derivation is not None

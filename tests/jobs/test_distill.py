@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 import timm
+import torch
 from netgraft.cli.main import run
+from safetensors.torch import save_file
 from timm.data import resolve_model_data_config
+from timm.models import save_for_hf
+from torch import nn
 
 from netgraft.data.sources import open_data
 from netgraft.experiments.specification import Experiment
@@ -20,8 +24,9 @@ from netgraft.models.creation import build_model, label_names, pretrained_cfg
 from netgraft.models.loading import load_teacher
 from netgraft.models.students import load_student, save_student
 from netgraft.training.options import DeviceOptions
-from tests.support.cli import FEW_STEPS, run_json
+from tests.support.cli import FEW_STEPS, fails, run_json
 from tests.support.digit_words import WORDS, counted, save_teacher, write_digits
+from tests.support.random_models import build, images
 
 NAMED = dict(enumerate(WORDS))
 TO_DIGIT = {word: digit for digit, word in NAMED.items()}
@@ -131,6 +136,154 @@ def test_folders_without_labels_say_nothing_of_classes(capsys: pytest.CaptureFix
     result = run_json(capsys, *request, *STUDENT, "--out", "run")
     assert result["warnings"] == []
     assert not {"matched_by", "classes_seen"} & result.keys()
+
+
+# --- students that know something
+
+
+def write_student_weights(classes: int = 10) -> nn.Module:
+    """Save weights of a student with statistics of its own."""
+    model = build("digits_vgg7_bn_half", seed=5, num_classes=classes)
+    save_file(model.state_dict(), "own.safetensors")
+    return model
+
+
+def test_a_students_own_weights_are_kept_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_student_weights()
+    request = ["distill", "--shots", "1", "--student-weights", "own.safetensors", "--views", "plain"]
+    result = run_json(capsys, *request, "--method", "kd", "--steps", "0", "--out", "as-it-was")
+    assert (result["init"], result["start"]["init"], result["inherited_blocks"]) == ("kept", "kept", 0)
+    assert result["student_weights"] == "own.safetensors"
+    assert result["notes"][0].startswith("the student keeps the weights that it brings")
+    x = images(3, 1, 8, 8)
+    assert torch.equal(load_student("as-it-was")(x), model(x))
+    # NetGraft's own default trains all blocks at once, at a tenth of its rate, and adds no layer
+    assert run([*request, "--steps", "2", "--out", "further"]) == 0
+    plan = json.loads(Path("further/result.json").read_text())["plan"]
+    assert "1 phases, 2 steps" in plan
+    assert "lr 0.0001" in plan
+    assert "the student keeps the weights that it brings" in " ".join(capsys.readouterr().err.split())
+    assert not torch.equal(load_student("further")(x), model(x))
+
+
+def test_a_kept_student_of_other_classes_gets_a_new_head(capsys: pytest.CaptureFixture[str]) -> None:
+    write_student_weights(classes=4)
+    request = ["distill", "--shots", "1", "--student-weights", "own.safetensors", "--views", "plain", "--steps", "2"]
+    result = run_json(capsys, *request, "--method", "kd", "--out", "run")
+    assert "its head is of another number of classes, and a new one starts at random" in result["notes"][0]
+    assert load_student("run")(images(1, 1, 8, 8)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["--student-weights", "none.safetensors"], "there is no weights file none.safetensors; check the path"),
+        (["--student-weights", "pretrained"], "timm has no pretrained weights for digits_vgg7_bn_half; give"),
+        (["--student-weights", "own.safetensors", "--init", "slice"], "--init slice would replace the weights of"),
+        (["--student-weights", "own.safetensors", "--keep", "0.5"], "a derived student gets its weights from the"),
+        (["--student-weights", "own.safetensors", "--student", "folder"], "brings weights along, and no others; leave"),
+        (["--student-weights", "own.safetensors", "--student", "cifar_resnet8"], "can't load own.safetensors into"),
+        (["--init", "keep"], "--init keep needs a student with weights, not digits_vgg7_bn_half alone; give"),
+    ],
+)
+def test_weights_that_a_student_can_not_start_with_are_refused(
+    asked: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_student_weights()
+    Path("folder").mkdir()
+    assert said in fails(capsys, "distill", "--shots", "1", *asked, "--out", "out")
+
+
+def test_an_experiment_may_name_a_students_weights() -> None:
+    Path("own.toml").write_text(
+        'title = "Own"\n[[pair]]\ndata = "d"\nteacher = "t"\nstudent = "s"\nstudent_weights = "own.safetensors"\n'
+        "[[run]]\nshots = 1\n"
+    )
+    [cell] = Experiment.load(Path("own.toml")).cells
+    assert cell.job().student_weights == "own.safetensors"
+
+
+# --- folders of photographs
+
+
+def test_folders_in_folders_are_no_classes_where_nobody_asks_for_any(capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(Path("photos"), {3: "2023/spring", 4: "2023/autumn", 5: "2024"}, each=3)
+    request = ["distill", "--data", "photos", "--teacher", "digits_vgg7_bn", *STUDENT]
+    result = run_json(capsys, *request, "--images", "4", "--out", "run")
+    assert result["images"] == 4
+    assert result["warnings"] == [
+        "the 2 folders of photos are none of the teacher's classes: all 9 images are taken alike"
+    ]
+    # who asks for classes is refused as ever
+    assert "answers with 10 classes but photos has 2" in fails(capsys, *request, "--shots", "1", "--out", "out")
+    assert "answers with 10 classes but photos has 2" in fails(
+        capsys, *request, "--images", "4", "--labeled", "--out", "out"
+    )
+    Path("photos/2023/spring").rename("photos/spring")
+    next(Path("photos/2024").iterdir()).rename("photos/stray.png")
+    result = run_json(capsys, *request, "--images", "4", "--out", "again")
+    [remark] = result["warnings"]
+    assert (
+        "all 9 images in 4 folders of photos are taken alike, for some lie beside folders, such as stray.png" in remark
+    )
+    assert "no class folders (images such as stray.png lie beside its folders), so there are no shots" in fails(
+        capsys, *request, "--shots", "1", "--out", "out"
+    )
+    assert "(images such as stray.png lie beside its folders), so there is nothing to compare" in fails(
+        capsys, "evaluate", "digits_vgg7_bn", "--data", "photos"
+    )
+
+
+def test_broken_photographs_are_left_out_where_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(Path("flat"), {3: "photos"}, each=4)
+    Path("flat/photos/0.png").write_bytes(b"broken")
+    request = ["distill", "--data", "flat/photos", "--teacher", "digits_vgg7_bn", *STUDENT, "--images"]
+    assert "expected an image in flat/photos/0.png, got" in fails(capsys, *request, "5", "--out", "out")
+    result = run_json(capsys, *request, "4", "--skip-broken", "--out", "run")
+    assert result["warnings"] == ["1 of 5 images of photos were left out, for they are broken: 0.png"]
+    write_digits(Path("sorted"), {3: "3"}, each=4)
+    Path("sorted/3/0.png").write_bytes(b"broken")
+    Path("map.json").write_text('{"3": 3}')
+    counted_ = ["evaluate", "digits_vgg7_bn", "--data", "sorted", "--class-map", "map.json"]
+    assert run(counted_) == 2
+    assert "expected an image in sorted/3/0.png, got: no known" in capsys.readouterr().err
+    assert run([*counted_, "--skip-broken", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 4
+    assert "1 of 5 images of sorted were left out" in captured.err
+
+
+# --- models of torchvision, and what can't be opened again
+
+
+def test_models_of_torchvision_teach_and_learn(capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(Path("flat"), {3: "photos"}, each=4)
+    save_file(build_model("torchvision:squeezenet1_0", seed=0, num_classes=5).state_dict(), "own.safetensors")
+    models = ["--teacher", "torchvision:squeezenet1_0", "--teacher-weights", "own.safetensors", "--num-classes", "5"]
+    student = ["--student", "torchvision:squeezenet1_1", "--image-size", "64"]
+    size = ["--steps", "2", "--batch-size", "2", "--views", "plain", "--precision", "32"]
+    request = ["distill", "--data", "flat/photos", "--images", "3", *models, *student, "--method", "kd", *size]
+    result = run_json(capsys, *request, "--out", "run")
+    assert not result["opens_with_timm"]
+    assert load_student("run")(images(2, 3, 64, 64)).shape == (2, 5)
+    wrong = [*request[:-8], "--out", "other"]
+    wrong[wrong.index("--num-classes") + 1] = "6"
+    assert "expected weights of 6 classes, got 5 in own.safetensors" in fails(capsys, *wrong)
+
+
+def test_a_student_that_no_name_makes_again_is_refused_before_anything_is_trained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = timm.create_model("test_efficientnet", pad_type="same", num_classes=10, in_chans=1)
+    save_for_hf(
+        model,
+        "hub",
+        model_config={"pretrained_cfg": {"input_size": [1, 32, 32], "mean": [0.5], "std": [0.5]}},
+        model_args={"pad_type": "same", "num_classes": 10, "in_chans": 1},
+        safe_serialization=True,
+    )
+    said = fails(capsys, "distill", "--shots", "1", "--teacher", "local-dir:hub", "--student", "hub", "--out", "out")
+    assert "computes something else, since this one has other arguments; register it with timm" in said
 
 
 # --- the labeled track

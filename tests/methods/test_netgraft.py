@@ -200,6 +200,36 @@ def test_reference_rates_are_the_published_ones_from_slices_too() -> None:
     assert [phase.schedule.adapter_lr for phase in phases] == [2.5e-3] * 3 + [1e-4] * 2
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_student_that_brings_weights_is_trained_at_once_without_adapters_and_slowly(fresh: bool) -> None:
+    pairing = digits_pairing(init="keep")
+    assert (pairing.init, pairing.inherited) == ("kept", 0)
+    head = list(pairing.student.blocks()[-1].modules())[-1]
+    pairing = replace(pairing, fresh=(head,) if fresh else ())
+    method = choose("netgraft", "default", Budget(100, 10, kept=True)).method
+    plan = method.plan(pairing)
+    [phase] = plan.phases
+    assert [*plan.student] == pairing.student.blocks()
+    assert weights(phase.trainable) == weights(pairing.student)
+    assert (phase.schedule.lr, phase.schedule.adapter_lr) == (pytest.approx(1e-4), 1e-3)
+    outputs = StepOutputs(torch.randn(4, 10), torch.randn(4, 10), None)
+    kd = choose("kd", "default", Budget(100, 10)).method.plan(pairing).phases[-1].objective(outputs)
+    assert sum(phase.objective(outputs).values()) == pytest.approx(float(sum(kd.values())))
+    # a new head alone learns at the whole rate
+    assert [weights(each) for each in phase.adapters] == ([weights(head)] if fresh else [])
+    [phase] = choose("kd", "default", Budget(100, 10, kept=True)).method.plan(pairing).phases
+    assert (phase.schedule.lr, phase.schedule.adapter_lr) == (pytest.approx(1e-4), 1e-3)
+    assert [weights(each) for each in phase.adapters] == ([weights(head)] if fresh else [])
+
+
+def test_between_blocks_of_a_student_that_brings_weights_no_adapter_is_left() -> None:
+    """Whoever asks for the article's stages gets adapters where teacher blocks stand beside them, and nowhere else."""
+    plan = NetGraft(block_steps=(3,), join_steps=4).plan(digits_pairing(init="keep"))
+    assert [phase.name for phase in plan.phases][-1] == "join blocks 1-4"
+    assert [len(phase.adapters) for phase in plan.phases] == [1, 1, 2, 1, 1, 1, 0]
+    assert not any(isinstance(layer, Adapter) for layer in plan.student)
+
+
 def test_reference_adapters_have_the_published_codes_form() -> None:
     """A bias of zero, and weights of deviation sqrt(2 / out), as in kaiming_normal_ by fan-out."""
     plan = reference(100, 10).plan(digits_pairing())

@@ -1,0 +1,210 @@
+"""What a distillation leaves: the student, what it is worth, and how it came about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from netgraft.data.given_images import pictures
+from netgraft.data.image_set import ImageSet, PictureStore
+from netgraft.data.sources import open_data
+from netgraft.derivation import Derivation
+from netgraft.errors import RequestError
+from netgraft.evaluation.class_matching import match_classes
+from netgraft.evaluation.comparison import predictions
+from netgraft.evaluation.metrics import agreement, macs, top1
+from netgraft.grafting.folding import Folding
+from netgraft.grafting.pairing import Pairing
+from netgraft.models.creation import label_names
+from netgraft.models.students import opens_with_timm, save_student
+from netgraft.modules import parameters, state_digest
+from netgraft.plan import Plan
+from netgraft.progress import SilentReporter
+from netgraft.training.runner import Trained
+
+
+class Prediction(NamedTuple):
+    """What a student says of an image.
+
+    Attributes:
+        label: Position of the class.
+        name: Of the class; its position where it has no name.
+        confidence: The softmax's, from 0 to 1; not calibrated.
+    """
+
+    label: int
+    name: str
+    confidence: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DistillationResult:
+    """A student and how it came about; prints itself as a short table.
+
+    Attributes:
+        student: Ready to use, in eval mode: the very model that was handed over where every adapter folded, otherwise
+            a sequence of its blocks and the adapters that stayed.
+        model: The student model that was handed over.
+        plain: Whether ``student`` is ``model``, so that timm can open it by itself.
+        pairing: Blocks, inheritance and initialisation.
+        plan: What was trained.
+        folding: What was folded and what stayed.
+        trained: Steps and seconds.
+        data_config: Preprocessing, the teacher's own.
+        teacher_digest: Of the teacher's weights, the same before and after.
+        derivation: What the student was made of, where its start was solved; its ``student`` is this one, trained.
+        notes: What became of the weights that the student came with, a sentence each.
+        history: The terms of the loss as training went on: name of the phase, step in it and each term by its name.
+
+    Examples:
+        >>> import netgraft, timm
+        >>> teacher = netgraft.load_teacher("digits_vgg7_bn")
+        >>> student = timm.create_model("digits_vgg7_bn_half")
+        >>> images = netgraft.open_data("digits").train.load_many(range(20))
+        >>> short = netgraft.NetGraft(block_steps=(1,), join_steps=1)
+        >>> result = netgraft.distill(teacher, student, images, method=short)
+        >>> result.plain, result.student is student, sorted(result.folding.folded)
+        (True, True, ['features.14', 'head.fc'])
+        >>> test = netgraft.open_data("digits").test
+        >>> sorted(result.evaluate(test))
+        ['agreement', 'gap', 'images', 'teacher_top1', 'top1']
+        >>> result.predict(test.load_many([0]))[0].label in range(10)
+        True
+        >>> [line.split()[0] for line in str(result).splitlines()[1:3]]
+        ['teacher', 'student']
+        >>> result.save("student")
+        >>> type(netgraft.load_student("student")).__name__
+        'SmallVGG'
+    """
+
+    student: nn.Module
+    model: nn.Module
+    plain: bool
+    pairing: Pairing
+    plan: Plan
+    folding: Folding
+    trained: Trained
+    data_config: dict[str, Any]
+    teacher_digest: str
+    derivation: Derivation | None = None
+    notes: tuple[str, ...] = ()
+    history: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The teacher, as the blocks that it was cut into."""
+        return self.pairing.teacher
+
+    def __str__(self) -> str:
+        size = tuple(self.data_config["input_size"])
+        rows = [
+            (name, parameters(model), macs(model, size))
+            for name, model in (("teacher", self.teacher), ("student", self.student))
+        ]
+        lines = [f"{'':8}{'parameters':>14}{'MACs':>16}"]
+        lines += [f"{name:8}{count:>14,}{products:>16,}" for name, count, products in rows]
+        (_, most, all_products), (_, count, products) = rows
+        lines.append(f"{'':8}{count / most:>14.1%}{products / all_products:>16.1%}")
+        inherited = f"{self.pairing.inherited} of {len(self.pairing)} blocks inherited, "
+        lines.append(f"start: {inherited if self.pairing.inherited else ''}{self.pairing.init}")
+        trained = self.trained
+        lines.append(f"training: {trained.steps:,} steps in {trained.seconds:.1f} s, precision {trained.precision}")
+        if self.folding.kept:
+            lines.append(f"adapters that stayed: {len(self.folding.kept)}")
+        return "\n".join([*lines, *self.notes])
+
+    __repr__ = __str__
+
+    def evaluate(self, images: Any, labels: Sequence[int] | None = None) -> dict[str, Any]:
+        """Measure the student beside its teacher.
+
+        Args:
+            images: As for :func:`netgraft.distill`, or the name of a data set, whose test partition is taken. Classes
+                of a folder or a data set with names are matched to the teacher's by name.
+            labels: Class of each image, by its position among the teacher's; those that the images come with if None.
+
+        Returns:
+            ``images``, how many; ``agreement`` of both in percent; with labels also ``top1`` and ``teacher_top1`` in
+            percent, and ``gap``.
+
+        Raises:
+            RequestError: There are no images, or classes that the teacher doesn't know.
+        """
+        asked = self._image_set(images, labels)
+        expected, classes = predictions(self.teacher, asked, self.data_config, SilentReporter())
+        logits, _ = predictions(self.student, asked, self.data_config, SilentReporter())
+        figures = {"images": len(asked), "agreement": agreement(logits, expected)}
+        if asked.labels is not None:
+            own, teachers = top1(logits, classes), top1(expected, classes)
+            figures |= {"top1": own, "teacher_top1": teachers, "gap": teachers - own}
+        return figures
+
+    def predict(self, images: Any) -> list[Prediction]:
+        """Name the class of each image.
+
+        Args:
+            images: As for :func:`netgraft.distill`.
+
+        Raises:
+            RequestError: There are none, or something else came.
+        """
+        logits, _ = predictions(self.student, self._image_set(images, None), self.data_config, SilentReporter())
+        names = label_names(self.model)
+        confidences, positions = logits.softmax(1).max(1)
+        return [
+            Prediction(position, names.get(position, str(position)), confidence)
+            for position, confidence in zip(positions.tolist(), confidences.tolist(), strict=True)
+        ]
+
+    def _image_set(self, images: Any, labels: Sequence[int] | None) -> ImageSet:
+        if isinstance(images, str | Path) and labels is None:
+            images = open_data(str(images)).test_or_all()
+        if isinstance(images, ImageSet):
+            return match_classes(images, self.model, name="the student").images
+        found, own = pictures(images)
+        if not found:
+            raise RequestError("there are no images to answer; give at least one")
+        known = own if labels is None else labels
+        if known is not None and len(known) != len(found):
+            raise RequestError(f"got {len(found):,} images with {len(known):,} labels; give each image one")
+        return ImageSet("images", len(found), PictureStore(found), None if known is None else tuple(map(int, known)))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a student folder: timm's own format where every adapter folded; see :mod:`netgraft.models.students`.
+
+        Raises:
+            RunError: The folder can't be written.
+        """
+        save_student(
+            Path(folder),
+            self.student,
+            self.model,
+            cuts=self.pairing.student.names[:-1],
+            data_config=self.data_config,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a result file says of the student and of its training; all of it can be written as JSON."""
+        return {
+            "inherited_blocks": self.pairing.inherited,
+            "left_out": list(self.pairing.left_out),
+            "conversions": self.pairing.conversions,
+            "folded_into": list(self.folding.folded),
+            "kept_adapters": {str(place): reason for place, reason in self.folding.kept.items()},
+            "kept_adapter_parameters": sum(parameters(self.folding.student[place]) for place in self.folding.kept),
+            "opens_with_timm": self.plain and opens_with_timm(self.model, self.data_config),
+            "steps": self.trained.steps,
+            "train_seconds": round(self.trained.seconds, 2),
+            "frozen_seconds": round(self.trained.frozen_seconds, 2),
+            "computed_in": self.trained.precision,
+            "teacher_digest": self.teacher_digest,
+            "student_digest": state_digest(self.student),
+        }
+
+
+Distilled = DistillationResult
+"""The name that this class had at first, for programs written then."""
