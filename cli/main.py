@@ -17,6 +17,7 @@ from .benchmark import benchmark
 from .distill import distill
 from .entry import main
 from .evaluate import evaluate
+from .export import export
 from .methods import methods
 from .run import is_first_process
 from .split import split
@@ -36,7 +37,7 @@ def cli() -> None:
     """Few-shot knowledge distillation for timm image classifiers."""
 
 
-for command in (distill, train, evaluate, split, methods, subset, benchmark, table):
+for command in (distill, train, evaluate, export, split, methods, subset, benchmark, table):
     cli.add_command(command)
 
 

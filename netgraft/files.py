@@ -14,8 +14,15 @@ from pathlib import Path
 from netgraft.errors import RequestError, RunError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], None], *, advice: str = "free some space and go on with --resume"
+) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place.
+
+    Args:
+        path: Of the file.
+        write: Takes the path that it is to fill.
+        advice: What to do where the file can't be written.
 
     Raises:
         RunError: The file could not be written, a full disk for instance; what stood there before still does.
@@ -29,7 +36,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         # torch and safetensors don't name a full disk, so say how much is left of it
         left = f"; {shutil.disk_usage(path.parent).free / 2**20:.1f} MiB are left there" if path.parent.is_dir() else ""
-        raise RunError(f"could not write {path}: {error}{left}; free some space and go on with --resume") from error
+        raise RunError(f"could not write {path}: {error}{left}; {advice}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()
