@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import HyperparameterCommand, given, output_options, value_of
-from .run import run_job
+from .report import add_report
+from .run import is_first_process, run_job
 
 if TYPE_CHECKING:
     from netgraft.options import Option
@@ -49,6 +50,9 @@ def distill(quiet: bool | None, as_json: bool | None, settings: Mapping[str, str
             if options["out"] is not None:
                 asked["out"] = options["out"] / str(budget)
         result = run_job(build(DistillJob, asked), quiet=quiet, as_json=as_json, show=show_distilled)
+        if is_first_process():
+            # a finished run says where it lay when it was made
+            add_report(Path(asked.get("out", result["run_folder"])))
         library = Path(result["run_folder"]) / LIBRARY
         if len(series) > 1 and library.exists():
             # tried once, the places serve all budgets; even widths ask nobody

@@ -19,6 +19,7 @@ from .entry import main
 from .evaluate import evaluate
 from .export import export
 from .methods import methods
+from .report import report
 from .run import is_first_process
 from .split import split
 from .subset import subset
@@ -37,7 +38,7 @@ def cli() -> None:
     """Few-shot knowledge distillation for timm image classifiers."""
 
 
-for command in (distill, train, evaluate, export, split, methods, subset, benchmark, table):
+for command in (distill, train, evaluate, export, split, methods, subset, benchmark, table, report):
     cli.add_command(command)
 
 
