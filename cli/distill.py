@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import PATH, HyperparameterCommand, given, output_options, value_of
-from .run import run_job
+from .report import add_report
+from .run import is_first_process, run_job
 
 if TYPE_CHECKING:
     from netgraft.jobs.distill import DistillJob
@@ -81,6 +82,9 @@ def distill(
             _preview(job, quiet=bool(quiet), as_json=bool(as_json))
             continue
         result = run_job(job, quiet=quiet, as_json=as_json, show=show_distilled)
+        if is_first_process():
+            # a finished run says where it lay when it was made
+            add_report(Path(asked.get("out", result["run_folder"])))
         library = Path(result["run_folder"]) / LIBRARY
         if len(series) > 1 and library.exists():
             # tried once, the places serve all budgets; even widths ask nobody

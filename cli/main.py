@@ -17,8 +17,10 @@ from .benchmark import benchmark
 from .distill import distill
 from .entry import main
 from .evaluate import evaluate
+from .export import export
 from .methods import methods
 from .predict import predict
+from .report import report
 from .signals import is_first_process
 from .split import split
 from .subset import subset
@@ -37,7 +39,7 @@ def cli() -> None:
     """Few-shot knowledge distillation for timm image classifiers."""
 
 
-for command in (distill, train, evaluate, predict, split, methods, subset, benchmark, table):
+for command in (distill, train, evaluate, predict, export, split, methods, subset, benchmark, table, report):
     cli.add_command(command)
 
 

@@ -9,6 +9,8 @@ from .distillation import distill as distill
 from .distillation import prepare as prepare
 from .distillation_result import DistillationResult as DistillationResult
 from .distillation_result import Distilled as Distilled
+from .exporting.export import Exported as Exported
+from .exporting.export import export as export
 from .grafting.folding import fold as fold
 from .grafting.pairing import pair as pair
 from .grafting.scions import graft as graft

@@ -20,11 +20,18 @@ from netgraft.errors import RequestError, RunError
 _ABANDONED = 24 * 3600  # seconds without a change, after which nobody writes a temporary file any more
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(
+    path: Path, write: Callable[[Path], None], *, advice: str = "free some space and go on with --resume"
+) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place.
 
     The temporary file is this call's own, so that several processes may write the same file: one of them wins. What a
     killed one leaves is removed a day later by the next that writes the same file, or by :func:`remove_temporaries`.
+
+    Args:
+        path: Of the file.
+        write: Takes the path that it is to fill.
+        advice: What to do where the file can't be written.
 
     Raises:
         RunError: The file could not be written, a full disk for instance; what stood there before still does.
@@ -40,7 +47,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         # torch and safetensors don't name a full disk, so say how much is left of it
         left = f"; {shutil.disk_usage(path.parent).free / 2**20:.1f} MiB are left there" if path.parent.is_dir() else ""
-        raise RunError(f"could not write {path}: {error}{left}; free some space and go on with --resume") from error
+        raise RunError(f"could not write {path}: {error}{left}; {advice}") from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -249,6 +249,18 @@ def recorded(instance: Any) -> dict[str, Any]:
     return found
 
 
+def asked(instance: Any) -> dict[str, Any]:
+    """Return the values that aren't their options' defaults, those of groups included, as JSON writes them."""
+    found: dict[str, Any] = {}
+    for f in fields(instance):
+        value = getattr(instance, f.name)
+        if "group" in f.metadata:
+            found |= asked(value)
+        elif "meaning" in f.metadata and value != f.default:
+            found[f.name] = str(value) if isinstance(value, Path) else value
+    return found
+
+
 def shown(value: object) -> str:
     """Write a default as it is given on a command line."""
     if isinstance(value, tuple):

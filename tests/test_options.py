@@ -12,7 +12,7 @@ import pytest
 
 from netgraft.errors import RequestError
 from netgraft.jobs.options import DistillOptions
-from netgraft.options import build, declared, group, option, recorded, required, shown
+from netgraft.options import asked, build, declared, group, option, recorded, required, shown
 
 
 @dataclass(frozen=True)
@@ -219,6 +219,11 @@ def test_a_value_for_no_field_is_left_aside_and_a_required_one_must_be_given() -
 def test_recorded_are_the_marked_ones_of_all_groups_as_they_were_asked_for() -> None:
     recipe = build(Recipe, {"name": "bread", "degrees": 60, "fan": True, "taste": "salty"})
     assert recorded(recipe) == {"shares": (0.5,), "degrees": 60, "taste": "salty", "book": None}
+
+
+def test_asked_for_is_what_differs_from_the_defaults_as_json_writes_it() -> None:
+    recipe = build(Recipe, {"name": "bread", "fan": True, "salt_grams": 1.5, "knives": 3, "book": Path("a/b")})
+    assert asked(recipe) == {"name": "bread", "fan": True, "knives": 3, "book": "a/b"}
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from netgraft.jobs.selection import BestOnTest
 from netgraft.methods.method import About
 from netgraft.models.creation import class_count
 from netgraft.modules import parameters
-from netgraft.options import declared, held, recorded, shown
+from netgraft.options import asked, declared, held, recorded, shown
 from netgraft.progress import ProgressReporter
 from netgraft.training.identity import VERSION, described, fingerprint
 from netgraft.training.runner import Runner
@@ -108,6 +108,7 @@ class PreparedDistillation:
             **weights,
             **recorded(self.job),
             "settings": dict(self.job.settings),
+            "options": {name: value for name, value in asked(self.job).items() if name not in WHEREABOUTS},
             **self._start,
             "labels": f"{LABELS_IN_WORDS[self._label_source]}: {self._track} track",
             "subset": self.subset.digest,
@@ -257,6 +258,7 @@ class PreparedDistillation:
             **({"notes": list(prepared.notes)} if prepared.pairing.init == "kept" else {}),
             **self._selected(),
             "plan": str(prepared.plan),
+            "phases": [phase.name for phase in prepared.plan.phases],
         }
 
     def _matching(self, teacher_top1: float | None, reporter: ProgressReporter) -> dict[str, Any]:
@@ -322,5 +324,8 @@ SELECTED_WARNING = (
     "warning: the student will be chosen on the test set, so its accuracy there is too good; the result says so, and "
     "compares only with figures that were chosen in the same way"
 )
+
+WHEREABOUTS = {"out", "resume", "data_root", "download", "keep_answers", "library"}
+"""Options that change where a run lies and how long it takes, and not what comes out."""
 
 LABELS_IN_WORDS = {"none": "none", "real": "real", "teacher": "the teacher's answers"}

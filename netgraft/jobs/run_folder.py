@@ -117,7 +117,8 @@ class RunFolder:
                 f"{self.path} already holds a run; add --resume to go on with it, or choose another --out"
             )
         elif present.get("fingerprint") != config["fingerprint"]:
-            keys = [key for key in {**config, **present} if key != "fingerprint"]
+            # what was asked for stands in the others, in the words of the configuration
+            keys = [key for key in {**config, **present} if key not in {"fingerprint", "options"}]
             differing = [key for key in keys if present.get(key) != config.get(key)]
             what = ", ".join(
                 f"{key} {_brief(present.get(key))} there, {_brief(config.get(key))} now" for key in differing

@@ -1,0 +1,206 @@
+"""A model and a path -> a file that has been proven: the Python API of exports."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from netgraft.errors import RequestError, RunError
+from netgraft.evaluation.comparison import LATENCY_BATCHES
+from netgraft.evaluation.metrics import latency
+from netgraft.exporting.formats import Format, find_format
+from netgraft.exporting.opened import OpenedExport
+from netgraft.exporting.pixels import FloatInput, PixelInput, normalised, pixels_of, seeded_pixels
+from netgraft.exporting.proof import Proof, prove
+from netgraft.files import write_atomically
+from netgraft.models.creation import label_names, pretrained_cfg
+from netgraft.models.folders import reason_of
+from netgraft.splitting.split import logits_of
+
+BATCHES = (1, 3)
+"""Sizes of the seeded batches that each export is proven on; photographs come in batches of the larger one."""
+
+PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """A file that has been proven, and both sides of the proof.
+
+    Attributes:
+        path: Of the file.
+        format: ``onnx`` or ``pt2``.
+        runtime: What runs it.
+        bytes: Of the file.
+        proof: On which images, and how near.
+        model: A copy of the model, float32 and on the CPU, that takes the input of the file.
+        opened: The file, as a module.
+        input_size: Of one image in the file's layout.
+    """
+
+    path: Path
+    format: str
+    runtime: str
+    bytes: int
+    proof: Proof
+    model: nn.Module
+    opened: OpenedExport
+    input_size: tuple[int, int, int]
+
+    def latencies(self) -> dict[str, dict[int, float]]:
+        """Measure ``pytorch`` and ``export``: milliseconds of a forward at batch 1 and 64, with as many threads."""
+        found: dict[str, dict[int, float]] = {"pytorch": {}, "export": {}}
+        for batch, repeats in LATENCY_BATCHES.items():
+            for name, model in (("pytorch", self.model), ("export", self.opened)):
+                found[name][batch] = round(latency(model, self.input_size, batch, repeats=repeats), 3)
+        return found
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    to: str = "onnx",
+    with_preprocessing: bool = False,
+    data_config: Mapping[str, Any] | None = None,
+    images: Sequence[Image.Image] = (),
+    license: str | None = None,
+) -> Exported:
+    """Write a model into one file that runs without netgraft, prove that both answer alike, or leave nothing behind.
+
+    The file has one input ``images`` - (N, C, H, W), float32, normalised, or with preprocessing (N, H, W, C), uint8,
+    already resized to the model's input size - and one output ``logits`` (N, K), for any N.
+
+    Seeded images in batches of 1 and 3, and the photographs, go through both: logits differ by at most
+    ``TOLERANCE`` of the largest one (:mod:`netgraft.exporting.proof`), and top-1 is equal on all of them.
+
+    Args:
+        model: A classifier; unchanged. Any timm model, or what :func:`netgraft.load_student` returns.
+        path: Of the file, which must not exist.
+        to: ``onnx`` (opset 18 or newer), or ``pt2``, of ``torch.export``.
+        with_preprocessing: Whether scaling and normalisation stand in the file; resizing is the caller's.
+        data_config: Preprocessing in timm's words; the model's own if None.
+        images: Photographs of any size to prove it on besides.
+        license: Of the weights, as timm or SPDX names it, to be noted in the file.
+
+    Raises:
+        RequestError: No such format, a package is missing, or the path can't be written to.
+        RunError: The model can't be exported, the export answers otherwise, or the disk is full.
+
+    Examples:
+        >>> import netgraft
+        >>> teacher = netgraft.load_teacher("digits_vgg7_bn")
+        >>> exported = netgraft.export(teacher, "digits.pt2", to="pt2")
+        >>> exported.proof.images, exported.proof.difference < 1e-4
+        (4, True)
+    """
+    path = Path(path)
+    chosen = find_format(to)
+    check_free(path)
+    config = dict(data_config or resolve_model_data_config(model))
+    own = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    logits_of(own, torch.zeros(1, *config["input_size"]))
+    facts = describe(own, config, with_preprocessing=with_preprocessing, license=license)
+    entered, sample = _entered(own, config, with_preprocessing)
+    content = _encoded(chosen, entered, sample, facts)
+    opened = chosen.opened(content, torch.get_num_threads())
+    proof = prove(own, opened, _batches(config, images, with_preprocessing))
+    write_file(path, content)
+    first, second, third = sample.shape[1:]
+    return Exported(path, chosen.name, chosen.runtime, len(content), proof, entered, opened, (first, second, third))
+
+
+def check_free(path: Path) -> None:
+    """Refuse a path that can't be written to, before the work is done. Raises RequestError."""
+    if os.path.lexists(path):
+        raise RequestError(f"expected a new file, got {path}, which exists; remove it or choose another --out")
+    if not path.parent.is_dir():
+        raise RequestError(f"expected a folder for {path.name}, got {path.parent}, which is none; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise RequestError(f"expected a folder that can be written to, got {path.parent}; choose another --out")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises RunError, where the disk is full for instance."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomically(path, write, advice="free some space and export again")
+
+
+def describe(
+    model: nn.Module, data_config: Mapping[str, Any], *, with_preprocessing: bool, license: str | None
+) -> dict[str, str]:
+    """Return what a file says of the model in it: JSON texts by name.
+
+    Args:
+        model: A classifier.
+        data_config: Its preprocessing.
+        with_preprocessing: Whether scaling and normalisation stand in the file.
+        license: Of the weights, where it is known.
+
+    Returns:
+        ``input_size`` (C, H, W), ``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode`` in timm's words;
+        ``preprocessing`` (``inside`` or ``outside`` the file); ``architecture``, ``label_names`` (names by position)
+        and ``license`` where they are known.
+    """
+    about: dict[str, Any] = {name: data_config[name] for name in PREPROCESSING if name in data_config}
+    about["preprocessing"] = "inside" if with_preprocessing else "outside"
+    about["architecture"] = pretrained_cfg(model).get("architecture")
+    about["label_names"] = label_names(model) or None
+    about["license"] = license
+    return {name: json.dumps(value) for name, value in about.items() if value is not None}
+
+
+def _entered(model: nn.Module, config: Mapping[str, Any], with_preprocessing: bool) -> tuple[nn.Module, Tensor]:
+    """Return the model behind the input that the file has, and two images for it."""
+    pixels = seeded_pixels(2, config)
+    if with_preprocessing:
+        return PixelInput(model, config["mean"], config["std"]).eval(), pixels
+    return FloatInput(model).eval(), normalised(pixels, config)
+
+
+def _encoded(chosen: Format, model: nn.Module, sample: Tensor, facts: Mapping[str, str]) -> bytes:
+    try:
+        return chosen.encode(_traced(model, sample), facts)
+    except Exception as error:  # tracing and translation raise many kinds
+        raise RunError(
+            f"could not export the model to {chosen.name}: {reason_of(error)}; nothing was written"
+        ) from error
+
+
+def _traced(model: nn.Module, sample: Tensor) -> ExportedProgram:
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # it prints its own report besides raising
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, (sample,), dynamic_shapes={"images": {0: Dim("batch")}})
+    finally:
+        logger.setLevel(level)
+
+
+def _batches(
+    config: Mapping[str, Any], images: Sequence[Image.Image], with_preprocessing: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    batches = [seeded_pixels(count, config, seed=count) for count in BATCHES]
+    if images:
+        batches += pixels_of(images, config).split(max(BATCHES))
+    for pixels in batches:
+        floats = normalised(pixels, config)
+        yield floats, pixels if with_preprocessing else floats
