@@ -35,7 +35,7 @@ from netgraft.deriving.weight_norm import weight_norm_order
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import shortest_milliseconds
 from netgraft.evaluation.teacher_answers import check_answers
-from netgraft.grafting.pairing import Pairing
+from netgraft.grafting.pairing import FAR, Pairing
 from netgraft.models.own_modules import as_classifier, preprocessing
 from netgraft.models.students import save_student
 from netgraft.modules import eval_mode
@@ -55,9 +55,6 @@ REPEATS, LAYER_REPEATS = 20, 5
 
 LARGEST_STEP = 0.8
 """Factor on the milliseconds allowed, from one choice to the next, that is not gone below."""
-
-FAR_OFF = 0.1
-"""Error of a start from which on its channels are taken in several rounds too, and the better start stays."""
 
 ATTEMPTS = 5
 """How often widths are chosen again because the student turned out slower than reckoned."""
@@ -365,7 +362,7 @@ class Deriver:
         if self._options.rounds is not None or len(several) == 1:
             return self._in_rounds(several) or self._in_one(limits)
         once = self._in_one(limits)
-        if once.error < FAR_OFF:
+        if once.error < FAR:
             return once
         return min((once, self._in_rounds(several) or once), key=lambda derived: derived.error)
 

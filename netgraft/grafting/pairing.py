@@ -20,8 +20,8 @@ from netgraft.modules import structure
 from netgraft.splitting.balance import balanced_partition
 from netgraft.splitting.chain import BlockChain, Cut
 
-FAR = 0.2
-"""Error of logits from which on a solved start has much to learn, and learns at full rates."""
+FAR = 0.1
+"""Error of logits from which on a solved start is far: it is sought in rounds too, and learns at full rates."""
 
 
 @dataclass(frozen=True, eq=False)
