@@ -89,7 +89,6 @@ class DistillJob(DistillOptions, Job):
         classes = source.train.classes or class_count(teacher)
         budget = Budget(len(subset.indices), classes)
         student, fresh = (None, ()) if self.derives(source) else self._student_model(source, teacher)
-        self._check_can_be_saved(teacher if student is None else student, teacher)
         start = self.start(source, teacher, student, choose(self.method, self.preset, budget, self.settings).init)
         chosen = choose(self.method, self.preset, start.known_to(budget), self.settings)
         policy = chosen.views if self.views is None else find_policy(self.views)
@@ -114,7 +113,9 @@ class DistillJob(DistillOptions, Job):
                 twin=student,
                 anatomy=start.anatomy,
             )
-            return PreparedDerivation(self, source, matched, subset, about, asked=derivation)
+            prepared = PreparedDerivation(self, source, matched, subset, about, asked=derivation)
+            self._check_can_be_saved(teacher if student is None else student, teacher)
+            return prepared
         distillation = prepare(
             teacher,
             student,
@@ -126,6 +127,7 @@ class DistillJob(DistillOptions, Job):
             fresh=fresh,
             **vars(pairing),
         )
+        self._check_can_be_saved(student, teacher)
         return PreparedDistillation(self, source, matched, subset, about, distillation)
 
     def _matched(
