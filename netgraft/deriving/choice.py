@@ -77,8 +77,9 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
     """Return the widths with the least sum of errors that meet all limits.
 
     A layer's price is its input times its output width, so it is linear in one place's width alone. The knapsack is
-    solved with the prices around the present widths (SciPy's ``milp``, HiGHS), then again around what it chose; the
-    best that meets the limits is refined by raising and lowering pairs of places at their true prices.
+    solved with the prices around the present widths (SciPy's ``milp``, HiGHS), then again around what it chose. What
+    breaks a limit at its true price is narrowed step by step until it meets it; the best is refined by raising and
+    lowering pairs of places.
 
     Args:
         places: With their options.
@@ -92,16 +93,14 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
     """
     check_limits(places, limits)
     search = _Search(places, limits)
-    smallest = tuple(0 for _ in places)
     present = tuple(len(place.widths) - 1 for place in places)
-    best = smallest
+    found = []
     slack = [1.0] * len(limits)
     for _ in range(ROUNDS):
         chosen = search.knapsack(present, slack)
         if chosen is None:
             break
-        if search.meets(chosen):
-            best = min(best, chosen, key=search.error)
+        found.append(search.narrowed(chosen))
         spent = [limit.cost(search.widths(chosen)) / limit.most for limit in limits]
         slack = [
             part / max(part_spent, 1e-9) if part_spent > 1 else 1.0
@@ -110,7 +109,26 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
         if chosen == present:
             break
         present = chosen
+    best = min(found or [search.narrowed(present)], key=search.error)
     return search.widths(search.refined(best))
+
+
+def narrow_step_by_step(places: Sequence[Options], limits: Sequence[Limit]) -> dict[Atom, int]:
+    """Narrow the place whose next width adds the least error for what it saves, until all limits are met.
+
+    Args:
+        places: With their options.
+        limits: All to be met.
+
+    Returns:
+        Width of each place.
+
+    Raises:
+        RequestError: Not even the smallest widths meet a limit.
+    """
+    check_limits(places, limits)
+    search = _Search(places, limits)
+    return search.widths(search.narrowed(tuple(len(place.widths) - 1 for place in places)))
 
 
 @dataclass(eq=False)
@@ -165,6 +183,26 @@ class _Search:
             return None
         starts = np.cumsum([0, *sizes[:-1]])
         return tuple(int(np.argmax(found.x[start : start + size])) for start, size in zip(starts, sizes, strict=True))
+
+    def narrowed(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
+        """Narrow step by step until all limits are met, as the smallest widths do."""
+        while over := [limit for limit in self.limits if limit.cost(self.widths(chosen)) > limit.most]:
+            before = [limit.cost(self.widths(chosen)) for limit in over]
+            best: tuple[float, int] | None = None
+            for number, place in enumerate(self.places):
+                if chosen[number] == 0:
+                    continue
+                narrower = {**self.widths(chosen), place.atom: place.widths[chosen[number] - 1]}
+                saved = sum(
+                    (cost - limit.cost(narrower)) / limit.most for limit, cost in zip(over, before, strict=True)
+                )
+                added = place.errors[chosen[number] - 1] - place.errors[chosen[number]]
+                # what saves nothing by itself may save something together with others, and comes last
+                rank = (added / saved if saved > 0 else math.inf, number)
+                best = rank if best is None else min(best, rank)
+            assert best is not None, "the smallest widths meet all limits"
+            chosen = (*chosen[: best[1]], chosen[best[1]] - 1, *chosen[best[1] + 1 :])
+        return chosen
 
     def refined(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
         """Raise one place, and where that is too dear lower another, as long as the error falls."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from netgraft.deriving.axes import Atom
-from netgraft.deriving.choice import Limit, Options, choose_widths
+from netgraft.deriving.choice import Limit, Options, choose_widths, narrow_step_by_step
 from netgraft.deriving.costs import Widths
 from netgraft.errors import RequestError
 
@@ -116,3 +116,27 @@ def test_many_places_of_many_widths_are_chosen_in_time() -> None:
 
     assert cost(chosen) <= 0.5 * cost({})
     assert time.perf_counter() - started < 60
+
+
+def plateaus(count: int, widths: int, generator: np.random.Generator) -> list[Options]:
+    """Places whose narrow widths are all as bad, as those of an inverted residual are."""
+    options = []
+    for each in random_options(count, widths, generator):
+        errors = np.array(each.errors)
+        errors[: widths // 2] = 3 * errors.max()
+        options.append(Options(each.atom, each.widths, tuple(map(float, errors))))
+    return options
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.75, 0.87, 0.95])
+@pytest.mark.parametrize("powers", [1, 3])
+def test_the_choice_is_no_worse_than_narrowing_step_by_step(fraction: float, powers: int) -> None:
+    generator = np.random.default_rng(int(100 * fraction))
+    for _ in range(6):
+        options = plateaus(14, 9, generator)
+        factors = list(10 ** generator.uniform(-1, 2, 15))
+        cost = Chain([each.atom for each in options], factors, powers=powers)
+        limits = [Limit("it", cost, fraction * cost({}))]
+        chosen, stepwise = (choose(options, limits) for choose in (choose_widths, narrow_step_by_step))
+        assert all(cost(widths) <= limits[0].most for widths in (chosen, stepwise))
+        assert error_of(chosen, options) <= error_of(stepwise, options) + 1e-6
