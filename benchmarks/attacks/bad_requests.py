@@ -144,7 +144,7 @@ DISTILL: Mapping[str, str] = {
     f"{PAIR} --class-map brackets.json": "",
     f"{PAIR} --class-map empty": "expected a .txt file",
     f"{PAIR} --images 3 --labeled": "give one of --shots",
-    f"{PAIR} --views sharp": "no view policy",
+    f"{PAIR} --views sharp": "--views",
     f"{PAIR} --seed x": "seed",
     f"{PAIR} --subset-seed x": "subset",
     # methods

@@ -32,7 +32,7 @@ def table(path: Path = RESULTS) -> str:
     for part, (promise, attack) in PROMISES.items():
         tried = results.get(part, {})
         held = sum(not wrong for wrong in tried.values())
-        lines.append(f"| {promise} | {attack} | {len(tried)} | {held} |")
+        lines.append(f"| {promise} | {attack} | {len(tried) or 'not tried yet'} | {held if tried else ''} |")
         broken += [f"- {promise}: {name}: {' '.join(wrong.split())[:300]}" for name, wrong in tried.items() if wrong]
     facts = results["made_with"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
