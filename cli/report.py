@@ -26,13 +26,15 @@ def report(runs: tuple[Path, ...], out: Path) -> None:
 
 
 def add_report(folder: Path) -> None:
-    """Leave a report in a finished run's folder; the run stays what it is where that fails, and it is said."""
+    """Leave a report in a finished run's folder, and a card beside its student; a run stays what it is without them."""
+    from netgraft.reports.finished_runs import load_run
     from netgraft.reports.html_report import REPORT, write_report
+    from netgraft.reports.model_card import write_card
 
-    if (folder / REPORT).exists():
-        return
     try:
-        write_report([folder], folder / REPORT)
+        if not (folder / REPORT).exists():
+            write_report([folder], folder / REPORT)
+        write_card(load_run(folder))
     except Exception as error:  # the run is finished and saved, whatever this was
         said = " ".join(f"{type(error).__name__}: {error}".splitlines())
         click.echo(f"netgraft: warning: the run is finished, but there is no report of it ({said})", err=True)

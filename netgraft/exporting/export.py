@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.comparison import LATENCY_BATCHES
-from netgraft.evaluation.metrics import latency
+from netgraft.evaluation.metrics import agreement, latency
 from netgraft.exporting.formats import Format, find_format
 from netgraft.exporting.opened import OpenedExport
 from netgraft.exporting.pixels import FloatInput, PixelInput, normalised, pixels_of, seeded_pixels
@@ -108,8 +108,141 @@ def export(
         (4, True)
     """
     path = Path(path)
-    chosen = find_format(to)
     check_free(path)
+    content, exported = _proven(
+        model,
+        path,
+        find_format(to),
+        with_preprocessing=with_preprocessing,
+        data_config=data_config,
+        images=images,
+        license=license,
+    )
+    write_file(path, content)
+    return exported
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedInt8:
+    """An ONNX file in 8 bits, beside the float one that it was made of and that was never written.
+
+    Attributes:
+        path: Of the file.
+        bytes: Of the file.
+        float_export: The float one, proven.
+        opened: The file, as a module.
+        agreement: On how many of the images it answers like the float student, in percent.
+        agreement_images: On how many that was measured.
+        held_out: Whether these were others than those of the calibration.
+        calibration_images: With how many the ranges were found.
+        layers: How many layers with weights there are.
+        left_in_float: Those that aren't in 8 bits.
+    """
+
+    path: Path
+    bytes: int
+    float_export: Exported
+    opened: OpenedExport
+    agreement: float
+    agreement_images: int
+    held_out: bool
+    calibration_images: int
+    layers: int
+    left_in_float: tuple[str, ...]
+
+
+def export_int8(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    calibration: Sequence[Image.Image],
+    held_out: Sequence[Image.Image] = (),
+    max_drop: float | None = None,
+    with_preprocessing: bool = False,
+    data_config: Mapping[str, Any] | None = None,
+    license: str | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> ExportedInt8:
+    """Write a model into one ONNX file in 8 bits, or leave nothing behind; see :mod:`netgraft.exporting.int8`.
+
+    The float export is proven as by :func:`export` first.
+
+    Args:
+        model: As for :func:`export`.
+        path: Likewise.
+        calibration: Photographs that say how large activations become; no labels.
+        held_out: Others, on which the agreement with the float model is measured; those of the calibration if empty.
+        max_drop: Points of agreement that may be lost: the most sensitive layers then stay in float.
+        with_preprocessing: As for :func:`export`.
+        data_config: Likewise.
+        license: Likewise.
+        told: What is measured on the way.
+
+    Raises:
+        RequestError: There are no photographs, or as for :func:`export`.
+        RunError: The model can't be quantised within ``max_drop``, or as for :func:`export`.
+    """
+    path = Path(path)
+    check_free(path)
+    chosen = find_format("onnx")
+    if not calibration:
+        raise RequestError("expected photographs to find the ranges of 8 bits with, got none; give --data FOLDER")
+    from netgraft.exporting.int8 import quantise  # its packages are an extra's
+
+    config = dict(data_config or resolve_model_data_config(model))
+    content, exported = _proven(
+        model,
+        path,
+        chosen,
+        with_preprocessing=with_preprocessing,
+        data_config=config,
+        images=(),
+        license=license,
+    )
+
+    def entering(images: Sequence[Image.Image]) -> Tensor:
+        pixels = pixels_of(images, config)
+        return pixels if with_preprocessing else normalised(pixels, config)
+
+    few = entering(calibration)
+    tried = entering(held_out) if held_out else few
+    expected = _answers(exported.opened, tried)
+
+    def agreement_with_float(quantised: bytes) -> float:
+        return agreement(_answers(chosen.opened(quantised, torch.get_num_threads()), tried), expected)
+
+    found = quantise(content, few, agreement_with_float, max_drop=max_drop, told=told)
+    opened = chosen.opened(found.content, torch.get_num_threads())
+    write_file(path, found.content)
+    return ExportedInt8(
+        path,
+        len(found.content),
+        exported,
+        opened,
+        agreement(_answers(opened, tried), expected),
+        len(tried),
+        bool(held_out),
+        len(few),
+        found.layers,
+        found.left_in_float,
+    )
+
+
+def _answers(model: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([model(batch) for batch in images.split(64)])
+
+
+def _proven(
+    model: nn.Module,
+    path: Path,
+    chosen: Format,
+    *,
+    with_preprocessing: bool,
+    data_config: Mapping[str, Any] | None,
+    images: Sequence[Image.Image],
+    license: str | None,
+) -> tuple[bytes, Exported]:
+    """Return the bytes of a file that isn't written yet, and what is known of it."""
     config = dict(data_config or resolve_model_data_config(model))
     own = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     logits_of(own, torch.zeros(1, *config["input_size"]))
@@ -118,9 +251,9 @@ def export(
     content = _encoded(chosen, entered, sample, facts)
     opened = chosen.opened(content, torch.get_num_threads())
     proof = prove(own, opened, _batches(config, images, with_preprocessing))
-    write_file(path, content)
     first, second, third = sample.shape[1:]
-    return Exported(path, chosen.name, chosen.runtime, len(content), proof, entered, opened, (first, second, third))
+    size = (first, second, third)
+    return content, Exported(path, chosen.name, chosen.runtime, len(content), proof, entered, opened, size)
 
 
 def check_free(path: Path) -> None:
