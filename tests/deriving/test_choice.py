@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from netgraft.deriving import choice as module
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.choice import Limit, Options, choose_widths, narrow_step_by_step
 from netgraft.deriving.costs import Widths
@@ -140,3 +141,17 @@ def test_the_choice_is_no_worse_than_narrowing_step_by_step(fraction: float, pow
         chosen, stepwise = (choose(options, limits) for choose in (choose_widths, narrow_step_by_step))
         assert all(cost(widths) <= limits[0].most for widths in (chosen, stepwise))
         assert error_of(chosen, options) <= error_of(stepwise, options) + 1e-6
+
+
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.87])
+def test_prices_that_were_reckoned_wrongly_are_made_up_for(fraction: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    # around the teacher's own widths alone, where a price is furthest from the true one
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    generator = np.random.default_rng(int(100 * fraction))
+    for _ in range(6):
+        options = plateaus(14, 9, generator)
+        cost = Chain([each.atom for each in options], list(10 ** generator.uniform(-1, 2, 15)), powers=2)
+        limits = [Limit("it", cost, fraction * cost({}))]
+        chosen, stepwise = (choose(options, limits) for choose in (choose_widths, narrow_step_by_step))
+        assert cost(chosen) <= limits[0].most
+        assert error_of(chosen, options) <= 1.2 * error_of(stepwise, options)
