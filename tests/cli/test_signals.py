@@ -15,6 +15,7 @@ from netgraft.errors import InterruptedRunError
 from netgraft.progress import SilentReporter, in_training_steps, training_steps
 from netgraft.training.runner import Runner
 from tests.support.cli import run_json
+from tests.support.processes import heed_ctrl_c
 from tests.support.tiny_plan import Case, Squared, make_views
 
 COMMAND = [sys.executable, "-m", "netgraft.cli.main"]
@@ -102,7 +103,9 @@ def test_a_signal_within_a_step_lets_the_run_save_itself(tmp_path: Path) -> None
 def test_an_interrupted_run_resumes_to_the_same_student(capsys: pytest.CaptureFixture[str]) -> None:
     request = ["distill", "--shots", "2", "--views", "plain", "--block-steps", "1500,2", "--join-steps", "2"]
     request += ["--precision", "32"]  # not by measurement: two runs are compared
-    running = subprocess.Popen([*COMMAND, *request, "--out", "run"], stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [*COMMAND, *request, "--out", "run"], stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    )
     while running.poll() is None and not Path("run/metrics.jsonl").exists():
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)

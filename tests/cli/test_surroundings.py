@@ -14,6 +14,7 @@ import pytest
 from netgraft.cli.main import run
 
 from tests.support.cli import fails
+from tests.support.processes import heed_ctrl_c
 
 COMMAND = [sys.executable, "-P", "-m", "netgraft"]
 
@@ -87,12 +88,17 @@ def test_ctrl_c_during_imports_ends_quietly(share: float) -> None:
     """The moments are spread over the time that imports and preparations take."""
     marker = "import sys; sys.stdout.write('.'); sys.stdout.flush(); from netgraft.cli.entry import main; main()"
     command = [sys.executable, "-P", "-c", marker, "distill", "--method", "none", "--steps", "100000000"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    process.stdout.read(1)
-    time.sleep(0.05 + 3 * share)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    )
+    try:
+        assert process.stdout is not None
+        process.stdout.read(1)
+        time.sleep(0.05 + 3 * share)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert "Traceback" not in said
     assert process.returncode == 130, said
     assert said.splitlines()[-1].startswith("netgraft: ")

@@ -18,6 +18,11 @@ from netgraft.training.runner import Runner
 from tests.support.tiny_plan import LONG, SHARED, Case, IndependentPhases, Squared, make_views
 
 
+def heed_ctrl_c() -> None:
+    """Called in a child before its program: a job in the background of a script inherits that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def die() -> None:
     os.kill(os.getpid(), 9)
 
