@@ -61,12 +61,12 @@ def _show(found: Suggestions) -> None:
     starts = {each.start for each in found.students}
     emit("\n".join(f"{start}: {meaning}" for start, meaning in MEANINGS.items() if start in starts) or "none was found")
     if any(each.pretrained for each in found.students):
-        emit("weights: timm has some (--student-weights pretrained)")
+        emit("weights: there are some that know something (--student-weights pretrained)")
     emit("of any size, from the teacher itself: netgraft distill --keep macs=0.5")
 
 
 def _yes(fact: bool) -> str:
-    return "timm's" if fact else "-"
+    return "yes" if fact else "-"
 
 
 def _content(found: Suggestions) -> dict[str, Any]:
