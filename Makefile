@@ -1,4 +1,4 @@
-.PHONY: install check format test mutants campaign demo pages ci
+.PHONY: install check format test mutants campaign demo pages site ci
 
 install:
 	pip install -e '.[dev]'
@@ -30,6 +30,10 @@ demo:
 
 pages:
 	python -m benchmarks.render_docs
+
+# the documentation, in site/
+site:
+	mkdocs build --strict
 
 ci:
 	bash .ci/run

@@ -24,6 +24,7 @@ from .report import report
 from .signals import is_first_process
 from .split import split
 from .subset import subset
+from .suggest import suggest
 from .table import table
 from .train import train
 
@@ -39,7 +40,7 @@ def cli() -> None:
     """Few-shot knowledge distillation for timm image classifiers."""
 
 
-for command in (distill, train, evaluate, predict, export, split, methods, subset, benchmark, table, report):
+for command in (distill, train, evaluate, predict, export, split, suggest, methods, subset, benchmark, table, report):
     cli.add_command(command)
 
 

@@ -23,11 +23,24 @@ def anatomy_of_wider_twin(teacher: nn.Module, student: nn.Module, input_size: Se
     """
     try:
         anatomy = Anatomy.on_noise(teacher, input_size)
-        widths = widths_like(anatomy, student)
     except RequestError:
         return None
+    return anatomy if narrows_to(anatomy, student) else None
+
+
+def narrows_to(anatomy: Anatomy, student: nn.Module) -> bool:
+    """Whether narrowing the teacher, with all of its blocks, leads to the student's sizes.
+
+    Args:
+        anatomy: Of the teacher.
+        student: Only its sizes count. One of the teacher's own sizes is no narrower twin.
+    """
+    try:
+        widths = widths_like(anatomy, student)
+    except RequestError:
+        return False
     narrower = any(width < atom.size for atom, width in widths.items())
-    return anatomy if narrower and all(widths[block.atom] for block in anatomy.blocks) else None
+    return narrower and all(widths[block.atom] for block in anatomy.blocks)
 
 
 def widths_like(anatomy: Anatomy, student: nn.Module) -> dict[Atom, int]:

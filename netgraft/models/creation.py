@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import netgraft.zoo  # noqa: F401  (registers the CIFAR-size models)
 from netgraft.errors import RequestError
+from netgraft.models import torchvision_models
 from netgraft.models.downloads import within_reach
 from netgraft.models.folders import in_a_line, open_folder
 from netgraft.models.torchvision_models import PREFIX, create
@@ -82,6 +83,18 @@ def build_student(name: str, *, teacher: nn.Module, seed: int) -> nn.Module:
     sized = {} if size is None or _is_source(name) else _sized(name, size[1:])
     classes, channels = class_count(teacher), image_channels(teacher)
     return _build(name, seed, num_classes=classes, in_chans=channels, **sized).eval()
+
+
+def family(name: str) -> list[str]:
+    """Return the names of the models that the same file of timm's or torchvision's makes, itself among them.
+
+    Args:
+        name: A timm model, or ``torchvision:NAME``; of others no family is known.
+    """
+    if not timm.is_model(name):
+        return torchvision_models.family(name)
+    file = timm.model_entrypoint(name).__module__
+    return [own for own in timm.list_models() if timm.model_entrypoint(own).__module__ == file]
 
 
 PRETRAINED = "pretrained"

@@ -53,6 +53,16 @@ def create(name: str, options: dict[str, Any]) -> nn.Module:
     return model
 
 
+def family(name: str) -> list[str]:
+    """Return the names, with the prefix, of the models that the same file of torchvision's makes; none for no model."""
+    from torchvision import models
+
+    if not is_torchvision(name):
+        return []
+    file = models.get_model_builder(name.removeprefix(PREFIX)).__module__
+    return [f"{PREFIX}{own}" for own in _known() if models.get_model_builder(own).__module__ == file]
+
+
 def _known() -> list[str]:
     from torchvision import models
 

@@ -130,7 +130,7 @@ def test_a_program_is_told_in_one_sentence(program: str, folder: Path, monkeypat
 def test_the_table_is_long_and_of_all_commands() -> None:
     assert len(REQUESTS) >= 120
     commands = {request.split()[0] for request in REQUESTS if request}
-    assert {"distill", "train", "evaluate", "split", "methods", "subset", "benchmark", "table"} <= commands
+    assert {"distill", "train", "evaluate", "split", "suggest", "methods", "subset", "benchmark", "table"} <= commands
 
 
 @pytest.mark.parametrize("request_", ["distill --teacher no_such_model", "table no-such-folder"])

@@ -10,6 +10,7 @@ import pytest
 import timm
 
 from benchmarks.render_docs import ROOT
+from netgraft.data.sources import open_all
 
 README = ROOT / "README.md"
 
@@ -36,3 +37,13 @@ def test_the_page_on_python_runs_as_it_stands(
     assert "agreement" in capsys.readouterr().out
     assert names["again"].pairing.init == "kept"
     assert names["smaller"].derivation is not None
+
+
+def test_the_photographs_that_the_page_makes_are_a_hundred_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "photographs.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert len(open_all(tmp_path / "photos")) == 100
