@@ -109,6 +109,10 @@ class _Milestones:
         return ", ".join(filter(None, parts))
 
 
+LONG = 5.0
+"""Seconds that a single thing takes at least to be told of in lines."""
+
+
 class PlainReporter:
     """One line when a phase starts, some while it runs, one when it ends."""
 
@@ -147,15 +151,21 @@ class PlainReporter:
         self._line.write(f"{self._label}: {', '.join(filter(None, parts))}")
 
     def track(self, items: Iterable[T], *, total: int, name: str) -> Iterator[T]:
-        """Print a line at the start, some on the way and one at the end."""
+        """Print a line at the start, some on the way and one at the end; of a single thing the last one, if it was long.
+
+        Images and models are opened in front of refusals, which programs read as one line.
+        """
         started = self._clock()
         milestones = _Milestones(total, self._clock)
-        self._line.write(f"{name} ..." if total == 1 else f"{name}: 0/{total}")
+        if total > 1:
+            self._line.write(f"{name}: 0/{total}")
         for done, item in enumerate(items, 1):
             yield item
             if milestones.reached(done):
                 self._line.write(f"{name}: {milestones.describe(done, {})}")
-        self._line.write(f"{name}: done in {self._clock() - started:.1f} s")
+        seconds = self._clock() - started
+        if total > 1 or seconds >= LONG:
+            self._line.write(f"{name}: done in {seconds:.1f} s")
 
 
 class JsonReporter:

@@ -49,6 +49,12 @@ class Exported:
         model: A copy of the model, float32 and on the CPU, that takes the input of the file.
         opened: The file, as a module.
         input_size: Of one image in the file's layout.
+
+    Examples:
+        >>> import netgraft
+        >>> exported = netgraft.export(netgraft.load_teacher("digits_vgg7_bn"), "teacher.pt2", to="pt2")
+        >>> exported.format, exported.input_size, exported.proof.difference <= exported.proof.tolerance
+        ('pt2', (1, 8, 8), True)
     """
 
     path: Path

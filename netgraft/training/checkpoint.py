@@ -148,5 +148,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+            # how many steps were taken, or nothing before the first one
+            if value is None or (name == "step" and (isinstance(value, int | float) or value.dim() == 0)):
+                continue
+            if value.shape != parameter.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)}, not {tuple(parameter.shape)}")

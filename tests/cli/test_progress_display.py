@@ -94,11 +94,12 @@ def test_the_time_that_is_left_is_that_of_all_phases() -> None:
     assert [event["run_seconds_left"] for event in events[2:6]] == [None, 8.0, 7.0, 6.0]
 
 
-def test_a_single_item_is_announced_as_work_under_way() -> None:
-    stream, clock = io.StringIO(), Clock()
-    for _ in PlainReporter(stream, clock).track([0], total=1, name="opening"):
-        clock.now += 2
-    assert stream.getvalue().splitlines() == ["opening ...", "opening: done in 2.0 s"]
+def test_a_single_item_is_told_of_where_it_was_long() -> None:
+    for seconds, said in ((2, []), (7, ["opening: done in 7.0 s"])):
+        stream, clock = io.StringIO(), Clock()
+        for _ in PlainReporter(stream, clock).track([0], total=1, name="opening"):
+            clock.now += seconds
+        assert stream.getvalue().splitlines() == said
 
 
 def test_plain_lines_say_where_a_phase_goes_on() -> None:
