@@ -151,7 +151,7 @@ class PlainReporter:
         self._line.write(f"{self._label}: {', '.join(filter(None, parts))}")
 
     def track(self, items: Iterable[T], *, total: int, name: str) -> Iterator[T]:
-        """Print a line at the start, some on the way and one at the end; of a single thing the last one, if it was long.
+        """Print a line at the start, some on the way and one at the end; of a single thing one, if it was long.
 
         Images and models are opened in front of refusals, which programs read as one line.
         """

@@ -17,8 +17,6 @@ from typing import BinaryIO
 
 from netgraft.cli.main import run
 
-from netgraft.jobs.job import OPENING
-
 CRASHED = 70
 """Exit code of a process whose work raised what it shouldn't have."""
 
@@ -41,14 +39,8 @@ class Ended:
 
     def is_refusal(self, code: int) -> bool:
         """Whether it left with this code and one sentence, and printed nothing."""
-        said = without_progress(self.said)
-        one_line = said.startswith("netgraft: ") and said.count("\n") == 1 and said.endswith("\n")
+        one_line = self.said.startswith("netgraft: ") and self.said.count("\n") == 1 and self.said.endswith("\n")
         return self.code == code and one_line and not self.printed
-
-
-def without_progress(said: str) -> str:
-    """Return what was said but for the line that announces what takes its time."""
-    return "".join(line for line in said.splitlines(keepends=True) if not line.startswith(OPENING))
 
 
 class Forked:
