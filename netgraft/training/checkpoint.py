@@ -139,7 +139,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
         RequestError: It is the state of another optimiser.
     """
     try:
-        optimizer.load_state_dict(state)
+        # rates and the like are the plan's; only which parameters are meant is the checkpoint's
+        groups = optimizer.state_dict()["param_groups"]
+        if [group["params"] for group in groups] != [group["params"] for group in state["param_groups"]]:
+            raise ValueError("it is of other parameters")  # noqa: TRY301  # said as all others are
+        optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
         _check_shapes(optimizer)
     except Exception as error:  # PyTorch raises many kinds
         raise RequestError(f"the checkpoint holds the state of another optimiser ({error}); {ANEW}") from error
