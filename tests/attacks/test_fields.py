@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
