@@ -355,10 +355,9 @@ class Deriver:
             RequestError: The budget can't be met, or is none.
         """
         limits = self._limits(budget)
-        several = rounds_to(limits, self._options.rounds)
-        if not self.scores or self._init == "slice":
-            # nothing is measured, or nothing makes up for it: another round would say nothing new
-            several = [limits]
+        # where nothing is measured, or nothing makes up for it, another round would say nothing new
+        repeats = self.scores and self._init == "solve"
+        several = rounds_to(limits, self._options.rounds) if repeats else [limits]
         if self._options.rounds is not None or len(several) == 1:
             return self._in_rounds(several) or self._in_one(limits)
         once = self._in_one(limits)
@@ -390,7 +389,7 @@ class Deriver:
             student = self._solved(deriver._narrowed(further), kept)
         errors: dict[Atom, dict[int, float]] = {}
         if self.scores:
-            options = (entry.options() for entry in self.library.entries)
+            options = self.library.options().values()
             errors = {each.atom: dict(zip(each.widths, each.errors, strict=True)) for each in options}
         choice = self._choice({atom: len(channels) for atom, channels in kept.items()}, errors)
         library = self.library if self.scores else None
@@ -418,7 +417,7 @@ class Deriver:
         """Choose which channels stay, for what may be spent of each unit."""
         limits = self._limits_of(amounts)
         if self.scores:
-            scored = {entry.place: entry.options() for entry in self.library.entries}
+            scored = self.library.options()
             options = [scored[place] for place in self._open]
             orders = {entry.place.atom: entry.removal.order for entry in self.library.entries}
         else:

@@ -251,14 +251,12 @@ def recorded(instance: Any) -> dict[str, Any]:
 
 def asked(instance: Any) -> dict[str, Any]:
     """Return the values that aren't their options' defaults, those of groups included, as JSON writes them."""
-    found: dict[str, Any] = {}
-    for f in fields(instance):
-        value = getattr(instance, f.name)
-        if "group" in f.metadata:
-            found |= asked(value)
-        elif "meaning" in f.metadata and value != f.default:
-            found[f.name] = str(value) if isinstance(value, Path) else value
-    return found
+    known = declared(type(instance))
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in held(instance).items()
+        if known[name].required or value != known[name].default
+    }
 
 
 def shown(value: object) -> str:

@@ -93,7 +93,7 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
     """
     check_limits(places, limits)
     search = _Search(places, limits)
-    present = tuple(len(place.widths) - 1 for place in places)
+    present = search.widest
     found = []
     slack = [1.0] * len(limits)
     for _ in range(ROUNDS):
@@ -128,13 +128,18 @@ def narrow_step_by_step(places: Sequence[Options], limits: Sequence[Limit]) -> d
     """
     check_limits(places, limits)
     search = _Search(places, limits)
-    return search.widths(search.narrowed(tuple(len(place.widths) - 1 for place in places)))
+    return search.widths(search.narrowed(search.widest))
 
 
 @dataclass(eq=False)
 class _Search:
     places: Sequence[Options]
     limits: Sequence[Limit]
+
+    @property
+    def widest(self) -> tuple[int, ...]:
+        """The teacher's widths."""
+        return tuple(len(place.widths) - 1 for place in self.places)
 
     def widths(self, chosen: Sequence[int]) -> dict[Atom, int]:
         return {place.atom: place.widths[number] for place, number in zip(self.places, chosen, strict=True)}

@@ -104,6 +104,10 @@ class Library:
     entries: tuple[Entry, ...]
     views: tuple[int, int]
 
+    def options(self) -> dict[Place | Block, Options]:
+        """Return all widths that may be chosen of each place; see :meth:`Entry.options`."""
+        return {entry.place: entry.options() for entry in self.entries}
+
     def __str__(self) -> str:
         name = max(len(entry.place.name) for entry in self.entries)
         lines = [f"{'place':{name}}  width  error of the logits at a width, in percent of their variance"]
