@@ -28,8 +28,7 @@ settings = { steps = 2 }
 
 
 @pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def _experiment(_alone: None) -> None:
     Path("small.toml").write_text(EXPERIMENT)
 
 

@@ -21,12 +21,6 @@ from tests.support.cli import fails, run_json
 FEW = ["distill", "--shots", "2", "--views", "plain", "--precision", "32"]
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 @pytest.fixture(scope="module")
 def solved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that stopped behind its closed form; the views are of ten images, which is little, and quick."""

@@ -17,12 +17,6 @@ from tests.support.cli import fails
 DISTILL = ["distill", "--shots", "1", "--views", "plain", "--batch-size", "8", "--device", "cpu", "--precision", "32"]
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert run(arguments) == 0
     captured = capsys.readouterr()

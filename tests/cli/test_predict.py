@@ -20,11 +20,6 @@ from tests.support.digit_words import WORDS, save_teacher, write_digits
 PLACES = {0: "a", 3: "b,c", 7: "d/e"}
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def rows(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[str]]:
     assert run(["predict", *arguments, "--csv", "--quiet"]) == 0
     captured = capsys.readouterr()

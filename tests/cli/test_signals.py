@@ -23,13 +23,6 @@ COMMAND = [sys.executable, "-m", "netgraft.cli.main"]
 BOTH = [signal.SIGINT, signal.SIGTERM]
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in an empty folder; processes that a test starts use one thread too."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 @pytest.mark.parametrize("number", BOTH)
 def test_a_signal_is_heard_between_steps_and_at_once_elsewhere(number: signal.Signals) -> None:
     former = signal.getsignal(number)

@@ -12,11 +12,6 @@ from netgraft.data.sources import open_data
 from netgraft.data.subsets import FewShotSubset
 
 
-@pytest.fixture(autouse=True)
-def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def test_subset_files_are_what_a_run_draws(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["subset", "--data", "digits", "--shots", "1", "--shots", "3", "--seed", "0", "--seed", "5"]
     assert run([*command, "--out", "files"]) == 0

@@ -32,12 +32,6 @@ main()
 """
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 def homeless(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-P", "-c", HOMELESS, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
