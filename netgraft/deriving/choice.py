@@ -78,8 +78,8 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
 
     A layer's price is its input times its output width, so it is linear in one place's width alone. The knapsack is
     solved with the prices around the present widths (SciPy's ``milp``, HiGHS), then again around what it chose. What
-    breaks a limit at its true price is narrowed step by step until it meets it; the best is refined by raising and
-    lowering pairs of places.
+    breaks a limit at its true price is narrowed step by step until it meets it. The best, and what narrowing step by
+    step makes of the widest, are refined by raising and lowering pairs of places; the better one is taken.
 
     Args:
         places: With their options.
@@ -109,8 +109,9 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
         if chosen == present:
             break
         present = chosen
-    best = min(found or [search.narrowed(present)], key=search.error)
-    return search.widths(search.refined(best))
+    # a greedy choice is better now and then, and costs next to nothing; each is refined, since the worse may end lower
+    candidates = [search.narrowed(search.widest), *([min(found, key=search.error)] if found else [])]
+    return search.widths(min(map(search.refined, candidates), key=search.error))
 
 
 def narrow_step_by_step(places: Sequence[Options], limits: Sequence[Limit]) -> dict[Atom, int]:
