@@ -12,8 +12,9 @@ from netgraft.deriving.anatomy import Anatomy, segment_of_layers
 from netgraft.deriving.compensation import add_to_output, compensated
 from netgraft.deriving.following import Product
 from netgraft.deriving.narrowing import Kept, absences, narrow
+from netgraft.deriving.residual import Seen, seen_in
 from netgraft.deriving.selection import Reader, groups_of, has_intercept
-from netgraft.deriving.statistics import MOST_FEATURES, LayerCall, capture, rows_a_batch, sampled_rows
+from netgraft.deriving.statistics import MOST_FEATURES, rows_a_batch, sampled_rows
 from netgraft.errors import RequestError
 from netgraft.modules import eval_mode
 
@@ -23,6 +24,10 @@ well which took no part. With few views for many unknowns the least of all would
 
 WORTH = 0.05
 """Part of what a step gains on such views that a larger ridge must gain more: it holds the weights back."""
+
+LEAST_SCALE = 0.1
+"""Part of the root mean square of what a layer's channels are scaled by: one scaled by less can't make up for its
+shortcut."""
 
 TESTED = 4
 """Of so many batches of views one tests ridges; with fewer batches the first ridge is taken untested."""
@@ -72,8 +77,11 @@ def solve_front_to_back(
     """Solve each layer from the student's own inputs towards the teacher's outputs, in the order of the forward.
 
     ``W = W_0 + argmin |D X + (W_0 X - Y)|^2 + ridge |D|^2`` over rows about their means where the layer can add a
-    constant. So each layer makes up for the errors of all in front of it, and they don't add up. Layers that are called
-    more than once stay as they are, as do those whose equations would take more than half a gigabyte.
+    constant. So each layer makes up for the errors of all in front of it, and they don't add up. Where a shortcut is
+    added behind a layer, ``Y`` is what the sum needs: the layer makes up for what the student's shortcut lacks too (He
+    et al., "Channel Pruning for Accelerating Very Deep Neural Networks", ICCV 2017, "enhancements for multi-branch
+    networks"). Layers that are called more than once stay as they are, as do those whose equations would take more than
+    half a gigabyte.
 
     Args:
         anatomy: Of the teacher.
@@ -137,11 +145,12 @@ def _solve(
     sums = Normals(groups, unknowns, len(outputs) // groups)
     tests = Normals(groups, unknowns, len(outputs) // groups)
     for number, (teacher_state, student_state) in enumerate(zip(*states, strict=True), 1):
-        of_teacher = _call_of(blocks[0], teacher_state, teachers)
-        of_student = _call_of(blocks[1], student_state, layer)
-        rows = sampled_rows(of_student, wanted, generator)
-        missing = of_teacher.output_rows(rows)[:, outputs] - of_student.output_rows(rows) - carried
-        (sums if number % TESTED else tests).add(of_student.unfolded_rows(rows), missing)
+        of_teacher = seen_in(blocks[0], teacher_state.clone(), teachers)
+        of_student = seen_in(blocks[1], student_state.clone(), layer)
+        rows = sampled_rows(of_student.call, wanted, generator)
+        missing = of_teacher.call.output_rows(rows)[:, outputs] - of_student.call.output_rows(rows) - carried
+        missing = missing + _missing_beside(of_teacher, of_student, rows, outputs)
+        (sums if number % TESTED else tests).add(of_student.call.unfolded_rows(rows), missing)
     if not (sums.is_finite() and tests.is_finite()):
         raise RequestError(f"{name} takes in values that are no finite numbers once the model is narrower; keep more")
     step, shift = best_step(sums, tests, centred=intercept)
@@ -158,10 +167,13 @@ def _carried(anatomy: Anatomy, norm: nn.modules.batchnorm._BatchNorm, layer: str
     return teachers.running_mean[outputs] - norm.running_mean
 
 
-def _call_of(block: nn.Module, state: Tensor, layer: nn.Module) -> LayerCall:
-    calls: list[LayerCall] = []
-    capture(block, state.clone(), {"": layer}, lambda _, call: calls.append(call), stop=True)
-    return calls[0]
+def _missing_beside(of_teacher: Seen, of_student: Seen, rows: Tensor, outputs: Tensor) -> Tensor | int:
+    """Return what lacks in what is added to the layer's outputs, (R, O), in their own units; 0 without addition."""
+    if of_teacher.addend is None or of_student.addend is None:
+        return 0
+    missing = of_teacher.addend_rows(rows)[:, outputs] - of_student.addend_rows(rows)
+    scale = of_student.addend.scale
+    return missing * torch.where(scale.abs() < LEAST_SCALE * scale.square().mean().sqrt(), 0.0, 1 / scale)
 
 
 class Normals:

@@ -203,6 +203,62 @@ def test_a_layer_is_solved_as_numpy_solves_it(options: dict[str, Any]) -> None:
             np.testing.assert_allclose(moved[outputs].double().numpy(), shift, atol=5e-4)
 
 
+class TwoBlocks(nn.Module):
+    """Residual blocks, with a norm behind the layer in front of each sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.first, self.third = (nn.Conv2d(6, 16, 3, padding=1) for _ in range(2))
+        self.second, self.fourth = (nn.Conv2d(16, 6, 3, padding=1, bias=False) for _ in range(2))
+        self.one, self.two = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        self.head = Head(6)
+
+    def streams(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        inner = torch.tanh(x + self.one(self.second(torch.relu(self.first(x)))))
+        return inner, inner + self.two(self.fourth(torch.relu(self.third(inner))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.streams(x)[1]))
+
+
+@torch.no_grad()
+def test_a_layer_in_front_of_a_sum_is_solved_for_the_sum_as_numpy_solves_it() -> None:
+    teacher = randomised(TwoBlocks()).requires_grad_(False)
+    assert isinstance(teacher, TwoBlocks)
+    anatomy = Anatomy.of(teacher, images())
+    batches = [images(12, seed=7), images(12, seed=8)]
+    kept = {place.atom: torch.arange(0, 16, 2) for place in anatomy.places if place.name in {"first", "third"}}
+    assert len(kept) == 2
+    student = narrowed_start(anatomy, readers_of(anatomy, batches), kept)
+    before = copy.deepcopy(student)
+    for name in solve_front_to_back(anatomy, student, kept, batches):
+        if name == "fourth":
+            break
+        before.load_state_dict(student.state_dict())
+    assert isinstance(student, TwoBlocks)
+    assert isinstance(before, TwoBlocks)
+
+    x = torch.cat(batches)
+    (shortcut, _), (teachers_shortcut, wanted) = before.streams(x), teacher.streams(x)
+    assert not torch.allclose(shortcut, teachers_shortcut, atol=1e-3)
+    norm = teacher.two
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    # through the norm backwards: what the layer would have to give for the sum to be the teacher's
+    scale = (norm.weight / (norm.running_var + norm.eps).sqrt())[:, None, None]
+    needed = (wanted - shortcut - norm.bias[:, None, None]) / scale + norm.running_mean[:, None, None]
+    rows = unfolded(torch.relu(before.third(shortcut)).double().numpy(), before.fourth)
+    targets = needed.double().numpy().transpose(0, 2, 3, 1).reshape(-1, 6)
+    rows = rows.reshape(len(targets), -1)
+    weight, shift = ridge_solution(rows, targets, before.fourth.weight.flatten(1).double().numpy().T, constant=True)
+
+    np.testing.assert_allclose(student.fourth.weight.flatten(1).double().numpy(), weight.T, atol=5e-4)
+    moved = norm.running_mean - student.get_buffer("two.running_mean")
+    np.testing.assert_allclose(moved.double().numpy(), shift, atol=1e-3)
+
+
 @torch.no_grad()
 def test_a_linear_layer_on_tokens_is_solved_as_numpy_solves_it() -> None:
     teacher = network("transformer")
