@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,22 +15,20 @@ from torch import Tensor, nn
 from netgraft.data.given_images import pictures
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
-from netgraft.deriving.allocation import ALLOCATIONS
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.budget import Amount, budget_of
-from netgraft.deriving.choice import Limit, Options
-from netgraft.deriving.costs import Cost, Macs, Parameters, Widths
-from netgraft.deriving.latency import Milliseconds
-from netgraft.deriving.library import Library, readers_of, scale_of_errors, score_widths
+from netgraft.deriving.choice import Limit
+from netgraft.deriving.costs import Widths
+from netgraft.deriving.library import Library, scale_of_errors
 from netgraft.deriving.narrowing import Kept, absences, narrow
 from netgraft.deriving.options import DerivingOptions
 from netgraft.deriving.places import Block, Place
+from netgraft.deriving.round import Round
 from netgraft.deriving.rounds import composed, correspondence, rounds_to
-from netgraft.deriving.selection import Reader, Removal, kept_channels, removal_in_order, surgeon_removal
+from netgraft.deriving.selection import kept_channels
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
 from netgraft.deriving.twins import widths_like
-from netgraft.deriving.weight_norm import weight_norm_order
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import shortest_milliseconds
 from netgraft.evaluation.teacher_answers import check_answers
@@ -49,15 +46,6 @@ HELD_BACK = 256
 
 BATCH = 64
 """Views a forward."""
-
-REPEATS, LAYER_REPEATS = 20, 5
-"""Timed forwards, of which the shortest counts, of whole models and of single layers."""
-
-LARGEST_STEP = 0.8
-"""Factor on the milliseconds allowed, from one choice to the next, that is not gone below."""
-
-ATTEMPTS = 5
-"""How often widths are chosen again because the student turned out slower than reckoned."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +161,42 @@ class Derivation:
         return {names[atom]: channels.tolist() for atom, channels in self.kept.items()}
 
 
+class SampledViews:
+    """Views of the few images that a student is derived from, made when they are first needed.
+
+    Args:
+        views: Of the images.
+        input_size: Channels, height and width of them.
+        device: That they are moved to.
+        reporter: Told what happens.
+    """
+
+    def __init__(
+        self, views: Views, input_size: Sequence[int], device: torch.device, reporter: ProgressReporter
+    ) -> None:
+        self._views, self._device = views, device
+        self.reporter = reporter
+        wanted = max(512, VIEWS * 32 * 32 // (input_size[1] * input_size[2]) // BATCH * BATCH)
+        self.count = min(len(views), VIEWS, wanted)
+        """Of those that statistics are taken of."""
+        self.held_back_count = min(len(views), HELD_BACK)
+
+    @cached_property
+    def batches(self) -> list[Tensor]:
+        """Views that statistics are taken of, (B, C, H, W) each."""
+        numbers = torch.arange(self.count).split(BATCH)
+        return [
+            self._views.batch(some).to(self._device)
+            for some in self.reporter.track(numbers, total=len(numbers), name="making views")
+        ]
+
+    @cached_property
+    def held_back(self) -> Tensor:
+        """The last views, of which the first don't learn; where there are too few views, they are the same."""
+        last = range(len(self._views) - self.held_back_count, len(self._views))
+        return self._views.batch(last).to(self._device)
+
+
 class Deriver:
     """Derives students of one teacher from the same views: each step is made when it is first needed.
 
@@ -208,101 +232,58 @@ class Deriver:
         self._teacher = teacher.eval()
         self._options = options or DerivingOptions()
         self._init = init
-        self._views = views
         self._data_config = data_config
-        self.reporter = reporter or SilentReporter()
-        size = tuple(data_config["input_size"])
-        self.anatomy = anatomy or Anatomy.on_noise(teacher, size)
-        self._forced = _forced(self.anatomy, force or {})
+        self._reporter = reporter or SilentReporter()
+        self.anatomy = anatomy or Anatomy.on_noise(teacher, data_config["input_size"])
+        self._samples = SampledViews(views, data_config["input_size"], self.anatomy.probe.device, self._reporter)
+        forced = _forced(self.anatomy, force or {})
         settled = _protected(self.anatomy, protect) | {
-            place.name for place in self.anatomy.all_places if place.atom in self._forced
+            place.name for place in self.anatomy.all_places if place.atom in forced
         }
         self._open = [place for place in self.anatomy.all_places if place.name not in settled]
-        wanted = max(512, VIEWS * 32 * 32 // (size[1] * size[2]) // BATCH * BATCH)
-        self._statistics = min(len(views), VIEWS, wanted)
-        self._library: Library | None = None
-        self._teachers = {place.atom: place.atom for place in self.anatomy.all_places}
-        """Which of the teacher's places these are; other ones where a student of it is narrowed further."""
+        self._first = self._round(self.anatomy, self._open, forced)
 
-    @cached_property
-    def batches(self) -> list[Tensor]:
-        """Views that statistics are taken of, (B, C, H, W) each."""
-        numbers = torch.arange(self._statistics).split(BATCH)
-        return [
-            self._views.batch(some).to(self.anatomy.probe.device)
-            for some in self.reporter.track(numbers, total=len(numbers), name="making views")
-        ]
+    def _round(self, anatomy: Anatomy, among: Sequence[Place | Block], forced: Mapping[Atom, int]) -> Round:
+        return Round(
+            anatomy,
+            self._samples,
+            self._options,
+            among=among,
+            forced=forced,
+            stopwatch=shortest_milliseconds,
+            reporter=self._reporter,
+        )
 
-    @cached_property
-    def _held_back(self) -> Tensor:
-        """The last views, of which the first don't learn; where there are too few views, they are the same."""
-        views = self._views.batch(range(max(0, len(self._views) - HELD_BACK), len(self._views)))
-        return views.to(self.anatomy.probe.device)
+    @property
+    def reporter(self) -> ProgressReporter:
+        """Told what happens."""
+        return self._reporter
 
-    @cached_property
-    def readers(self) -> dict[str, Reader]:
-        """Layers that sum over places, with the moments of what they take in."""
-        return readers_of(self.anatomy, self.batches)
+    @reporter.setter
+    def reporter(self, reporter: ProgressReporter) -> None:
+        self._reporter = self._samples.reporter = self._first.reporter = reporter
 
     @property
     def library(self) -> Library:
-        """All places at several widths."""
-        if self._library is None:
-            tried = score_widths(self.anatomy, self.readers, self._held_back, self._removal)
-            entries = tuple(self.reporter.track(tried, total=len(self.anatomy.all_places), name="trying widths"))
-            self._library = Library(entries, (self._statistics, len(self._held_back)))
-        return self._library
+        """All places of the teacher at several widths."""
+        return self._first.library
 
     @library.setter
     def library(self, library: Library) -> None:
-        self._library = library
+        self._first.library = library
 
     @property
     def scores(self) -> bool:
         """Whether widths are chosen by their errors, so that there is a library."""
-        return self._options.allocation != "uniform"
+        return self._first.scores
 
     def forwards(self) -> int:
         """Return about how many forwards of one image it takes to derive a student."""
-        taken = 2 * self._statistics  # for the moments, and for the weights behind one another
-        if self.scores and self._library is None:
+        taken = 2 * self._samples.count  # for the moments, and for the weights behind one another
+        if self.scores and not self._first.has_library:
             # from each place on, on average half of the network, at eight widths
-            taken += 4 * len(self.anatomy.all_places) * min(HELD_BACK, len(self._views))
+            taken += 4 * len(self.anatomy.all_places) * self._samples.held_back_count
         return taken
-
-    def _removal(self, place: Place, readers: Sequence[Reader]) -> Removal:
-        """Say in which order the channels of a place go, and what each loses."""
-        if self._options.criterion == "weight-norm":
-            return removal_in_order(self._order(place), place, readers)
-        return surgeon_removal(place, readers)
-
-    def _order(self, place: Place) -> Tensor:
-        """Return the channels of a place, the most dispensable first."""
-        if self._options.criterion == "weight-norm":
-            # weights alone decide: no statistics are needed
-            return weight_norm_order(place, self._teacher, self.anatomy.found.products)
-        return surgeon_removal(place, [self.readers[product.layer] for product in place.readers]).order
-
-    @cached_property
-    def _counted(self) -> dict[str, Cost]:
-        """What is known exactly, by unit."""
-        found, blocks = self.anatomy.found, self.anatomy.blocks
-        return {
-            "macs": Macs(found, blocks),
-            "parameters": Parameters(found, self._teacher, blocks),
-        }
-
-    @cached_property
-    def _teacher_milliseconds(self) -> float:
-        return shortest_milliseconds(self._teacher, self.anatomy.probe[:1], repeats=REPEATS)
-
-    @cached_property
-    def _milliseconds(self) -> Cost:
-        stopwatch = partial(shortest_milliseconds, repeats=LAYER_REPEATS)
-        return Milliseconds(self.anatomy, stopwatch, self._teacher_milliseconds)
-
-    def _cost(self, unit: str) -> Cost:
-        return self._milliseconds if unit == "ms" else self._counted[unit]
 
     def check(self, budget: Sequence[Amount]) -> None:
         """Make sure that a budget can be met.
@@ -310,12 +291,10 @@ class Deriver:
         Raises:
             RequestError: It can't, or is none.
         """
-        self._check(self._limits(budget))
+        self._first.check(self._limits(budget))
 
-    def _check(self, limits: Sequence[Limit]) -> None:
-        smallest = {place.atom: place.widths(place.width)[0] for place in self._open}
-        for limit in limits:
-            limit.check(smallest)
+    def _limits(self, budget: Sequence[Amount]) -> list[Limit]:
+        return self._first.limits({amount.unit: amount.limit(self._first.cost(amount.unit)({})) for amount in budget})
 
     def taken_up(self, student: nn.Module, kept: Mapping[str, Tensor], error: float) -> Derivation:
         """Return a derivation that was made and saved before.
@@ -340,10 +319,10 @@ class Deriver:
             RequestError: It is no smaller twin of the teacher.
         """
         widths = widths_like(self.anatomy, student)
-        orders = {place.atom: self._order(place) for place in self.anatomy.places if widths[place.atom] < place.width}
-        kept = {atom: kept_channels(order, widths[atom]) for atom, order in orders.items()}
+        narrower = [place for place in self.anatomy.places if widths[place.atom] < place.width]
+        kept = {place.atom: kept_channels(self._first.order(place), widths[place.atom]) for place in narrower}
         kept |= {block.atom: torch.arange(0) for block in self.anatomy.blocks if not widths[block.atom]}
-        state = self._solved(self._narrowed(kept), kept).state_dict()
+        state = self._solved(self._narrowed(self._first, kept), kept).state_dict()
         # of a block whose branches are left out norms may stay that nothing reads
         student.load_state_dict({name: state[name] for name in student.state_dict()})
         return self._derivation(student.eval(), self._choice(widths, {}), kept, self._error_of(student))
@@ -374,19 +353,20 @@ class Deriver:
     def _in_rounds(self, rounds: Sequence[Sequence[Limit]]) -> Derivation | None:
         """Narrow in rounds, each on the student of the one before; None where a later one can't meet its limits."""
         kept: Kept = {}
-        deriver, student = self, self._teacher
+        teachers = {place.atom: place.atom for place in self.anatomy.all_places}
+        present, student = self._first, self._teacher
         for number, limits in enumerate(rounds, 1):
-            amounts = {limit.name: limit.most for limit in limits}
             if number > 1:
-                self.reporter.note(f"round {number} of {len(rounds)}: what each channel is worth is measured anew")
+                self._reporter.note(f"round {number} of {len(rounds)}: what each channel is worth is measured anew")
                 try:
-                    deriver = self._on(student, kept)
-                    deriver._check(deriver._limits_of(amounts))
+                    present, teachers = self._next_round(student)
+                    limits = present.limits({limit.name: limit.most for limit in limits})
+                    present.check(limits)
                 except RequestError:
                     return None
-            further = deriver._cut(amounts)
-            kept = composed(kept, further, deriver._teachers)
-            student = self._solved(deriver._narrowed(further), kept)
+            further = present.kept_for(limits)
+            kept = composed(kept, further, teachers)
+            student = self._solved(self._narrowed(present, further), kept)
         errors: dict[Atom, dict[int, float]] = {}
         if self.scores:
             options = self.library.options().values()
@@ -395,45 +375,13 @@ class Deriver:
         library = self.library if self.scores else None
         return replace(self._derivation(student, choice, kept, self._error_of(student)), library=library)
 
-    def _on(self, student: nn.Module, kept: Kept) -> Deriver:
-        """Return what narrows a student of this teacher further.
-
-        Args:
-            student: With weights in closed form.
-            kept: Channels of the teacher that it has.
-        """
-        further = Deriver(
-            student, self._views, self._data_config, options=self._options, init=self._init, reporter=self.reporter
-        )
-        further.batches, further._held_back = self.batches, self._held_back
-        further._teachers = correspondence(further.anatomy, self.anatomy)
+    def _next_round(self, student: nn.Module) -> tuple[Round, dict[Atom, Atom]]:
+        """Return what narrows a student of the teacher further, and which of the teacher's channels its own are."""
+        anatomy = Anatomy.on_noise(student, self._data_config["input_size"])
+        teachers = correspondence(anatomy, self.anatomy)
         still_open = {place.atom for place in self._open}
-        further._open = [
-            place for place in further.anatomy.all_places if further._teachers.get(place.atom) in still_open
-        ]
-        return further
-
-    def _cut(self, amounts: Mapping[str, float]) -> Kept:
-        """Choose which channels stay, for what may be spent of each unit."""
-        limits = self._limits_of(amounts)
-        if self.scores:
-            scored = self.library.options()
-            options = [scored[place] for place in self._open]
-            orders = {entry.place.atom: entry.removal.order for entry in self.library.entries}
-        else:
-            options = [Options.unscored(place.atom, place.widths(place.width)) for place in self._open]
-            orders = {block.atom: torch.tensor([0]) for block in self.anatomy.blocks}
-            orders |= {
-                place.atom: self._order(place)
-                for place in self.anatomy.places
-                if place in self._open or place.atom in self._forced
-            }
-        widths = {**self._chosen(options, limits), **self._forced}
-        return {
-            place.atom: kept_channels(orders[place.atom], widths[place.atom])
-            for place in self.anatomy.all_places
-            if widths.get(place.atom, place.width) < place.width
-        }
+        among = [place for place in anatomy.all_places if teachers.get(place.atom) in still_open]
+        return self._round(anatomy, among, {}), teachers
 
     def _derivation(self, student: nn.Module, choice: Choice, kept: Kept, error: float) -> Derivation:
         return Derivation(student, None, choice, kept, self.anatomy, self._data_config, self._init, error)
@@ -441,56 +389,23 @@ class Deriver:
     @torch.no_grad()
     def _error_of(self, student: nn.Module) -> float:
         """Mean squared difference of the logits from the teacher's, in parts of their variance."""
-        batches = self._held_back.split(BATCH)
+        batches = self._samples.held_back.split(BATCH)
         with eval_mode(student):
             logits, got = (torch.cat([model(some.clone()) for some in batches]) for model in (self._teacher, student))
         return float((got - logits).square().mean() / scale_of_errors(logits))
 
-    def _limits(self, budget: Sequence[Amount]) -> list[Limit]:
-        return self._limits_of({amount.unit: amount.limit(self._cost(amount.unit)({})) for amount in budget})
-
-    def _limits_of(self, amounts: Mapping[str, float]) -> list[Limit]:
-        return [Limit(unit, partial(self._with_forced, self._cost(unit)), most) for unit, most in amounts.items()]
-
-    def _with_forced(self, cost: Cost, widths: Widths) -> float:
-        return cost({**widths, **self._forced})
-
-    def _chosen(self, options: Sequence[Options], limits: Sequence[Limit]) -> dict[Atom, int]:
-        """Choose; where milliseconds are asked for measure the whole model, and choose again while it is slower."""
-        asked = {limit.name: limit.most for limit in limits}
-        measured = math.inf
-        for _ in range(ATTEMPTS):
-            widths = dict(ALLOCATIONS[self._options.allocation](options, limits))
-            if "ms" not in asked:
-                return widths
-            measured = self._measured_milliseconds(widths)
-            if measured <= asked["ms"]:
-                return widths
-            # what disturbed one measurement must not decide alone
-            over = max(asked["ms"] / measured, LARGEST_STEP)
-            limits = [replace(each, most=each.most * over) if each.name == "ms" else each for each in limits]
-        raise RequestError(
-            f"no student of {asked['ms']:.3g} ms was found: the last one takes {measured:.3g} ms on this device, and "
-            f"the teacher {self._teacher_milliseconds:.3g}; give a larger budget"
-        )
-
-    def _measured_milliseconds(self, widths: Widths) -> float:
-        all_widths = {**widths, **self._forced}
-        narrower = {atom: torch.arange(width) for atom, width in all_widths.items() if width < atom.size}
-        student = narrow(self._teacher, self.anatomy.found, narrower, self.anatomy.blocks)
-        return shortest_milliseconds(student, self.anatomy.probe[:1], repeats=REPEATS)
-
-    def _narrowed(self, kept: Kept) -> nn.Module:
+    def _narrowed(self, present: Round, kept: Kept) -> nn.Module:
         """Return the model with fewer channels: each layer makes up for those that it lost, unless slices are asked."""
         if self._init == "slice":
-            return narrow(self._teacher, self.anatomy.found, kept, self.anatomy.blocks).eval()
-        return narrowed_start(self.anatomy, self.readers, kept)
+            anatomy = present.anatomy
+            return narrow(anatomy.model, anatomy.found, kept, anatomy.blocks).eval()
+        return narrowed_start(present.anatomy, present.readers, kept)
 
     def _solved(self, student: nn.Module, kept: Kept) -> nn.Module:
         """Solve the weights of a narrowed student front to back, in place, unless slices are asked."""
         if self._init == "solve":
-            solved = solve_front_to_back(self.anatomy, student, kept, self.batches)
-            for _ in self.reporter.track(solved, total=len(self.anatomy.layers), name="solving layers"):
+            solved = solve_front_to_back(self.anatomy, student, kept, self._samples.batches)
+            for _ in self._reporter.track(solved, total=len(self.anatomy.layers), name="solving layers"):
                 pass
         # a teacher may be frozen, and a student is there to learn
         return student.requires_grad_()
@@ -500,7 +415,7 @@ class Deriver:
         for place in self.anatomy.all_places:
             width = widths.get(place.atom, place.width)
             rows.append(Narrowed(place.name, place.width, width, errors.get(place.atom, {}).get(width)))
-        return Choice(tuple(rows), {unit: (cost({}), cost(widths)) for unit, cost in self._counted.items()})
+        return Choice(tuple(rows), {unit: (cost({}), cost(widths)) for unit, cost in self._first.counted.items()})
 
 
 def _with_parents(layer: str) -> list[str]:
