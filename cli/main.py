@@ -20,6 +20,7 @@ from .evaluate import evaluate
 from .export import export
 from .methods import methods
 from .predict import predict
+from .push import push
 from .report import report
 from .signals import is_first_process
 from .split import split
@@ -40,7 +41,21 @@ def cli() -> None:
     """Few-shot knowledge distillation for timm image classifiers."""
 
 
-for command in (distill, train, evaluate, predict, export, split, suggest, methods, subset, benchmark, table, report):
+for command in (
+    distill,
+    train,
+    evaluate,
+    predict,
+    export,
+    push,
+    split,
+    suggest,
+    methods,
+    subset,
+    benchmark,
+    table,
+    report,
+):
     cli.add_command(command)
 
 

@@ -110,6 +110,11 @@ def open_data(spec: str, *, root: Path | None = None, download: bool = False, sk
     )
 
 
+def is_public(spec: str) -> bool:
+    """Whether a data set's name says the same to others: it is none of a folder or an archive on this disk."""
+    return spec in _NAMED or spec.startswith("timm:")
+
+
 def open_all(location: str | Path) -> ImageSet:
     """Return all images in a folder and below, or in a tar archive, without classes; their names are relative to it.
 

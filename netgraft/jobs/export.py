@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import timm
 from PIL.Image import Image
 
 from netgraft.data.image_set import ImageSet
@@ -17,6 +16,7 @@ from netgraft.exporting.export import check_free, export, export_int8
 from netgraft.exporting.formats import find_format
 from netgraft.jobs.photographs import find_photographs
 from netgraft.jobs.run_folder import RunFolder
+from netgraft.models.card import license_of_weights
 from netgraft.models.loading import is_folder
 from netgraft.models.students import load_student
 from netgraft.progress import ProgressReporter, SilentReporter
@@ -192,5 +192,4 @@ def license_of(folder: Path) -> str | None:
     # of a run that doesn't say whose weights its teacher had, nothing is known
     if not isinstance(options, dict) or "teacher_weights" in options or not isinstance(teacher, str):
         return None
-    known = timm.get_pretrained_cfg(teacher) if timm.is_model(teacher) else None
-    return None if known is None else known.license
+    return license_of_weights(teacher)

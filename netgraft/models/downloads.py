@@ -39,7 +39,7 @@ def within_reach(name: str) -> Iterator[None]:
     config = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) and not rest else None
     repository = rest if source in HUB else getattr(config, "hf_hub_id", None)
     url = constants.ENDPOINT if repository else getattr(config, "url", None)
-    if not url or getattr(config, "file", None) or _reaches(url):
+    if not url or getattr(config, "file", None) or reaches(url):
         yield
         return
     if not (_in_the_hubs_cache(repository) if repository else _in_torchs_cache(url)):
@@ -65,7 +65,7 @@ def _in_torchs_cache(url: str) -> bool:
     return (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name).exists()
 
 
-def _reaches(url: str) -> bool:
+def reaches(url: str) -> bool:
     """Whether a connection to a host, or to the proxy in front of it, is made in time; name servers may not answer."""
     parts = urlsplit(getproxies().get(urlsplit(url).scheme, url))
     address = (parts.hostname or "", parts.port or (80 if parts.scheme == "http" else 443))

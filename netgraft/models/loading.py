@@ -9,7 +9,9 @@ from torch import nn
 
 from netgraft.errors import RequestError
 from netgraft.models.creation import class_count, load_trained
+from netgraft.models.downloads import HUB
 from netgraft.models.students import load_student
+from netgraft.models.torchvision_models import PREFIX
 
 
 def load_teacher(
@@ -55,3 +57,9 @@ def load_teacher(
 def is_folder(name: str) -> bool:
     """Whether a model's name is the path of a folder, where timm has no model of that name."""
     return not timm.is_model(name) and Path(name).is_dir()
+
+
+def lies_on_disk(name: str) -> bool:
+    """Whether a model's name is a path, there or not, and says nothing to others."""
+    source, _, rest = name.partition(":")
+    return not (timm.is_model(name) or (rest and source in (*HUB, PREFIX.removesuffix(":"))))

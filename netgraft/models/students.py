@@ -31,7 +31,7 @@ from netgraft.modules import eval_mode
 from netgraft.splitting.chain import state_of
 from netgraft.splitting.split import logits_of, split
 
-_WEIGHTS = "student.safetensors"
+WEIGHTS = "student.safetensors"
 
 IN_A_RUN = ("student", "model")
 """Folders in that of a finished run: of a distilled student, or of a trained model."""
@@ -229,7 +229,7 @@ def _write_described(
         **described,
         "pretrained_cfg": {**_plain_config(data_config), **labels_of(model)},
     }
-    save_file({name: value.contiguous() for name, value in _each_once(state).items()}, folder / _WEIGHTS)
+    save_file({name: value.contiguous() for name, value in _each_once(state).items()}, folder / WEIGHTS)
     (folder / OWN).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
@@ -302,7 +302,7 @@ def load_student(folder: str | Path, *, image_size: int | None = None, model: nn
         return load_trained(f"local-dir:{folder}", image_size=image_size)
     if not (folder / OWN).is_file():
         raise RequestError(f"{folder} holds no student: expected {TIMM} (timm's) or {OWN} in it; check the path")
-    check_checksums(folder, (OWN, _WEIGHTS), advice=AGAIN)
+    check_checksums(folder, (OWN, WEIGHTS), advice=AGAIN)
     try:
         return _load_described(folder, image_size, model)
     except _NeedsModelError:
@@ -337,7 +337,7 @@ def stands(folder: Path) -> bool:
         weights = weights_file(folder)
         names = [] if weights is None else [TIMM, weights.name]
     else:
-        names = [name for name in (OWN, _WEIGHTS) if (folder / name).is_file()]
+        names = [name for name in (OWN, WEIGHTS) if (folder / name).is_file()]
     try:
         check_checksums(folder, names, advice=AGAIN)
     except RequestError:
@@ -351,7 +351,7 @@ def _load_described(folder: Path, image_size: int | None, given: nn.Module | Non
         description = description.sized(image_size)
     if description.is_named == (given is not None):
         raise _NeedsModelError(folder, description.architecture, needed=given is None)
-    state = read_weights(folder / _WEIGHTS)
+    state = read_weights(folder / WEIGHTS)
     size, classes = description.pretrained_cfg["input_size"], description.model_args["num_classes"]
     if classes and not any(classes in tensor.shape for tensor in state.values()):
         raise ValueError(f"expected weights of a classifier of {classes} classes, got none of that size")

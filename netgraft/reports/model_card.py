@@ -1,17 +1,24 @@
-"""A finished run -> the model card of its student: README.md with the metadata that the Hugging Face hub reads."""
+"""A finished run -> the model card of its student, with nothing in it that lies on one machine only."""
 
 from __future__ import annotations
 
-import json
-import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from netgraft.data.sources import is_public
 from netgraft.files import write_text
 from netgraft.jobs.export import license_of
+from netgraft.jobs.options import DistillOptions
+from netgraft.models.card import CARD, OWN_IMAGES, OWN_MODEL, CardFacts, base_model, card
+from netgraft.models.loading import lies_on_disk
+from netgraft.models.students import IN_A_RUN
+from netgraft.options import declared
 from netgraft.reports.finished_runs import FinishedRun
 
-CARD = "README.md"
-"""In a student folder; ``SHA256SUMS`` leaves it out, since people write on."""
+DATA, MODELS = ("data", "eval_data"), ("teacher", "student")
+"""Options that name something, or are paths."""
 
 
 def write_card(run: FinishedRun) -> None:
@@ -20,95 +27,74 @@ def write_card(run: FinishedRun) -> None:
     Raises:
         RunError: It can't be written.
     """
-    path = run.folder / "student" / CARD
+    path = run.folder / IN_A_RUN[0] / CARD
     if not path.exists():
         write_text(path, model_card(run))
 
 
 def model_card(run: FinishedRun) -> str:
-    """Return the card: YAML between two lines of dashes, each value as JSON writes it, then Markdown."""
+    """Return the card."""
     result = run.result
-    about: dict[str, Any] = {
-        "library_name": "timm",
-        "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "timm", "netgraft", "knowledge-distillation"],
-        "base_model": result["teacher"],
-        "license": license_of(run.folder),
-        "datasets": [result["data"]],
-        "model-index": _index(run),
+    own = private_values(result)
+    teacher, student = result["teacher"], result["student"]
+    if teacher in own.values():
+        teacher, student = OWN_MODEL, student.replace(teacher, OWN_MODEL)
+    if student in own.values():
+        student = OWN_MODEL
+    public = "data" not in own and is_public(result["data"])
+    return card(
+        CardFacts(
+            student=student,
+            opener="timm" if result["opens_with_timm"] else "netgraft",
+            parameters=result["parameters"],
+            macs=result["macs"],
+            teacher=teacher,
+            teacher_parameters=result["teacher_parameters"],
+            teacher_macs=result["teacher_macs"],
+            base_model=None if {"teacher", "teacher_weights"} & own.keys() else base_model(teacher),
+            license=license_of(run.folder),
+            data=result["data"] if public else OWN_IMAGES,
+            dataset=result["data"] if public else None,
+            images=result["images"],
+            labels=result["labels"],
+            teacher_top1=result["teacher_top1"],
+            student_top1=result["student_top1"],
+            agreement=result["agreement"],
+            measured_on=result.get("test_images") or result.get("held_out_images"),
+            selection=result["selection"],
+            selected_on=result.get("selected_on"),
+            command=_command(run, own),
+        )
+    )
+
+
+def private_values(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was asked for that lies on the disk of whoever ran it: paths, by the names of their options."""
+    options = result.get("options")
+    # of runs that didn't note what was asked for, what they say
+    of_result = ("data", "teacher") if isinstance(options, dict) else ("data", *MODELS)
+    asked = {name: result[name] for name in of_result} | (options if isinstance(options, dict) else {})
+    known = declared(DistillOptions)
+    return {
+        name: value
+        for name, value in asked.items()
+        if isinstance(value, str)
+        and (
+            (name in known and known[name].type is Path)
+            or (name in DATA and not is_public(value))
+            or (name in MODELS and lies_on_disk(value))
+            or (name == "student_weights" and value != "pretrained")
+        )
     }
-    lines = [f"{name}: {json.dumps(value)}" for name, value in about.items() if value]
-    return "\n".join(["---", *lines, "---", "", *_body(run), ""])
 
 
-def _index(run: FinishedRun) -> list[dict[str, Any]]:
-    result = run.result
-    values = {"Accuracy": result["student_top1"], "Agreement with the teacher": result["agreement"]}
-    metrics = [
-        {"type": "accuracy", "name": name, "value": round(value / 100, 6)}
-        for name, value in values.items()
-        if value is not None
-    ]
-    if not metrics:
-        return []
-    data = {"type": "image-classification", "name": result["data"]}
-    task = {"type": "image-classification"}
-    return [{"name": result["student"], "results": [{"task": task, "dataset": data, "metrics": metrics}]}]
-
-
-def _body(run: FinishedRun) -> list[str]:
-    result = run.result
-    teacher, student, data = (_code(result[name]) for name in ("teacher", "student", "data"))
-    lines = [
-        f"# {student}",
-        "",
-        f"A smaller stand-in for {teacher}, made by [netgraft](https://arxiv.org/abs/2012.04915) from "
-        f"{result['images']:,} images of {data} ({_code(result['labels'])}): "
-        f"{result['parameters'] / result['teacher_parameters']:.1%} of its parameters, "
-        f"{result['macs'] / result['teacher_macs']:.1%} of its multiply-accumulates.",
-        "",
-        "| | teacher | student |",
-        "|---|---:|---:|",
-    ]
-    if result["student_top1"] is not None:
-        lines.append(f"| top-1 | {result['teacher_top1']:.2f} % | {result['student_top1']:.2f} % |")
-    if result["agreement"] is not None:
-        lines.append(f"| same answer as the teacher | | {result['agreement']:.2f} % |")
-    lines += [
-        f"| parameters | {result['teacher_parameters']:,} | {result['parameters']:,} |",
-        f"| multiply-accumulates | {result['teacher_macs']:,} | {result['macs']:,} |",
-        "",
-        _conditions(result),
-        "",
-        "Open it:",
-        "",
-        "```python",
-    ]
-    if result["opens_with_timm"]:
-        lines += ["import timm, netgraft.zoo", 'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()']
-    else:
-        lines += ["import netgraft", 'model = netgraft.load_student("FOLDER")']
-    lines.append("```")
-    if run.command:
-        fence = _fence(run.command)
-        lines += ["", "Make it again:", "", f"{fence}bash", run.command, fence]
-    return lines
-
-
-def _conditions(result: Any) -> str:
-    images = result.get("test_images") or result.get("held_out_images")
-    measured = f"Measured on {images:,} images that took no part in training" if images else "Nothing was measured"
-    chosen = f"; chosen on the {_code(result['selected_on'])} set, so too good" if result.get("selected_on") else ""
-    return f"{measured}{chosen}. Selection: {_code(result['selection'])}."
-
-
-def _code(text: str) -> str:
-    """Return a name as a code span in one line, in which nothing is markup."""
-    line = " ".join(str(text).split())
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    space = " " if "`" in line else ""
-    return f"{fence}{space}{line}{space}{fence}"
-
-
-def _fence(text: str) -> str:
-    return "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+def _command(run: FinishedRun, own: Mapping[str, str]) -> str | None:
+    """Return the command with the name of its option, in capitals, in the place of each path."""
+    if run.command is None:
+        return None
+    flags = {option.flag: name.upper() for name, option in declared(DistillOptions).items() if name in own}
+    words = shlex.split(run.command)
+    return " ".join(
+        flags[before] if before in flags else shlex.quote(word)
+        for before, word in zip(["", *words], words, strict=False)
+    )

@@ -135,7 +135,7 @@ def test_weights_that_timm_fetches_run_no_code(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     for name in ("load_state_dict_from_hf", "load_state_dict_from_url"):
         monkeypatch.setattr(timm.models._builder, name, lambda *_, **__: unguarded(path))
-    monkeypatch.setattr("netgraft.models.downloads._reaches", lambda url: True)
+    monkeypatch.setattr("netgraft.models.downloads.reaches", lambda url: True)
     with pytest.raises(RequestError, match=r"timm could not make 'resnet18': .*Weights only load failed") as refusal:
         load_teacher("resnet18")
     assert "\n" not in str(refusal.value)

@@ -77,13 +77,58 @@ def test_the_lines_of_the_card_open_the_student(finished: Path) -> None:
 
 def test_names_are_neither_yaml_nor_markdown(finished: Path) -> None:
     name = f"{HOSTILE} `x` ```\n---\nlicense: mit\n# not a heading"
-    names = dict.fromkeys(("teacher", "student", "data", "labels", "selection"), name)
-    about, text = parts(model_card(load_run(changed(finished, "run", **names))))
-    assert about["base_model"] == name
+    names = {"teacher": f"hf-hub:{name}", "data": f"timm:{name}", **dict.fromkeys(("labels", "selection"), name)}
+    about, text = parts(model_card(load_run(changed(finished, "run", **names, student=name))))
+    assert about["datasets"] == [f"timm:{name}"]
+    assert about["base_model"] == name.partition("@")[0]
     assert about["license"] == "apache-2.0"
     [heading] = [line for line in text.splitlines() if line.startswith("#")]
     assert heading.startswith("# ````")
     assert "\nlicense" not in text
+
+
+def test_the_base_model_is_where_the_hub_has_the_weights(finished: Path) -> None:
+    for teacher, options, expected in (
+        ("resnet50", {}, "timm/resnet50.a1_in1k"),
+        ("hf-hub:someone/theirs@v1", {}, "someone/theirs"),
+        ("resnet50", {"teacher_weights": "mine.safetensors"}, None),
+        ("torchvision:resnet18", {}, None),
+    ):
+        shutil.rmtree("run", ignore_errors=True)
+        about, _ = parts(model_card(load_run(changed(finished, "run", teacher=teacher, options=options))))
+        assert about.get("base_model") == expected
+
+
+def test_nothing_in_the_card_lies_on_the_disk_of_whoever_made_it(finished: Path) -> None:
+    options = {
+        "data": "/home/ann/patients",
+        "eval_data": "holidays/of ann",
+        "teacher": "/home/ann/teacher",
+        "teacher_weights": "ann.safetensors",
+        "class_map": "ann/classes.txt",
+        "subset": "ann.json",
+        "student_weights": "ann/weights.pt",
+        "shots": 2,
+        "keep": "macs=0.5",
+    }
+    folder = changed(
+        finished,
+        "run",
+        data="patients",
+        teacher="/home/ann/teacher",
+        student="/home/ann/teacher-macs=0.5",
+        options=options,
+    )
+    about, text = parts(model_card(load_run(folder)))
+    card = f"{json.dumps(about)}{text}"
+    assert not [word for word in ("ann", "home", "patients", "holidays", str(folder.resolve())) if word in card]
+    assert "datasets" not in about
+    [command] = [line for line in text.splitlines() if line.startswith("netgraft distill")]
+    assert command.startswith("netgraft distill --data DATA --eval-data EVAL_DATA --teacher TEACHER --teacher-weights ")
+    assert "--shots 2 --keep macs=0.5" in command
+    assert "# `own model-macs=0.5`" in text
+    folder = changed(finished, "older", data="patients", student="ann/student", options=...)
+    assert not [word for word in ("ann", "patients") if word in model_card(load_run(folder))]
 
 
 def test_a_student_chosen_on_the_test_set_says_so_and_unknown_figures_are_left_out(finished: Path) -> None:
