@@ -16,6 +16,7 @@ from netgraft.jobs import config_file
 from netgraft.jobs.options import JobOptions
 from netgraft.jobs.run_folder import RESULT, RunFolder, default_folder
 from netgraft.progress import ProgressReporter, SilentReporter
+from netgraft.training.run_log import log_figures
 from netgraft.training.runner import Runner
 
 OPENING = "opening images and models"
@@ -111,6 +112,7 @@ class Job(JobOptions, ABC):
                     "run_folder": str(folder),
                 }
                 RunFolder(folder).write(RESULT, result)
+                log_figures(self.compute.log, folder, result)
             return fabric.broadcast(result)
 
     def _runner(self) -> Runner:

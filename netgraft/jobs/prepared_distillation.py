@@ -325,7 +325,7 @@ SELECTED_WARNING = (
     "compares only with figures that were chosen in the same way"
 )
 
-WHEREABOUTS = {"out", "resume", "data_root", "download", "keep_answers", "library"}
+WHEREABOUTS = {"out", "resume", "data_root", "download", "keep_answers", "library", "log"}
 """Options that change where a run lies and how long it takes, and not what comes out."""
 
 LABELS_IN_WORDS = {"none": "none", "real": "real", "teacher": "the teacher's answers"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -125,10 +126,12 @@ class Runner(DeviceOptions):
         Raises:
             InterruptedRunError: ``stop`` said yes.
             RunError: A loss or a weight is not finite, or the checkpoint can't be written.
-            RequestError: The checkpoint belongs to another run, or there is no such precision.
+            RequestError: The checkpoint belongs to another run, there is no such precision, or a log but no folder.
         """
         if self.precision not in PRECISIONS:
             raise RequestError(f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}")
+        if self.log is not None and folder is None:
+            raise RequestError(f"expected a folder for the log {self.log}, got none; give folder, or leave log out")
         device = self.fabric.device
         processes = Processes(self.fabric)
         if processes.rank or reporter is None:
@@ -154,9 +157,10 @@ class Runner(DeviceOptions):
             trainables=_trainables(plan),
             steps=[phase.schedule.steps for phase in plan.phases],
             processes=processes,
+            log=self.log,
         )
         frozen_seconds = 0.0
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with closing(session), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             modules = _modules(plan).to(device)
             start = session.restore(resume, groups)
             if start.phase < len(plan.phases):

@@ -16,6 +16,7 @@ from netgraft.errors import InterruptedRunError, RequestError
 from netgraft.training.checkpoint import Checkpoint, what_stays
 from netgraft.training.metrics_log import MetricsLog
 from netgraft.training.parallel import Processes, group_of
+from netgraft.training.run_log import RunLog
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Session:
         trainables: What each phase trains.
         steps: How many each phase takes.
         processes: That carry out the run.
+        log: Kind of :class:`netgraft.training.run_log.RunLog` that the first process keeps besides; none if None.
 
     Attributes:
         precision: In which the run computes: as asked for, ``auto`` perhaps, until it is restored or chosen.
@@ -61,11 +63,14 @@ class Session:
         trainables: nn.ModuleList,
         steps: Sequence[int],
         processes: Processes,
+        log: str | None = None,
     ) -> None:
         suffix = f"-{processes.rank}" if processes.rank else ""
         self._folder = folder
         self._path = folder / f"checkpoint{suffix}.pt" if folder else None
         self._log = MetricsLog(folder / f"metrics{suffix}.jsonl") if folder else None
+        self._kind = None if processes.rank else log
+        self._run_log: RunLog | None = None
         self._fingerprint = fingerprint
         self._save_every = save_every
         self._stop = stop
@@ -113,6 +118,9 @@ class Session:
     def _begin_at(self, point: ResumePoint) -> ResumePoint:
         if self._log is not None:
             self._log.rewind(point.phase, point.step)
+        if self._kind is not None and self._folder is not None:
+            done = sum(self._steps[: point.phase]) + point.step
+            self._run_log = RunLog(self._kind, self._folder, steps=self._steps, upto=done)
         return point
 
     @property
@@ -164,6 +172,13 @@ class Session:
         """
         if self._log and self._processes.writes:
             self._log.append(row)
+        if self._run_log and self._processes.writes:
+            self._run_log.add(row)
+
+    def close(self) -> None:
+        """Finish the log that is kept besides, if there is one. Raises RunError where it can't be written."""
+        if self._run_log is not None:
+            self._run_log.close()
 
     def heed_stop(self, phase: int, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Save and leave if any process was asked to stop.
