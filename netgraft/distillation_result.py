@@ -17,6 +17,7 @@ from netgraft.errors import RequestError
 from netgraft.evaluation.class_matching import match_classes
 from netgraft.evaluation.comparison import predictions
 from netgraft.evaluation.metrics import agreement, macs, top1
+from netgraft.exporting.export import Exported, ExportedInt8, export, export_int8
 from netgraft.grafting.folding import Folding
 from netgraft.grafting.pairing import Pairing
 from netgraft.models.creation import label_names
@@ -79,6 +80,8 @@ class DistillationResult:
         >>> result.save("student")
         >>> type(netgraft.load_student("student")).__name__
         'SmallVGG'
+        >>> result.export("student.pt2", to="pt2", images=images).proof.images
+        24
     """
 
     student: nn.Module
@@ -185,6 +188,79 @@ class DistillationResult:
             self.model,
             cuts=self.pairing.student.names[:-1],
             data_config=self.data_config,
+        )
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        to: str = "onnx",
+        with_preprocessing: bool = False,
+        images: Any = (),
+        license: str | None = None,
+    ) -> Exported:
+        """Write the student into one file that runs without netgraft, and prove it, as ``netgraft export`` does.
+
+        Args:
+            path: Of the file, which must not exist.
+            to: ``onnx`` or ``pt2``.
+            with_preprocessing: Whether scaling and normalisation stand in the file.
+            images: Photographs to prove it on besides seeded images, as for :func:`netgraft.distill`; those that the
+                student learned from, for instance.
+            license: Of the weights, to be noted in the file.
+
+        Returns:
+            The file, what was proven, and ``latencies()`` beside PyTorch's.
+
+        Raises:
+            RequestError: As for :func:`netgraft.export`.
+            RunError: Likewise.
+        """
+        return export(
+            self.student,
+            path,
+            to=to,
+            with_preprocessing=with_preprocessing,
+            data_config=self.data_config,
+            images=pictures(images)[0],
+            license=license,
+        )
+
+    def export_int8(
+        self,
+        path: str | Path,
+        *,
+        calibration: Any,
+        held_out: Any = (),
+        max_drop: float | None = None,
+        with_preprocessing: bool = False,
+        license: str | None = None,
+    ) -> ExportedInt8:
+        """Write the student into one ONNX file in 8 bits, as ``netgraft export --int8`` does.
+
+        Args:
+            path: As for :meth:`export`.
+            calibration: Photographs that say how large activations become; no labels. Those that the student learned
+                from will do.
+            held_out: Others, on which the agreement with the float student is measured; those of the calibration if
+                empty.
+            max_drop: Points of agreement that may be lost: the most sensitive layers then stay in float.
+            with_preprocessing: As for :meth:`export`.
+            license: Likewise.
+
+        Raises:
+            RequestError: As for :func:`netgraft.exporting.export.export_int8`.
+            RunError: Likewise.
+        """
+        return export_int8(
+            self.student,
+            path,
+            calibration=pictures(calibration)[0],
+            held_out=pictures(held_out)[0],
+            max_drop=max_drop,
+            with_preprocessing=with_preprocessing,
+            data_config=self.data_config,
+            license=license,
         )
 
     def facts(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class RunLog:
             self._logger = _opened(kind, folder, upto)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Log a line of :class:`netgraft.training.metrics_log.MetricsLog`: the loss, its terms, rate and phase (from 1).
+        """Log a line of :class:`netgraft.training.metrics_log.MetricsLog`: loss, terms, rate and phase (from 1).
 
         Raises:
             RunError: It can't be written.
