@@ -29,6 +29,7 @@ from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget, Method, Preset
 from netgraft.methods.registry import check_names, configure, name_of
 from netgraft.models.creation import class_count, describe_labels, labels_of
+from netgraft.models.heads import replace_head
 from netgraft.models.own_modules import as_classifier, preprocessing
 from netgraft.models.students import why_not_made_by_name
 from netgraft.modules import eval_mode, state_digest
@@ -182,7 +183,8 @@ def prepare(
         teacher: A trained classifier, of timm or any other module that maps images (B, C, H, W) to logits (B, K), or to
             a dictionary or an object with ``logits``; its weights stay as they are.
         student: Another one with as many classes; trained in place. Its classes get the names of the teacher's.
-            Weights that it brings are kept with ``init="keep"``, and rates are those of a student that knows something.
+            Weights that it brings are kept with ``init="keep"``, and rates are those of a student that knows something;
+            a head of another number of classes is replaced then, see :func:`netgraft.models.heads.replace_head`.
             With ``init="auto"`` a smaller twin of the teacher gets the teacher's weights in place of its own, and any
             student the teacher's front blocks where it is built alike; ``notes`` of what is returned say so.
         images: PIL images, paths, a folder, arrays, tensors, or a data set or loader of any of them; see
@@ -211,9 +213,9 @@ def prepare(
         hyperparameters: Others of the method, by their names (``temperature=2``); ``netgraft methods NAME`` lists them.
 
     Raises:
-        RequestError: The models can't be cut or paired, the student can't start as asked, the teacher answers every
-            image alike, the images are of no kind that is known, there is no such method, preset or hyper-parameter, or
-            a value is of another type or out of range.
+        RequestError: The models can't be cut or paired, the student can't start as asked, its head can't be replaced,
+            the teacher answers every image alike, the images are of no kind that is known, there is no such method,
+            preset or hyper-parameter, or a value is of another type or out of range.
 
     Examples:
         >>> import netgraft, timm
@@ -239,6 +241,8 @@ def prepare(
     teacher, student = (as_classifier(model, data_config) for model in (teacher, student))
     check_answers(teacher, images, data_config)
     digest = state_digest(teacher)
+    if init == "keep" and derivation is None and class_count(student) != class_count(teacher):
+        fresh = (*fresh, *replace_head(student, class_count(teacher), data_config, seed=runner.seed))
     # it learns the teacher's answers, whatever classes its architecture's own weights know
     describe_labels(student, labels_of(teacher))
     if steps is not None:
@@ -290,7 +294,7 @@ def prepare(
         precision=runner.precision,
         devices=runner.devices,
     )
-    notes = _notes(paired, measured) if notes_due else ()
+    notes = _notes(paired, new_layers(student, paired), measured) if notes_due else ()
     if reason := why_not_made_by_name(student, data_config):
         notes += (f"{reason}; a saved student opens with netgraft.load_student(folder, model=...), one made as it was",)
     for note in notes:
@@ -331,12 +335,18 @@ def _some_of(views: Views) -> Iterator[Tensor]:
         yield views.batch(numbers)
 
 
-def _notes(pairing: Pairing, measured: int) -> tuple[str, ...]:
+def new_layers(student: nn.Module, pairing: Pairing) -> list[str]:
+    """Return the names of those modules of a student that start at random beside weights that are kept."""
+    return [name for name, module in student.named_modules() if any(module is fresh for fresh in pairing.fresh)]
+
+
+def _notes(pairing: Pairing, fresh: Sequence[str], measured: int) -> tuple[str, ...]:
     """Say what becomes of the weights that a student came with."""
     if pairing.init == "kept":
         notes = ["the student keeps the weights that it brings, and learns at rates for one that knows something"]
-        if pairing.fresh:
-            notes.append("but its head is of another number of classes, and a new one starts at random")
+        if fresh:
+            what = ", ".join(fresh)
+            notes.append(f"but its head is of another number of classes, and a new one starts at random ({what})")
         if measured:
             notes.append(f"{measured} batch norms came without statistics; theirs are taken on views, its answers stay")
         return ("; ".join(notes),)
@@ -385,7 +395,7 @@ def distill(
         teacher: A trained classifier, of timm or any other module that maps images (B, C, H, W) to logits (B, K), or to
             a dictionary or an object with ``logits``; its weights stay as they are.
         student: Another one with as many classes; trained in place. Derived from the teacher if None. Weights that it
-            brings are kept with ``init="keep"``.
+            brings are kept with ``init="keep"``, and a head of another number of classes is replaced then.
         images: PIL images, paths, a folder, arrays, tensors, or a data set or loader of any of them; see
             :func:`netgraft.data.given_images.pictures`.
         method: A name (``netgraft methods`` lists them; several joined by ``+``), its class, or an object of it.

@@ -301,6 +301,25 @@ def test_kept_weights_are_the_student_s_and_the_result_says_so() -> None:
     )
 
 
+def test_a_kept_student_of_other_classes_gets_a_new_head() -> None:
+    student: Any = timm.create_model("digits_vgg7_bn_half", num_classes=4)
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    method = NetGraft(block_steps=(0,), joins="at-once", join_steps=3)
+    prepared = short(load_teacher("digits_vgg7_bn"), student, method=method, init="keep")
+    assert "a new one starts at random (head.fc)" in prepared.notes[0]
+    after = student.state_dict()
+    filters = [name for name, value in before.items() if value.ndim == 4]
+    assert len(filters) == 6
+    assert all(torch.equal(before[name], after[name]) for name in filters)
+    # a student that knows something learns at a tenth of the rate, what is new at the whole one
+    [phase] = prepared.plan.phases
+    assert [list(layer.parameters()) for layer in phase.adapters] == [list(student.head.fc.parameters())]
+    assert phase.schedule.adapter_lr == pytest.approx(10 * phase.schedule.lr)
+    result = prepared.run()
+    assert result.student(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    assert result.predict(open_data("digits").train.load_many([0]))[0].label in range(10)
+
+
 def test_weights_that_are_replaced_are_told() -> None:
     replaced = "the student got all of its weights from the teacher (init {}); init='keep' keeps those that it brings"
     notes: list[str] = []

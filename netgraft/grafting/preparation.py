@@ -38,7 +38,10 @@ def cut_and_pair(
     chains = [split(model, probe=probe.to(device)) for model in (teacher, student.to(device))]
     outputs = [_classes(chain, probe.to(device)) for chain in chains]
     if outputs[0] != outputs[1]:
-        raise RequestError(f"the teacher has {outputs[0]} classes and the student {outputs[1]}; they must be the same")
+        raise RequestError(
+            f"the teacher has {outputs[0]} classes and the student {outputs[1]}; they must be the same, or the student "
+            "must be kept (init keep), which replaces its head"
+        )
     pairing = pair(*chains)
     if options.blocks is not None:
         with eval_mode(pairing.teacher):

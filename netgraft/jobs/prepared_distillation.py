@@ -15,7 +15,7 @@ from torch import nn
 
 from netgraft.data.image_set import DataSource, ImageSet
 from netgraft.data.subsets import FewShotSubset
-from netgraft.distillation import Distillation, DistillationResult
+from netgraft.distillation import Distillation, DistillationResult, new_layers
 from netgraft.evaluation.class_matching import MatchedData
 from netgraft.evaluation.comparison import chance_warning, compare
 from netgraft.evaluation.metrics import macs
@@ -254,6 +254,7 @@ class PreparedDistillation:
                 "init": prepared.pairing.init,
                 "inherited_blocks": prepared.pairing.inherited,
                 "left_out": list(prepared.pairing.left_out),
+                **({"new_layers": new} if (new := new_layers(prepared.model, prepared.pairing)) else {}),
             },
             **({"notes": list(prepared.notes)} if prepared.pairing.init == "kept" else {}),
             **self._selected(),

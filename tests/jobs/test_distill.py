@@ -174,6 +174,40 @@ def test_a_kept_student_of_other_classes_gets_a_new_head(capsys: pytest.CaptureF
     assert load_student("run")(images(1, 1, 8, 8)).shape == (1, 10)
 
 
+@pytest.mark.parametrize("method", [["--method", "kd"], []])
+def test_a_student_from_a_folder_of_other_classes_gets_a_new_head(
+    method: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build("digits_vgg7_bn_half", seed=5, num_classes=4)
+    save_student(Path("own/student"), model, model, cuts=(), data_config=resolve_model_data_config(model))
+    request = ["distill", "--shots", "1", "--student", "own", "--views", "plain", *method, "--steps", "0"]
+    assert run([*request, "--out", "run"]) == 0
+    note = "its head is of another number of classes, and a new one starts at random (head.fc)"
+    assert note in " ".join(capsys.readouterr().err.split())
+    result = json.loads(Path("run/result.json").read_text())
+    assert note in result["notes"][0]
+    assert (result["init"], result["start"]["new_layers"]) == ("kept", ["head.fc"])
+    student = load_student("run")
+    own, given = student.state_dict(), model.state_dict()
+    assert [key for key in own if not torch.equal(own[key], given[key])] == ["head.fc.weight", "head.fc.bias"]
+    assert student(images(1, 1, 8, 8)).shape == (1, 10)
+    # with as many classes all is kept
+    assert run([*request[:4], "run", *request[5:], "--out", "again"]) == 0
+    result = json.loads(Path("again/result.json").read_text())
+    assert "new_layers" not in result["start"]
+    assert "new one" not in result["notes"][0]
+    assert all(torch.equal(value, load_student("again").state_dict()[key]) for key, value in own.items())
+
+
+def test_a_student_from_a_folder_whose_head_is_not_to_be_replaced_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = build("digits_vgg7_bn_half", num_classes=4)
+    save_student(Path("own"), model, model, cuts=(), data_config=resolve_model_data_config(model))
+    said = fails(capsys, "distill", "--shots", "1", "--student", "own", "--init", "slice", "--out", "out")
+    assert "the teacher has 10 classes and the student 4; they must be the same, or the student must be kept" in said
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
