@@ -170,7 +170,7 @@ class Phase:
         features: Of the model, which the objective compares as well.
         teacher_features: Of the teacher.
         differentiates_input: Whether the objective needs gradients with respect to ``StepOutputs.inputs``.
-        in_words: What happens, for people; the name where that says it.
+        in_words: What happens, in words that need no article to be understood; the name if empty.
     """
 
     name: str
@@ -187,15 +187,18 @@ class Phase:
     in_words: str = ""
 
     def length(self) -> str:
-        """Say in a line what is trained and for how long."""
+        """Say in a line what is trained, for how many steps and on how many views in each."""
         return f"{self.in_words or self.name}: {self.schedule.steps:,} steps of {self.schedule.batch_size}"
 
     def line(self) -> str:
-        """Say in a line what is trained, for how long and at which rates."""
-        schedule = self.schedule
-        own = bool(self.adapters) and schedule.adapter_lr not in {None, schedule.lr}
-        beside = f", {self.adapters_are} {schedule.adapter_lr:g}" if own else ""
-        return f"{self.length()}, rate {schedule.lr:g}{beside}"
+        """Say in a line what is trained, for how many steps and at which rate."""
+        return f"{self.in_words or self.name}: {self.schedule.steps:,} steps, rate {self.schedule.lr:g}"
+
+    @property
+    def beside(self) -> str:
+        """Say what learns at a rate of its own, and at which; empty where nothing does."""
+        own = bool(self.adapters) and self.schedule.adapter_lr not in {None, self.schedule.lr}
+        return f"rate of {self.adapters_are}: {self.schedule.adapter_lr:g}" if own else ""
 
     def identity(self) -> dict[str, Any]:
         """Return what tells the phase apart from others, its weights aside, as plain values; not its name."""
@@ -249,8 +252,21 @@ class Plan:
     def lines(self) -> list[str]:
         """Say in a line a phase what will happen; ``str`` has all hyper-parameters besides."""
         count = len(self.phases)
+        views = " or ".join(str(size) for size in dict.fromkeys(phase.schedule.batch_size for phase in self.phases))
+        first = f"plan: {self.steps:,} steps in all" + (f", of {views} views each" if views else "")
         numbered = [f"  {number} of {count}: {phase.line()}" for number, phase in enumerate(self.phases, 1)]
-        return [f"plan: {self.steps:,} steps in all", *numbered, *(f"  note: {note}" for note in self.notes)]
+        return [first, *numbered, *self._beside(), *(f"  note: {note}" for note in self.notes)]
+
+    def _beside(self) -> list[str]:
+        """Say what learns at a rate of its own, with the numbers of the phases where it isn't all of them."""
+        phases: dict[str, list[int]] = {}
+        for number, phase in enumerate(self.phases, 1):
+            phases.setdefault(phase.beside, []).append(number)
+        return [
+            f"  {what}" if len(numbers) == len(self.phases) else f"  {what}, in phases {', '.join(map(str, numbers))}"
+            for what, numbers in phases.items()
+            if what
+        ]
 
     def __str__(self) -> str:
         lines = [f"{self.method}: {len(self.phases)} phases, {self.steps} steps"]

@@ -82,8 +82,8 @@ class DistillOptions(JobOptions):
     )
     student: str | None = option(
         None,
-        "A timm model, or a folder whose model goes on learning, with a new head where its classes are others; the data "
-        "set's own by default, or one that is derived from the teacher.",
+        "A timm model, or a folder whose model goes on learning, with a new head where its classes are others; the "
+        "data set's own by default, or one that is derived from the teacher.",
         scope="pair",
         section="models",
     )

@@ -99,6 +99,7 @@ class AB(TermBesideClasses):
             "activation boundaries",
             self.ab_steps,
             terms=self._boundaries,
+            on="which neurons fire",
             until=numbers[-1],
             features=[
                 student_feature(pairing, number, connector)
@@ -116,6 +117,7 @@ class AB(TermBesideClasses):
             "activation boundaries",
             self.ab_steps,
             terms=self._boundaries,
+            on="which neurons fire",
             until=ends(pairing)[-1],
             features=[Feature(number, connector) for number, connector in zip(cut.ends, connectors, strict=True)],
             teacher_features=[Feature(number) for number in cut.ends],

@@ -70,9 +70,11 @@ class BAN(StudentTraining):
         for number, generation in enumerate(born):
             share = self.steps * (number + 1) // self.generations - self.steps * number // self.generations
             model = nn.Sequential(*front, generation)
+            by = f"student {number}" if number else "the teacher"
             phases.append(
                 Phase(
                     name=f"generation {number + 1}",
+                    in_words=f"teach student {number + 1} of {self.generations} by {by}",
                     model=model,
                     trainable=generation,
                     objective=self._objective,

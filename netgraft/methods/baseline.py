@@ -151,6 +151,7 @@ class Baseline(StudentTraining, ABC):
         steps: int,
         *,
         terms: ObjectiveFunction,
+        on: str = "",
         until: int | None = None,
         features: Sequence[Feature] = (),
         teacher_features: Sequence[Feature] = (),
@@ -164,6 +165,7 @@ class Baseline(StudentTraining, ABC):
             name: For people.
             steps: Optimiser steps.
             terms: Named terms that are summed, each a mean over the batch.
+            on: What of the teacher the blocks are trained on, in plain words, where it isn't what the method is for.
             until: Number of the last block that student and teacher run; all by default.
             features: Of the student.
             teacher_features: Of the teacher.
@@ -178,6 +180,7 @@ class Baseline(StudentTraining, ABC):
         trainable = nn.ModuleList([*student[pairing.inherited :], *connectors])
         return Phase(
             name=name,
+            in_words=f"train {_trained(pairing, stop)}" + (f" on {on}" if on else ""),
             model=nn.Sequential(*student),
             trainable=trainable,
             objective=terms,
@@ -189,6 +192,16 @@ class Baseline(StudentTraining, ABC):
             teacher_features=tuple(teacher_features),
             differentiates_input=differentiates_input,
         )
+
+
+def _trained(pairing: Pairing, stop: int) -> str:
+    """Say which of the student's blocks, up to number ``stop``, aren't inherited."""
+    first = pairing.inherited + 1
+    if stop < len(pairing):
+        return f"block {stop}" if first == stop else f"blocks {first}-{stop}"
+    if first == 1:
+        return "the whole student"
+    return "the head of the student" if first == stop else f"blocks {first}-{stop} of the student"
 
 
 HEAD_IS_NOT_TAUGHT = "no term compares logits or classes, so the head stays as it starts; add kd or supervised"

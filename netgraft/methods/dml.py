@@ -59,6 +59,7 @@ class DML(StudentTraining):
         together = Peers([deployed, *others])
         phase = Phase(
             name=f"{self.peers} peers",
+            in_words=f"train {self.peers} students that teach one another",
             model=nn.Sequential(*front, together),
             trainable=together,
             objective=self._objective,

@@ -79,6 +79,7 @@ class FitNets(TermBesideClasses):
             f"hint behind block {number + 1}",
             self.hint_steps,
             terms=self._hint,
+            on="the teacher's maps",
             until=number,
             features=(student_feature(pairing, number, regressor),),
             connectors=(regressor,),

@@ -79,6 +79,7 @@ class FSP(TermBesideClasses):
             "flows",
             self.fsp_steps,
             terms=self._flows,
+            on="the teacher's flows",
             until=numbers[-1],
             features=[
                 student_feature(pairing, number, projector)

@@ -94,6 +94,7 @@ class FT(TermBesideClasses):
         front = [*pairing.teacher.blocks()[: number + 1], *maps]
         first = Phase(
             name="train the paraphraser",
+            in_words="learn to compress the teacher's maps",
             model=nn.Sequential(*front, paraphraser),
             trainable=paraphraser,
             objective=_reconstruct,

@@ -55,6 +55,7 @@ class Untrained:
         student = pairing.student.blocks()
         phase = Phase(
             name="recalibrate batch norms",
+            in_words="take new statistics of the batch norms",
             model=nn.Sequential(*student),
             trainable=nn.ModuleList(student[pairing.inherited :]),
             objective=_nothing,

@@ -118,6 +118,7 @@ class ONE(StudentTraining):
         ensemble = GatedEnsemble(branches, gate)
         phase = Phase(
             name=f"{self.branches} branches",
+            in_words=f"train a student of {self.branches} branches as a whole",
             model=nn.Sequential(*low, ensemble),
             trainable=nn.ModuleList([*low[pairing.inherited :], ensemble]),
             objective=self._objective,

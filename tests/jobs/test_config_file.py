@@ -126,8 +126,9 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(capsys: pytest.Cap
     assert run([*QUICK, "--init", "slice", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert not [*Path().iterdir()]
-    assert "train block 2 of 4 inside the teacher: 2 steps of 64, rate 0.0001" in shown
-    assert "train blocks 2-4 of 4 together: 2 steps of 64, rate 0.0001" in shown
+    assert "train block 2 of 4 inside the teacher: 2 steps, rate 0.0001" in shown
+    assert "train blocks 2-4 of 4 together: 2 steps, rate 0.0001" in shown
+    assert "steps in all, of 64 views each" in shown
     assert "288,618" in shown
     assert "84,650" in shown
     assert "time: about " in shown

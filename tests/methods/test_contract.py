@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -102,6 +103,24 @@ def test_the_plan_says_everything_and_trains_nothing(planned: Planned) -> None:
     assert state_digest(teacher) == prepared.teacher_digest == state_digest(networks(pair)[0])
     assert state_digest(prepared.model) == student
     assert all(p.grad is None for p in [*teacher.parameters(), *plan.student.parameters()])
+
+
+def test_each_phase_is_a_line_of_plain_words_that_fits_a_terminal(planned: Planned) -> None:
+    _, _, prepared = planned
+    phases = prepared.plan.phases
+    first, *lines = prepared.plan.lines()
+    assert re.fullmatch(r"plan: \d+ steps in all, of 4 views each", first)
+    for number, (line, phase) in enumerate(zip(lines, phases, strict=False), 1):
+        rate = f"{phase.schedule.lr:g}"
+        assert line == f"  {number} of {len(phases)}: {phase.in_words}: 2 steps, rate {rate}"
+        # words, with numbers and ranges of them at most: no name of a class, no field with its value, no bracket
+        assert re.fullmatch(r"[a-z]+(?:'s)?(?: (?:[a-z]+'?s?|\d+(?:-\d+)?))+", phase.in_words)
+        assert phase.in_words != phase.name
+        # with as many steps and as small a rate as any preset's
+        assert len(line.replace(" 2 steps", " 10,000 steps").replace(f"rate {rate}", "rate 0.00025")) <= 80
+    # words tell phases apart
+    assert len({phase.in_words for phase in phases}) == len(phases)
+    assert all(len(line) <= 80 for line in lines[len(phases) :] if not line.startswith("  note:"))
 
 
 def connectors(phase: Phase) -> list[nn.Module]:
