@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from netgraft.data.given_images import pictures
+from netgraft.data.given_images import names, pictures
+from netgraft.data.image_set import ImageSet, PictureStore
+from netgraft.data.subsets import hold_out as choose_held_out
 from netgraft.data.view_policy import ViewPolicy, find_policy
 from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver, derive
 from netgraft.deriving.twins import anatomy_of_wider_twin
 from netgraft.distillation_result import DistillationResult
 from netgraft.errors import RequestError, RunError
+from netgraft.evaluation.comparison import compare_without_labels
 from netgraft.evaluation.teacher_answers import check_answers
 from netgraft.grafting.folding import Folding, fold_with_report
 from netgraft.grafting.norm_statistics import measure_statistics
@@ -201,7 +205,8 @@ def prepare(
         views: How views are made of the images, a policy or the name of one (``rich``, ``crop``, ``plain``), or views
             of them; the preset's own if None, ``rich`` where the method is an object.
         labels: Class of each image, by its position among the teacher's, or True for those that the data set gives;
-            only for methods of the labeled track, and images' own labels are passed over without it.
+            only for methods of the labeled track, and images' own labels are passed over without it. Views then show
+            one image each.
         data_config: Preprocessing in timm's words; wins over the teacher's own. A teacher without any takes images of
             the size of the first one, with values from 0 to 1.
         derivation: What ``student`` came from, if it was derived.
@@ -259,7 +264,7 @@ def prepare(
     budget = replace(budget, solved=init == "solve", kept=init == "keep")
     chosen = configure(method, preset, budget, hyperparameters)
     method = chosen.method
-    made = Views.of(images, _policy(views) or chosen.views, data_config, seed=runner.seed, labels=labels)
+    made = Views.of(images, _policy(views, chosen.views, labels), data_config, seed=runner.seed, labels=labels)
     measured = measure_statistics(student, _some_of(made)) if init == "keep" else 0
     notes_due = derivation is None and options.init in {"auto", "keep"}
     if derivation is None and init == "solve":
@@ -313,8 +318,18 @@ def _runner(runner: Runner | None, seed: int | None, accelerator: str | None, pr
     return runner
 
 
-def _policy(views: str | ViewPolicy | Views | None) -> ViewPolicy | Views | None:
-    return find_policy(views) if isinstance(views, str) else views
+def _policy(
+    asked: str | ViewPolicy | Views | None, of_preset: ViewPolicy, labels: Sequence[int] | None
+) -> ViewPolicy | Views:
+    """Return how views are made; with labels each shows one image, unless a policy that mixes them is given."""
+    policy = find_policy(asked) if isinstance(asked, str) else asked or of_preset
+    if labels is None or isinstance(policy, Views) or not policy.mixes:
+        return policy
+    if isinstance(asked, ViewPolicy):
+        raise RequestError(
+            f"views of policy {policy.name!r} show two images, which have no label; leave one of both out"
+        )
+    return replace(policy, mixup=0.0, cutmix=0.0)
 
 
 def _labels(asked: Sequence[int] | bool | None, found: Sequence[int] | None) -> Sequence[int] | None:
@@ -376,6 +391,7 @@ def distill(
     fresh: Sequence[nn.Module] = (),
     views: str | ViewPolicy | Views | None = None,
     labels: Sequence[int] | bool | None = None,
+    hold_out: float | None = None,
     data_config: Mapping[str, Any] | None = None,
     seed: int | None = None,
     accelerator: str | None = None,
@@ -413,6 +429,9 @@ def distill(
             of them; the preset's own if None.
         labels: Class of each image, by its position among the teacher's, or True for those that the data set gives;
             only for methods of the labeled track.
+        hold_out: Images that nothing is made of and that measure the student without labels, a part of all (0.2) or a
+            number: ``measured`` of the result has the agreement with the teacher and an estimate of the accuracy lost.
+            Which they are depends on how many images there are and on nothing else.
         data_config: Preprocessing in timm's words; wins over the teacher's own. A teacher without any takes images of
             the size of the first one, with values from 0 to 1.
         seed: Of views, batches and adapters; 0 if None.
@@ -427,7 +446,8 @@ def distill(
         hyperparameters: Others of the method, by their names (``temperature=2``); ``netgraft methods NAME`` lists them.
 
     Raises:
-        RequestError: As of :func:`prepare`; or both a student and ``keep`` are given, or the budget can't be met.
+        RequestError: As of :func:`prepare`; or both a student and ``keep`` are given, the budget can't be met, or so
+            many images can't be held out.
         RunError: A loss became NaN, or the disk is full.
 
     Examples:
@@ -452,15 +472,18 @@ def distill(
     if reporter is None and progress is not False:
         reporter = LineReporter(sys.stderr) if progress else LineReporter.where_somebody_looks()
     runner = _runner(runner, seed, accelerator, precision)
+    asked = images
     images, found = pictures(images)
     labels = _labels(labels, found)
+    images, labels, kept_back = _held_out(asked, images, labels, hold_out, views)
     derivation = None
     if student is None:
         if not images:
             raise RequestError("there are no images to derive a student from; give at least one")
         data_config = preprocessing(teacher, images[0].size, data_config)
         teacher = as_classifier(teacher, data_config)
-        policy = _policy(views) or configure(method, preset, Budget(len(images), class_count(teacher)), {}).views
+        of_preset = configure(method, preset, Budget(len(images), class_count(teacher)), {}).views
+        policy = _policy(views, of_preset, labels)
         views = Views.of(images, policy, data_config, seed=runner.seed, labels=labels)
         derivation = derive(
             teacher,
@@ -492,4 +515,32 @@ def distill(
         reporter=reporter,
         **hyperparameters,
     )
-    return prepared.run(folder=None if folder is None else Path(folder), resume=resume, reporter=reporter)
+    result = prepared.run(folder=None if folder is None else Path(folder), resume=resume, reporter=reporter)
+    if kept_back is None:
+        return result
+    told = reporter or SilentReporter()
+    measured = compare_without_labels(prepared.teacher, result.student, kept_back, result.data_config, told)
+    return replace(result, measured=measured)
+
+
+def _held_out(
+    asked: Any,
+    images: list[Image.Image],
+    labels: Sequence[int] | None,
+    amount: float | None,
+    views: str | ViewPolicy | Views | None,
+) -> tuple[list[Image.Image], Sequence[int] | None, ImageSet | None]:
+    """Return images to learn from, their labels, and those that are held out; without labels: they may be learned."""
+    if amount is None or amount == 0:
+        return images, labels, None
+    if isinstance(views, Views):
+        raise RequestError("views are made of all images already, so none can be held out; give a policy as views")
+    if labels is not None and len(labels) != len(images):
+        raise RequestError(f"got {len(images):,} images with {len(labels):,} labels; give each image one")
+    out = choose_held_out(len(images), amount, dataset="the images")
+    named = names(asked, len(images))
+    kept_back = ImageSet(
+        "held out", len(out), PictureStore([images[at] for at in out]), names=tuple(named[at] for at in out)
+    )
+    few = [at for at in range(len(images)) if at not in set(out)]
+    return [images[at] for at in few], None if labels is None else [labels[at] for at in few], kept_back

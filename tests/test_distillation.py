@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.utils.data import TensorDataset
 from netgraft import NetGraft, Runner, derive, distill, load_teacher, prepare
 from netgraft.data.sources import open_data
 from netgraft.data.subsets import FewShotSubset
-from netgraft.data.view_policy import ViewPolicy
+from netgraft.data.view_policy import ViewPolicy, find_policy
 from netgraft.data.views import Views
 from netgraft.distillation import Distillation
 from netgraft.errors import InterruptedRunError, RequestError
@@ -346,6 +347,19 @@ def test_norms_without_statistics_get_some_and_the_kept_student_answers_as_befor
     assert all(norm.running_mean.any() for norm in norms if norm.running_mean is not None)
     assert "; 6 batch norms came without statistics; " in prepared.notes[0]
     assert torch.equal(answers(student.eval(), config), expected)
+
+
+def test_with_labels_views_show_one_image_each() -> None:
+    def views(**asked: Any) -> Views:
+        return prepare(*models(), few_images(), init="random", labels=list(range(10)), **asked).views
+
+    asked: dict[str, Any]
+    for asked in ({}, {"views": "rich"}, {"method": "supervised"}):
+        policy = views(**asked).policy
+        assert policy == replace(find_policy("rich"), mixup=0.0, cutmix=0.0)
+    assert views(views=find_policy("crop")).policy == find_policy("crop")
+    with pytest.raises(RequestError, match="views of policy 'rich' show two images, which have no label; leave one"):
+        views(views=find_policy("rich"))
 
 
 # --- images of all kinds

@@ -56,6 +56,24 @@ def pictures(images: Any) -> tuple[list[Image.Image], list[int] | None]:
     return found, labels or None
 
 
+def names(images: Any, count: int) -> tuple[str, ...]:
+    """Return a name of each image, for people: its file's where they come from files, else its number, from 0.
+
+    Args:
+        images: As for :func:`pictures`.
+        count: How many images they are.
+    """
+    found: Sequence[str] = ()
+    if isinstance(images, str | Path):
+        found = [str(images)] if count == 1 else open_data(str(images)).train.names or ()
+    elif isinstance(images, ImageSet):
+        found = images.names or ()
+    elif isinstance(images, Sequence) and all(isinstance(each, str | Path) for each in images):
+        found = [str(each) for each in images]
+    # a folder among the paths stands for several
+    return tuple(found) if len(found) == count else tuple(f"image {number}" for number in range(count))
+
+
 Pair = tuple[Image.Image, int | None]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -227,8 +228,11 @@ def hold_out(population: int, amount: float, *, dataset: str) -> tuple[int, ...]
         >>> hold_out(10, 0.2, dataset="photos") == hold_out(10, 2, dataset="photos")
         True
     """
-    if amount <= 0 or (amount >= 1 and amount != int(amount)):
-        raise RequestError(f"expected a part between 0 and 1 or a number of images to hold out, got {amount}; give one")
+    is_number = isinstance(amount, int | float) and not isinstance(amount, bool) and math.isfinite(amount)
+    if not is_number or amount <= 0 or (amount >= 1 and amount != int(amount)):
+        raise RequestError(
+            f"expected a part between 0 and 1 or a number of images to hold out, got {amount!r}; give one"
+        )
     number = max(1, round(amount * population)) if amount < 1 else int(amount)
     if number >= population:
         raise RequestError(

@@ -186,10 +186,10 @@ def compare(
         of_teacher = predictions if cache is None else partial(cached_predictions, cache)
         teacher_logits, labels = of_teacher(teacher, test, data_config, reporter, "evaluating the teacher")
         student_logits, _ = predictions(student, test, data_config, reporter, "evaluating the student")
-        row |= _agreement(teacher_logits, student_logits)
         if test.labels is None:
             row |= _without_labels(teacher_logits, student_logits, test, answer_names(teacher))
         else:
+            row |= _agreement(teacher_logits, student_logits)
             row |= _with_labels(teacher_logits, student_logits, labels)
             if ensemble is not None:
                 ensemble_logits, _ = predictions(ensemble, test, data_config, reporter, "evaluating the ensemble")
@@ -201,6 +201,27 @@ def compare(
         for batch, repeats in LATENCY_BATCHES.items():
             row[f"{prefix}latency_ms_{batch}"] = round(latency(model, size, batch, repeats=repeats), 3)
     return row
+
+
+def compare_without_labels(
+    teacher: nn.Module, student: nn.Module, images: ImageSet, data_config: Mapping[str, Any], reporter: ProgressReporter
+) -> dict[str, Any]:
+    """Return what :func:`compare` says of both networks' answers where there are no labels.
+
+    Args:
+        teacher: A classifier.
+        student: Another, of the same classes.
+        images: That took no part.
+        data_config: Preprocessing of both, as for :func:`predictions`.
+        reporter: Is told of each batch.
+
+    Returns:
+        ``held_out_images``; ``agreement`` in percent and ``estimated_gap`` in points, each with ``_low`` and ``_high``,
+        the ends of its 95 % interval; ``differ_most``, the images on which both differ most.
+    """
+    expected, _ = predictions(teacher, images, data_config, reporter, "evaluating the teacher")
+    found, _ = predictions(student, images, data_config, reporter, "evaluating the student")
+    return _without_labels(expected, found, images, answer_names(teacher))
 
 
 ESTIMATED = ("estimated_gap", "estimated_gap_low", "estimated_gap_high")
@@ -228,6 +249,7 @@ def _without_labels(
     found = estimated_gap(teacher_logits, student_logits)
     names = images.names or [f"image {number}" for number in range(len(images))]
     return {
+        **_agreement(teacher_logits, student_logits),
         "held_out_images": len(images),
         **dict(zip(ESTIMATED, (round(each, 4) for each in (found.middle, found.low, found.high)), strict=True)),
         "differ_most": differences(teacher_logits, student_logits, names, classes),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,21 @@ from netgraft.cli.main import run
 from PIL import Image
 from torch import nn
 
+import netgraft
+from netgraft.data.given_images import names
 from netgraft.data.sources import open_data
+from netgraft.data.subsets import hold_out
+from netgraft.data.view_policy import find_policy
+from netgraft.data.views import Views
+from netgraft.distillation_result import DistillationResult
+from netgraft.errors import RequestError
 from netgraft.jobs.distill import DistillJob
+from netgraft.methods.netgraft import NetGraft
+from netgraft.models.creation import build_student
 from netgraft.models.loading import load_teacher
+from netgraft.models.own_modules import preprocessing
 from netgraft.models.students import load_student
+from netgraft.modules import state_digest
 from netgraft.training.options import DeviceOptions
 from netgraft.zoo import DIGITS_MEAN, DIGITS_STD
 from tests.support.cli import FEW_STEPS, fails, run_json
@@ -167,3 +179,92 @@ def test_a_subset_that_has_held_out_images_is_refused(capsys: pytest.CaptureFixt
     prepared(images=20).subset.save(Path("subset.json"))
     said = fails(capsys, *REQUEST, "--subset", "subset.json", "--hold-out", "6", "--out", "out")
     assert "of the images that --hold-out 6 holds back" in said
+
+
+# --- in Python
+
+
+def distilled(images: Any, **options: Any) -> DistillationResult:
+    method = NetGraft(block_steps=(2,), join_steps=2)
+    student = build_student("digits_vgg7_bn_half", teacher=load_teacher("teacher"), seed=0)
+    teacher = load_teacher("teacher")
+    return netgraft.distill(teacher, student, images, method=method, precision="32", accelerator="cpu", **options)
+
+
+FIGURES = (
+    *("agreement", "agreement_low", "agreement_high", "held_out_images"),
+    *("estimated_gap", "estimated_gap_low", "estimated_gap_high", "differ_most"),
+)
+
+
+def test_python_and_the_command_line_give_the_same_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    request = [*REQUEST, "--hold-out", "0.25", "--init", "random", "--views", "rich"]
+    expected = run_json(capsys, *request, "--images", "18", "--out", "run")
+    # the command line draws its images in an order of its own
+    drawn = iter(json.loads(Path("run/subset.json").read_text())["indices"])
+    held_out = others()
+    paths = [Path(f"{at:02}.png" if f"{at:02}.png" in held_out else f"{next(drawn):02}.png") for at in range(24)]
+    os.chdir("photos")
+    assert len({*paths}) == 24
+    Path("teacher").symlink_to("../teacher")
+    result = distilled(paths, hold_out=0.25, init="random")
+    assert {name: result.measured[name] for name in FIGURES} == {name: expected[name] for name in FIGURES}
+    assert {row["image"] for row in result.measured["differ_most"]} <= set(held_out)
+    assert len(result.measured["differ_most"]) > 1
+    assert state_digest(result.student) == expected["student_digest"]
+    # a number says what a part does; the result prints both figures
+    assert distilled(paths, hold_out=6, init="random").measured == result.measured
+    lines = str(result).splitlines()
+    assert f"agreement with the teacher: {expected['agreement']:.2f} (95 % interval" in "\n".join(lines)
+    assert f"accuracy lost, estimated: {expected['estimated_gap']:.2f} (95 % interval" in "\n".join(lines)
+
+
+def test_nothing_is_made_of_what_python_holds_out() -> None:
+    source = open_data("digits").train
+    images = source.load_many(range(24))
+    out = hold_out(24, 0.25, dataset="images")
+    few = [image for at, image in enumerate(images) if at not in out]
+    with_others = [Image.new("L", (8, 8)) if at in out else image for at, image in enumerate(images)]
+    first, second, third = (
+        distilled(images, hold_out=0.25, init="random"),
+        distilled(with_others, hold_out=0.25, init="random"),
+        distilled(few, init="random"),
+    )
+    assert state_digest(first.student) == state_digest(second.student) == state_digest(third.student)
+    assert third.measured == {}
+    assert {row["image"] for row in first.measured["differ_most"]} <= {f"image {at}" for at in out}
+    # labels stay with their images
+    labels = [int(label) for label in (source.labels or ())[:24]]
+    taught = distilled(images, hold_out=0.25, init="random", labels=labels)
+    alone = distilled(few, init="random", labels=[label for at, label in enumerate(labels) if at not in out])
+    assert state_digest(taught.student) == state_digest(alone.student)
+
+
+@pytest.mark.parametrize("amount", [-0.5, 1.5, float("nan"), float("inf"), True, "0.2"])
+def test_what_can_not_be_held_out_is_refused_in_python(amount: Any) -> None:
+    images = open_data("digits").train.load_many(range(5))
+    with pytest.raises(RequestError, match="expected a part between 0 and 1 or a number of images to hold out, got"):
+        distilled(images, hold_out=amount)
+
+
+def test_holding_out_all_images_or_those_of_finished_views_is_refused() -> None:
+    images = open_data("digits").train.load_many(range(5))
+    with pytest.raises(RequestError, match="expected more than the 5 images to hold out in the images, got 5"):
+        distilled(images, hold_out=5)
+    views = Views.of(images, find_policy("plain"), preprocessing(load_teacher("teacher"), (8, 8)), seed=0)
+    with pytest.raises(RequestError, match="views are made of all images already, so none can be held out; give a"):
+        distilled(images, hold_out=2, views=views)
+    with pytest.raises(RequestError, match="got 5 images with 3 labels; give each image one"):
+        distilled(images, hold_out=2, labels=[1, 2, 3])
+
+
+def test_images_are_named_by_their_files_where_they_come_from_some() -> None:
+    paths = sorted(Path("photos").iterdir())
+    assert names("photos", 24) == tuple(path.name for path in paths)
+    assert names(open_data("photos").train, 24) == names(Path("photos"), 24)
+    assert names(paths[:2], 2) == ("photos/00.png", "photos/01.png")
+    assert names("photos/00.png", 1) == ("photos/00.png",)
+    numbered = ("image 0", "image 1")
+    assert names([Image.new("L", (8, 8))] * 2, 2) == names(torch.zeros(2, 1, 8, 8), 2) == numbered
+    # a folder among the paths stands for several
+    assert names([Path("photos")], 24)[:2] == numbered
