@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -123,9 +124,7 @@ def test_wandb_goes_on_in_the_same_run(tmp_path: Path, monkeypatch: pytest.Monke
         Case(schedules=LONG).run(runner=logging("wandb"), folder=folder, stop=lambda: next(asked) == 11)
     Case(schedules=LONG).run(runner=logging("wandb"), folder=folder, resume=True)
     log_figures("wandb", folder, {"steps": 35, "gap": 0.25})
-    import wandb
-
-    runs: list[Any] = wandb.RUNS  # type: ignore[attr-defined]
+    runs: list[Any] = importlib.import_module("wandb").RUNS
     assert len({run.id for run in runs}) == 1
     assert [(run.asked["name"], run.asked["resume"], run.ended) for run in runs] == [("my run", "allow", 0)] * 3
     assert [step for run in runs for step, _ in run.logged] == [10, 12, 22, 32, 35, 35]
