@@ -542,5 +542,5 @@ def _held_out(
     kept_back = ImageSet(
         "held out", len(out), PictureStore([images[at] for at in out]), names=tuple(named[at] for at in out)
     )
-    few = [at for at in range(len(images)) if at not in set(out)]
+    few = sorted(set(range(len(images))).difference(out))
     return [images[at] for at in few], None if labels is None else [labels[at] for at in few], kept_back
