@@ -92,6 +92,8 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
         RequestError: Not even the smallest widths meet a limit.
     """
     check_limits(places, limits)
+    if not places:
+        return {}
     search = _Search(places, limits)
     present = search.widest
     found = []

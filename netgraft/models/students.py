@@ -25,6 +25,7 @@ from netgraft.models.creation import class_count, labels_of, load_trained, pretr
 from netgraft.models.descriptions import MODULE, OWN, TIMM, Adapter, OwnDescription
 from netgraft.models.folders import AGAIN, bounded_memory, elements_of, reason_of, weights_file
 from netgraft.models.own_modules import LogitsOf, as_classifier
+from netgraft.models.plain_form import PlainForm, plain_form
 from netgraft.models.torchvision_models import PREFIX, create, is_torchvision
 from netgraft.models.weights import load_weights, read_weights
 from netgraft.modules import eval_mode
@@ -73,17 +74,10 @@ def save_student(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        sizes = _sizes(model, data_config)
-        named = not why_not_made_by_name(model, data_config)
-        sizes = sizes if named else Sizes.whole(model)
-        plain = named and timm.is_model(pretrained_cfg(model)["architecture"])
-        if student is not model:
-            assert isinstance(student, nn.Sequential)
-            _save_sequence(unfinished, student, model, cuts, data_config, sizes, named)
-        elif sizes or _shares_tensors(model) or not plain:
-            _save_narrowed(unfinished, model, data_config, sizes, named)
+        if student is model and (form := _timms_form(model, data_config)):
+            _save_plain(unfinished, model, form, data_config)
         else:
-            _save_plain(unfinished, model, data_config)
+            _save_with_own_description(unfinished, student, model, cuts, data_config)
         write_checksums(unfinished, [path.name for path in unfinished.iterdir()])
         if folder.exists():
             # the old student goes only when the new one stands
@@ -108,13 +102,30 @@ def _plain_config(data_config: Mapping[str, Any]) -> dict[str, Any]:
 
 def opens_with_timm(model: nn.Module, data_config: Mapping[str, Any]) -> bool:
     """Return whether timm's constructor makes a model of these sizes and saves it: timm alone opens its folder then."""
-    if not timm.is_model(pretrained_cfg(model).get("architecture") or ""):
-        return False
-    altered = _sizes(model, data_config) or _shares_tensors(model)
-    return not altered and not why_not_made_by_name(model, data_config)
+    return _timms_form(model, data_config) is not None
 
 
-@torch.no_grad()
+def _timms_form(model: nn.Module, data_config: Mapping[str, Any]) -> PlainForm | None:
+    """Return a model as timm's constructor makes it; None where it doesn't, or where timm doesn't save it."""
+    if not timm.is_model(pretrained_cfg(model).get("architecture") or "") or _shares_tensors(model):
+        return None
+    arguments = _arguments(model, data_config)
+    if not _why_not_by_name(model, data_config) and not _sizes(model, data_config):
+        return PlainForm(arguments, model)
+    architecture = pretrained_cfg(model)["architecture"]
+
+    def make(more: Mapping[str, Any]) -> nn.Module:
+        return _created(architecture, {**arguments, **more}, data_config)
+
+    form = plain_form(model, make, _probe(model, data_config))
+    return form and PlainForm({**arguments, **form.arguments}, form.model)
+
+
+def _probe(model: nn.Module, data_config: Mapping[str, Any]) -> Tensor:
+    probe = torch.randn(2, *data_config["input_size"], generator=torch.Generator().manual_seed(0))
+    return probe.to(next(model.parameters()))
+
+
 def why_not_made_by_name(model: nn.Module, data_config: Mapping[str, Any]) -> str:
     """Say why no name makes a model again, so that its folder opens with such a model alone; empty where one does.
 
@@ -124,18 +135,23 @@ def why_not_made_by_name(model: nn.Module, data_config: Mapping[str, Any]) -> st
         model: A classifier; unchanged.
         data_config: Preprocessing.
     """
+    return "" if _timms_form(model, data_config) else _why_not_by_name(model, data_config)
+
+
+@torch.no_grad()
+def _why_not_by_name(model: nn.Module, data_config: Mapping[str, Any]) -> str:
+    """Say the same of what its name makes without further arguments."""
     architecture = pretrained_cfg(model).get("architecture")
     if architecture is None or not _is_known(architecture):
         return f"{_class_of(model)} is no model of timm's or torchvision's"
-    weight = next(model.parameters())
-    probe = torch.randn(2, *data_config["input_size"], generator=torch.Generator().manual_seed(0)).to(weight)
+    probe = _probe(model, data_config)
     try:
         sizes = _sizes(model, data_config)
         with torch.random.fork_rng(devices=[]):
             reference = _created(architecture, _arguments(model, data_config), data_config)
         sizes.put_on(reference)
         reference.load_state_dict(model.state_dict())
-        expected = logits_of(reference.to(weight).eval(), probe)
+        expected = logits_of(reference.to(probe).eval(), probe)
         with eval_mode(model):
             logits = logits_of(model, probe)
     except Exception as error:  # constructors raise many kinds for arguments that don't fit
@@ -174,13 +190,13 @@ def _created(architecture: str, arguments: Mapping[str, Any], data_config: Mappi
     return timm.create_model(architecture, pretrained_cfg_overlay=overlay, **arguments)
 
 
-def _save_plain(folder: Path, model: nn.Module, data_config: Mapping[str, Any]) -> None:
+def _save_plain(folder: Path, model: nn.Module, form: PlainForm, data_config: Mapping[str, Any]) -> None:
     timm.models.save_for_hf(
-        model,
+        form.model,
         str(folder),
         # at the root of config.json, where timm writes and reads them
         model_config={"pretrained_cfg": _plain_config(data_config), **labels_of(model)},
-        model_args=_arguments(model, data_config),
+        model_args=dict(form.arguments),
         safe_serialization=True,
     )
 
@@ -194,6 +210,18 @@ def _arguments(model: nn.Module, data_config: Mapping[str, Any]) -> dict[str, An
         size = getattr(getattr(model, "patch_embed", None), "img_size", None)
         arguments["img_size"] = list(size or data_config["input_size"][1:])
     return arguments
+
+
+def _save_with_own_description(
+    folder: Path, student: nn.Module, model: nn.Module, cuts: tuple[str, ...], data_config: Mapping[str, Any]
+) -> None:
+    named = not _why_not_by_name(model, data_config)
+    sizes = _sizes(model, data_config) if named else Sizes.whole(model)
+    if student is model:
+        _save_narrowed(folder, model, data_config, sizes, named)
+    else:
+        assert isinstance(student, nn.Sequential)
+        _save_sequence(folder, student, model, cuts, data_config, sizes, named)
 
 
 def _save_sequence(

@@ -108,6 +108,11 @@ def test_nothing_to_choose_from_meets_nothing() -> None:
         choose_widths([], [Limit("macs", Chain([], [1.0]), 5)])
 
 
+def test_nothing_to_choose_from_is_chosen_where_that_is_cheap_enough() -> None:
+    assert choose_widths([], [Limit("macs", Chain([], [1.0]), 30)]) == {}
+    assert narrow_step_by_step([], [Limit("macs", Chain([], [1.0]), 30)]) == {}
+
+
 def test_many_places_of_many_widths_are_chosen_in_time() -> None:
     generator = np.random.default_rng(0)
     options = random_options(40, 24, generator)
