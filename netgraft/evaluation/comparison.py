@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from netgraft.data.image_set import ImageSet
 from netgraft.data.loader import eval_loader
 from netgraft.evaluation.class_matching import answer_names
+from netgraft.evaluation.confidence import agreement_by_class, by_confidence, calibration_error
 from netgraft.evaluation.intervals import wilson
 from netgraft.evaluation.metrics import agreement, is_at_chance, latency, macs, predict, top1
 from netgraft.evaluation.without_labels import differences, estimated_gap
@@ -174,7 +175,8 @@ def compare(
     Returns:
         Accuracies and agreement in percent, the latter with its 95 % interval, their gap in points, numbers of
         parameters, multiply-accumulates of one image, and median milliseconds of a batch, by their names in a result
-        file. Without labels an estimate of the gap instead, and the images on which both differ most.
+        file; the images on which both differ most, the agreement by class, and what the student's confidence is worth.
+        Without labels an estimate of the gap instead of it.
     """
     size = tuple(data_config["input_size"])
     row: dict[str, Any] = dict.fromkeys(
@@ -189,7 +191,7 @@ def compare(
         if test.labels is None:
             row |= _without_labels(teacher_logits, student_logits, test, answer_names(teacher))
         else:
-            row |= _agreement(teacher_logits, student_logits)
+            row |= _answers(teacher_logits, student_logits, test, answer_names(teacher), labels)
             row |= _with_labels(teacher_logits, student_logits, labels)
             if ensemble is not None:
                 ensemble_logits, _ = predictions(ensemble, test, data_config, reporter, "evaluating the ensemble")
@@ -217,7 +219,8 @@ def compare_without_labels(
 
     Returns:
         ``held_out_images``; ``agreement`` in percent and ``estimated_gap`` in points, each with ``_low`` and ``_high``,
-        the ends of its 95 % interval; ``differ_most``, the images on which both differ most.
+        the ends of its 95 % interval; ``differ_most``, the images on which both differ most; ``by_class`` and
+        ``by_confidence`` (:mod:`netgraft.evaluation.confidence`).
     """
     expected, _ = predictions(teacher, images, data_config, reporter, "evaluating the teacher")
     found, _ = predictions(student, images, data_config, reporter, "evaluating the student")
@@ -233,6 +236,26 @@ def _agreement(teacher_logits: Tensor, student_logits: Tensor) -> dict[str, Any]
     return {"agreement": round(percent, 4), "agreement_low": round(low, 4), "agreement_high": round(high, 4)}
 
 
+def _answers(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    images: ImageSet,
+    classes: Sequence[str],
+    labels: Tensor | None = None,
+) -> dict[str, Any]:
+    """What both networks' answers say side by side, and in single images the right class where it is known."""
+    names = images.names or [f"image {number}" for number in range(len(images))]
+    different = differences(teacher_logits, student_logits, names, classes)
+    if labels is not None:
+        different = [{**row, "right": classes[int(labels[row["position"]])]} for row in different]
+    return {
+        **_agreement(teacher_logits, student_logits),
+        "differ_most": different,
+        "by_class": agreement_by_class(teacher_logits, student_logits, classes),
+        "by_confidence": by_confidence(student_logits, teacher_logits, labels),
+    }
+
+
 def _with_labels(teacher_logits: Tensor, student_logits: Tensor, labels: Tensor) -> dict[str, Any]:
     of_teacher, of_student = (round(top1(logits, labels), 4) for logits in (teacher_logits, student_logits))
     return {
@@ -240,6 +263,8 @@ def _with_labels(teacher_logits: Tensor, student_logits: Tensor, labels: Tensor)
         "student_top1": of_student,
         "gap": round(of_teacher - of_student, 4),
         "test_images": len(labels),
+        "teacher_calibration_error": round(calibration_error(teacher_logits, labels), 4),
+        "calibration_error": round(calibration_error(student_logits, labels), 4),
     }
 
 
@@ -247,10 +272,8 @@ def _without_labels(
     teacher_logits: Tensor, student_logits: Tensor, images: ImageSet, classes: Sequence[str]
 ) -> dict[str, Any]:
     found = estimated_gap(teacher_logits, student_logits)
-    names = images.names or [f"image {number}" for number in range(len(images))]
     return {
-        **_agreement(teacher_logits, student_logits),
+        **_answers(teacher_logits, student_logits, images, classes),
         "held_out_images": len(images),
         **dict(zip(ESTIMATED, (round(each, 4) for each in (found.middle, found.low, found.high)), strict=True)),
-        "differ_most": differences(teacher_logits, student_logits, names, classes),
     }

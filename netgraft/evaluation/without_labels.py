@@ -108,8 +108,8 @@ def differences(
         classes: Name of each class.
 
     Returns:
-        Up to ``SHOWN`` images: ``image``, ``teacher`` and ``student`` (classes), ``teacher_confidence`` and
-        ``student_confidence`` (probabilities of these), ``distance`` from 0 to 1.
+        Up to ``SHOWN`` images: ``image``, its ``position`` among them, ``teacher`` and ``student`` (classes),
+        ``teacher_confidence`` and ``student_confidence`` (probabilities of these), ``distance`` from 0 to 1.
     """
     both = [logits.softmax(1) for logits in (teacher_logits, student_logits)]
     named = [answers(logits) for logits in (teacher_logits, student_logits)]
@@ -119,6 +119,7 @@ def differences(
     return [
         {
             "image": images[number],
+            "position": number,
             "teacher": classes[int(named[0][number])],
             "teacher_confidence": round(float(both[0][number].max()), 4),
             "student": classes[int(named[1][number])],

@@ -20,6 +20,9 @@ from netgraft.errors import RequestError, RunError
 from netgraft.experiments.specification import Cell, Experiment, path_component
 from netgraft.files import locked, write_atomically, write_text
 
+NOT_STORED = {"run_folder", "differ_most", "by_class", "by_confidence"}
+"""Of a run: where it was computed says nothing to a reader of grids, single images and classes are for its report."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NeededFacts:
@@ -295,8 +298,7 @@ class ResultStore:
 
     def store(self, cell: Cell, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write a finished cell and clear its run away."""
-        # where it was computed says nothing to a reader
-        facts = {name: value for name, value in result.items() if name != "run_folder"}
+        facts = {name: value for name, value in result.items() if name not in NOT_STORED}
         content = {"cell": cell.name, "row": cell.row, "pair": cell.pair, "asked": cell.asked(), **facts}
         self.path(cell).parent.mkdir(parents=True, exist_ok=True)
         write_text(self.path(cell), json.dumps(content, indent=1) + "\n")

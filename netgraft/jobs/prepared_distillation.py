@@ -21,6 +21,7 @@ from netgraft.evaluation.comparison import chance_warning, compare
 from netgraft.evaluation.metrics import macs
 from netgraft.files import write_text
 from netgraft.jobs.selection import BestOnTest
+from netgraft.jobs.thumbnails import write_thumbnails
 from netgraft.methods.method import About
 from netgraft.models.creation import class_count
 from netgraft.modules import parameters
@@ -239,6 +240,8 @@ class PreparedDistillation:
             ensemble=distilled.plan.ensemble,
             cache=self.job.keep_answers,
         )
+        if self.test is not None:
+            write_thumbnails(folder, self.test, [row["position"] for row in compared["differ_most"]])
         return {
             **distilled.facts(),
             **compared,

@@ -148,6 +148,27 @@ def loss_plot(title: str, steps: Sequence[int], terms: Mapping[str, Sequence[flo
     return Plot(title, f"{ends}{scale}", "step", x.ticks(), y.ticks(), curves)
 
 
+def confidence_plot(confidences: Sequence[float], figures: Sequence[float], *, figure: str) -> Plot:
+    """Draw how often answers are what they should be over how sure the student is of them.
+
+    Args:
+        confidences: Means of bins, in percent, ascending.
+        figures: In percent, of the same bins.
+        figure: What these say: ``right``, for instance.
+    """
+    low = min(90, 10 * math.floor(min(*confidences, *figures) / 10))
+    x, y = Scale(low, 100, LEFT, WIDTH - RIGHT), Scale(low, 100, HEIGHT - BOTTOM, TOP)
+    line = " ".join(f"{x.at(a)},{y.at(b)}" for a, b in zip(confidences, figures, strict=True))
+    diagonal = f"{x.at(low)},{y.at(low)} {x.at(100)},{y.at(100)}"
+    summary = "; ".join(f"{a:.0f} % sure: {b:.0f} % {figure}" for a, b in zip(confidences, figures, strict=True))
+    curves = (
+        Curve(f"% {figure}", line, COLOURS[0], DASHES[0]),
+        Curve("as often as it is sure", diagonal, COLOURS[4], DASHES[2]),
+    )
+    title = f"How often the student is {figure}, by how sure it is"
+    return Plot(title, summary, "confidence of the student in %", x.ticks(), y.ticks(), curves)
+
+
 def front_plot(title: str, sizes: Sequence[int], figures: Sequence[float], *, x_label: str) -> Plot:
     """Draw students by size and by how good they are, numbered, and the front of those that no other one beats.
 

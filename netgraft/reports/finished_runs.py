@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
@@ -16,11 +17,15 @@ from netgraft.errors import RequestError
 from netgraft.experiments.results import in_present_form
 from netgraft.jobs.options import DistillOptions
 from netgraft.jobs.run_folder import RunFolder
+from netgraft.jobs.thumbnails import thumbnail
 from netgraft.models.descriptions import TIMM
 from netgraft.models.folders import weights_file
 from netgraft.options import declared, shown
 
 METRICS = "metrics.jsonl"
+
+MOST_BYTES, JPEG = 2**17, b"\xff\xd8\xff"
+"""Of a thumbnail: its size, at most, and how it begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,60 @@ class Derived:
 
 
 @dataclass(frozen=True)
+class Differing:
+    """An image that both networks answer differently.
+
+    Attributes:
+        image: Its name.
+        teacher: The teacher's answer.
+        teacher_confidence: From 0 to 1.
+        student: The student's answer.
+        student_confidence: From 0 to 1.
+        right: Its class, where that is known.
+        thumbnail: JPEG in base64, where the run kept one.
+    """
+
+    image: str
+    teacher: str
+    teacher_confidence: float
+    student: str
+    student_confidence: float
+    right: str | None = None
+    thumbnail: str | None = None
+
+
+@dataclass(frozen=True)
+class ClassAgreement:
+    """What the student says where the teacher says ``name``: how many images, and the same in percent of them."""
+
+    name: str
+    images: int
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Images of which the student is sure between ``low`` and ``high``; see :mod:`netgraft.evaluation.confidence`."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    agreement: float
+    right: float | None = None
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """What is left of all images, in percent, where the student is at least ``low`` sure, and how good that is."""
+
+    low: float
+    left: float
+    agreement: float
+    right: float | None
+
+
+@dataclass(frozen=True)
 class PhaseLosses:
     """The loss terms of one phase.
 
@@ -109,6 +168,9 @@ class FinishedRun:
         derived: Where the student was made of its teacher.
         losses: Of each phase that noted some.
         student_bytes: Of the student's file of weights.
+        differing: Images on which both networks differ most.
+        by_class: Agreement where the teacher names a class, the lowest first.
+        by_confidence: What the student's confidence is worth, the lowest first.
     """
 
     folder: Path
@@ -116,11 +178,33 @@ class FinishedRun:
     derived: Derived | None
     losses: tuple[PhaseLosses, ...]
     student_bytes: int
+    differing: tuple[Differing, ...]
+    by_class: tuple[ClassAgreement, ...]
+    by_confidence: tuple[Confidence, ...]
 
     @property
     def name(self) -> str:
         """Of the folder."""
         return self.folder.resolve().name
+
+    @property
+    def thresholds(self) -> tuple[Threshold, ...]:
+        """What is left where less sure answers are turned away, at each edge of the bins."""
+        images = sum(row.images for row in self.by_confidence)
+        found = []
+        for number, row in enumerate(self.by_confidence):
+            kept = self.by_confidence[number:]
+            count = sum(each.images for each in kept)
+            right = [each.images * each.right for each in kept if each.right is not None]
+            found.append(
+                Threshold(
+                    0.0 if number == 0 else row.low,
+                    100 * count / images,
+                    sum(each.images * each.agreement for each in kept) / count,
+                    sum(right) / count if len(right) == len(kept) else None,
+                )
+            )
+        return tuple(found)
 
     @property
     def command(self) -> str | None:
@@ -168,6 +252,12 @@ def load_run(folder: Path) -> FinishedRun:
         _derived(folder, result.get("derived")),
         _losses(folder / METRICS),
         weights.stat().st_size if weights is not None and weights.is_file() else 0,
+        tuple(
+            replace(each, thumbnail=_thumbnail(thumbnail(folder, number)))
+            for number, each in enumerate(_rows(folder, result, "differ_most", Differing))
+        ),
+        tuple(_rows(folder, result, "by_class", ClassAgreement)),
+        tuple(_rows(folder, result, "by_confidence", Confidence)),
     )
 
 
@@ -179,15 +269,33 @@ def _holds(result: Mapping[str, Any], name: str, kind: Any) -> bool:
     return name in result and not (isinstance(value, float) and not math.isfinite(value))
 
 
+T = TypeVar("T")
+
+
+def _rows(folder: Path, result: Mapping[str, Any], name: str, kind: type[T]) -> list[T]:
+    """Read a list of a result; empty in those of versions that had none."""
+    return _converted(folder, name, result.get(name, []), list[kind])  # type: ignore[valid-type]
+
+
 def _derived(folder: Path, content: object) -> Derived | None:
-    if content is None:
-        return None
+    return None if content is None else _converted(folder, "derived", content, Derived)
+
+
+def _converted(folder: Path, name: str, content: object, kind: type[T]) -> T:
     try:
-        return msgspec.convert(content, Derived)
+        return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
         raise RequestError(
-            f"{folder / 'result.json'} is damaged: derived, {str(error).lower()}; run it again"
+            f"{folder / 'result.json'} is damaged: {name}, {str(error).lower()}; run it again"
         ) from error
+
+
+def _thumbnail(path: Path) -> str | None:
+    """Return a small JPEG in base64; None where there is none, or something else."""
+    if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        return None
+    content = path.read_bytes()
+    return base64.b64encode(content).decode() if content.startswith(JPEG) else None
 
 
 def _losses(path: Path) -> tuple[PhaseLosses, ...]:

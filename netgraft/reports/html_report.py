@@ -11,11 +11,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from netgraft.errors import RequestError
 from netgraft.files import write_text
-from netgraft.reports.drawings import Plot, front_plot, loss_plot
+from netgraft.reports.drawings import Plot, confidence_plot, front_plot, loss_plot
 from netgraft.reports.finished_runs import FinishedRun, load_run
 
 REPORT = "report.html"
 """In a run folder."""
+
+SHOWN_CLASSES = 12
+"""Of those on which the student differs most often."""
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
@@ -51,8 +54,25 @@ def render(runs: Sequence[FinishedRun]) -> str:
     )
     environment.filters |= {"count": _count, "millions": _millions, "megabytes": _megabytes}
     template = environment.get_template(REPORT)
-    page = template.render(runs=runs, plots=[_curves(run) for run in runs], front=_front(runs))
+    page = template.render(
+        runs=runs,
+        plots=[_curves(run) for run in runs],
+        trust=[_trust(run) for run in runs],
+        front=_front(runs),
+        shown_classes=SHOWN_CLASSES,
+    )
     return page.strip() + "\n"
+
+
+def _trust(run: FinishedRun) -> Plot | None:
+    """Draw what the student's confidence is worth; nothing where all answers are in one bin."""
+    rows = run.by_confidence
+    if len(rows) < 2:
+        return None
+    known = [row.right for row in rows if row.right is not None]
+    figures = known if len(known) == len(rows) else [row.agreement for row in rows]
+    said = "right" if known else "as the teacher's"
+    return confidence_plot([row.confidence for row in rows], figures, figure=said)
 
 
 def _curves(run: FinishedRun) -> list[Plot]:

@@ -159,6 +159,29 @@ def test_every_figure_of_a_comparison_is_the_one_counted_by_hand(
     compared = compare(
         models["teacher"], models["student"], numbered, GRAY, SilentReporter(), ensemble=models["ensemble"]
     )
+    sure = {
+        name: [100 * max(np.exp(naming[answer])) / sum(np.exp(naming[answer])) for answer in answers]
+        for name, answers, naming in (("teacher", TEACHER, CONFIDENT), ("student", STUDENT, UNSURE))
+    }
+    # all of the student's are below one half, and in the same bin of the error
+    [inside] = compared.pop("by_confidence")
+    assert inside["confidence"] == pytest.approx(np.mean(sure["student"]), abs=1e-3)
+    assert (inside["images"], inside["agreement"], inside["right"]) == (10, AGREEMENT, STUDENT_TOP1)
+    assert compared.pop("calibration_error") == pytest.approx(STUDENT_TOP1 - np.mean(sure["student"]), abs=1e-3)
+    # the teacher's answer 1 is less sure than the others: four times, two of them right; five of the other six are
+    less = [confidence for confidence, answer in zip(sure["teacher"], TEACHER, strict=True) if answer == 1]
+    more = [confidence for confidence, answer in zip(sure["teacher"], TEACHER, strict=True) if answer != 1]
+    error = (4 * abs(np.mean(less) - 100 * 2 / 4) + 6 * abs(np.mean(more) - 100 * 5 / 6)) / 10
+    assert compared.pop("teacher_calibration_error") == pytest.approx(error, abs=1e-3)
+    for row in compared.pop("differ_most"):
+        place = row["position"]
+        assert (row["image"], row["right"]) == (f"image {place}", str(LABELS[place]))
+        assert (row["teacher"], row["student"]) == (str(TEACHER[place]), str(STUDENT[place]))
+    for row in compared.pop("by_class"):
+        named = [number for number in range(10) if TEACHER[number] == int(row["name"])]
+        assert row["images"] == len(named)
+        same = [TEACHER[number] == STUDENT[number] for number in named]
+        assert row["agreement"] == pytest.approx(100 * sum(same) / len(named))
     assert compared == {
         "teacher_top1": TEACHER_TOP1,
         "student_top1": STUDENT_TOP1,
@@ -220,6 +243,8 @@ def test_without_labels_there_are_no_accuracies(numbered: ImageSet, models: dict
         compared = compare(models["teacher"], models["student"], test, GRAY, SilentReporter())
         estimated = {name: compared.pop(name) for name in list(compared) if name.startswith("estimated_gap")}
         different = [row["image"] for row in compared.pop("differ_most")]
+        for name in ("by_class", "by_confidence"):
+            assert sum(row["images"] for row in compared.pop(name, [])) == images
         assert compared == {
             "teacher_top1": None,
             "student_top1": None,

@@ -72,6 +72,7 @@ def test_images_that_differ_most_come_first_and_no_others_come() -> None:
     sure = np.exp(3) / (1 + np.exp(3))
     assert found[0] == {
         "image": "y.png",
+        "position": 2,
         "teacher": "cat",
         "teacher_confidence": pytest.approx(sure, abs=1e-4),
         "student": "dog",

@@ -226,11 +226,12 @@ def test_a_result_that_another_command_stores_is_not_computed_again(
 ) -> None:
     grid, cells, _ = opened(tmp_path, KD)
     asked = grid.pending(cells)
-    grid.results.store(cells[0], {"gap": 0.5})
+    grid.results.store(cells[0], {"gap": 0.5, "run_folder": "there", "by_class": [], "differ_most": []})
     notes = Notes()
     grid.run(asked, notes, never)
     assert notes.events == [("finished", cells[0].name)]
     assert notes.results[cells[0].name]["gap"] == 0.5
+    assert not {"run_folder", "by_class", "differ_most"} & notes.results[cells[0].name].keys()
     grid.results.path(cells[0]).unlink()
     # no process is at work in its folder, and yet it is somebody's
     after = Notes()

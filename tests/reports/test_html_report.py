@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import re
@@ -14,18 +16,27 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from netgraft.cli.main import run
 from netgraft.cli.report import add_report
+from PIL import Image
 
+from netgraft.data.image_set import ImageSet, PictureStore
+from netgraft.data.sources import open_data
+from netgraft.exporting.pixels import normalised, pixels_of
 from netgraft.files import write_checksums
+from netgraft.jobs.thumbnails import thumbnail, write_thumbnails
+from netgraft.models.loading import load_teacher
+from netgraft.models.students import load_student
 from netgraft.reports.html_report import render, write_report
 from tests.support.cli import QUICK, fails
 
 ASKED = [*QUICK, "--seed", "3", "--precision", "32"]
 """The precision isn't measured, so that the same student comes out again."""
 
-VOID = {"meta", "link", "line", "polyline", "circle", "rect", "br"}
+VOID = {"meta", "link", "img", "line", "polyline", "circle", "rect", "br"}
 
 
 class Page(HTMLParser):
@@ -108,6 +119,12 @@ def test_distill_leaves_a_page_with_the_figures_of_its_result(finished: Path) ->
         ),
     }
     for name, value, text in page.figures:
+        if "." in name:
+            field, row, column = name.split(".")
+            expected = result[field][int(row)][column]
+            assert float(value) == expected, name
+            assert float(text.removesuffix(" %").replace(",", "")) == pytest.approx(expected, abs=0.0501), name
+            continue
         assert float(value) == result[name], name
         number = float(re.sub(r"[,%+]|[A-Za-z]+$", "", text.replace(" ", "")))
         number *= 1e6 if text.endswith(" M") else 1
@@ -130,7 +147,7 @@ def test_what_a_result_has_besides_is_shown(finished: Path) -> None:
     nearly = {"agreement_low": 96.1234, "agreement_high": 99.8765}
     estimated = {"estimated_gap": 0.4321, "estimated_gap_low": 0.1, "estimated_gap_high": 1.2}
     unlabelled = dict.fromkeys(("teacher_top1", "student_top1", "gap", "test_images"))
-    differ = [
+    differ: list[dict[str, Any]] = [
         {"image": "a.jpg", "teacher": "cat", "student": "dog", "teacher_confidence": 0.9, "student_confidence": 0.6}
     ]
     more = {**nearly, **estimated, **unlabelled, "held_out_images": 50, "differ_most": differ}
@@ -139,10 +156,85 @@ def test_what_a_result_has_besides_is_shown(finished: Path) -> None:
     assert ("estimated_gap", "0.4321", "0.43 points") in page.figures
     assert "[0.10, 1.20]" in page.words
     assert ("held_out_images", "50", "50") in page.figures
-    assert "cat (90 %)" in page.words
+    assert "cat, 90 % sure" in page.words
+    assert "dog, 60 % sure" in page.words
     assert "top-1" not in page.words.partition("What was taken away")[0].partition("Teacher and student")[2].replace(
         "estimated loss of top-1", ""
     )
+
+
+def test_images_that_differ_most_are_shown_where_copies_are_at_hand(finished: Path) -> None:
+    page, rows = page_of(finished), result_of(finished)["differ_most"]
+    assert 2 < len(rows) <= 12
+    shown = page.named("img")
+    assert [each["alt"] for each in shown] == [row["image"] for row in rows]
+    test = open_data("digits").test
+    assert test is not None
+    assert test.labels is not None
+    for each, row in zip(shown, rows, strict=True):
+        content = base64.b64decode((each["src"] or "").partition(",")[2])
+        # a copy in JPEG of the very image, which has 8x8 pixels
+        pixels, own = (
+            np.asarray(image.convert("L"), float) for image in (open_jpeg(content), test.load(row["position"]))
+        )
+        assert np.abs(pixels - own).mean() < 6
+        assert row["right"] == str(test.labels[row["position"]])
+        assert row["teacher"] != row["student"]
+    folder = changed(finished, "run")
+    (folder / "thumbnails" / "0.jpg").write_text("<svg onload=alert(1)>")
+    (folder / "thumbnails" / "1.jpg").write_bytes(b"\xff\xd8\xff" + bytes(2**18))
+    assert [each["alt"] for each in page_of(folder).named("img")] == [row["image"] for row in rows[2:]]
+    shutil.rmtree(folder / "thumbnails")
+    without = page_of(folder)
+    assert without.named("img") == []
+    assert rows[0]["image"] in without.words
+
+
+def open_jpeg(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content), formats=["JPEG"])
+
+
+def test_copies_are_small_and_say_nothing_of_where_they_were_taken(tmp_path: Path) -> None:
+    big = Image.effect_noise((400, 300), 60)
+    about = Image.Exif()
+    about[0x010F] = "ann's camera"
+    big.save("big.jpg", exif=about)
+    with Image.open("big.jpg") as opened:
+        write_thumbnails(tmp_path, ImageSet("photos", 1, PictureStore([opened])), [0])
+    content = thumbnail(tmp_path, 0).read_bytes()
+    assert open_jpeg(content).size == (160, 120)
+    assert b"camera" in Path("big.jpg").read_bytes()
+    assert b"camera" not in content
+
+
+def test_what_is_left_of_less_sure_answers_is_counted_from_the_images(finished: Path) -> None:
+    page, result = page_of(finished), result_of(finished)
+    test = open_data("digits").test
+    assert test is not None
+    assert test.labels is not None
+    config = {"input_size": (1, 8, 8), "mean": (0.3064,), "std": (0.3753,), "interpolation": "bilinear", "crop_pct": 1}
+    pixels = normalised(pixels_of(test.load_many(range(len(test))), config), config)
+    with torch.no_grad():
+        student, teacher = (
+            model(pixels).double().softmax(1).numpy()
+            for model in (load_student(finished), load_teacher("digits_vgg7_bn"))
+        )
+    rows = re.findall(
+        r"(any|\d+ % sure)\s*([\d.]+) %\s*([\d.]+) %\s*([\d.]+) %", page.words.partition("What is left")[2]
+    )
+    assert rows[0][0] == "any"
+    for name, *figures in rows:
+        low = 0.0 if name == "any" else float(name.partition(" ")[0]) / 100
+        kept = student.max(1) > low
+        right = student.argmax(1) == np.array(test.labels)
+        same = student.argmax(1) == teacher.argmax(1)
+        expected = [100 * kept.mean(), 100 * right[kept].mean(), 100 * same[kept].mean()]
+        assert [float(each) for each in figures] == pytest.approx(expected, abs=0.051)
+    assert (
+        "calibration_error",
+        str(result["calibration_error"]),
+        f"{result['calibration_error']:.1f} points",
+    ) in page.figures
 
 
 def test_a_student_chosen_on_the_test_set_is_marked_and_warnings_stand_on_top(finished: Path) -> None:
@@ -171,7 +263,7 @@ def test_widths_are_drawn_to_scale(finished: Path) -> None:
 
 
 def test_curves_go_through_the_losses(finished: Path) -> None:
-    folder = changed(finished, "run", phases=["first", "second"])
+    folder = changed(finished, "run", phases=["first", "second"], by_confidence=[])
     rows = [{"phase": 0, "step": step, "lr": 1.0, "logits": 4.0 - step / 50} for step in range(10, 101, 10)]
     rows += [{"phase": 1, "step": step, "lr": 1.0, "ce": 10.0**-step} for step in range(1, 4)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -226,9 +318,9 @@ HOSTILE = "\"><script>alert(1)</script><img src=x onerror=alert(2)>'&amp;{{ 7 * 
 
 def test_no_name_becomes_markup(finished: Path) -> None:
     derived = {"narrowed": {HOSTILE: [4, 2]}, "left_out": [HOSTILE], "whole": [HOSTILE]}
-    differ = [
-        {"image": HOSTILE, "teacher": HOSTILE, "student": HOSTILE, "teacher_confidence": 1, "student_confidence": 1}
-    ]
+    both = {"teacher": HOSTILE, "student": HOSTILE, "teacher_confidence": 1, "student_confidence": 1}
+    differ = [{"image": HOSTILE, "right": HOSTILE, **both}]
+    classes = [{"name": HOSTILE, "images": 3, "agreement": 50.0}, {"name": "b", "images": 3, "agreement": 60.0}]
     names = dict.fromkeys(("data", "teacher", "student", "method", "plan", "views", "selection", "machine"), HOSTILE)
     options = {"teacher": HOSTILE}
     versions = {HOSTILE: HOSTILE}
@@ -238,13 +330,14 @@ def test_no_name_becomes_markup(finished: Path) -> None:
         **names,
         derived=derived,
         differ_most=differ,
+        by_class=classes,
         options=options,
         versions=versions,
         warnings=[HOSTILE],
         phases=[HOSTILE],
     )
     (folder / "metrics.jsonl").write_text(json.dumps({"phase": 0, "step": 1, HOSTILE: 1.0}) + "\n")
-    one = changed(finished, "harmless", derived={"narrowed": {"a": [4, 2]}, "left_out": ["b"], "whole": []})
+    one = changed(finished, "harmless", derived={"narrowed": {"a": [4, 2]}, "left_out": ["b"], "whole": ["c"]})
     for page, harmless in ((page_of(folder), page_of(one)), (page_of(folder, folder), page_of(one, one))):
         assert {tag for tag, _ in page.elements} <= {tag for tag, _ in harmless.elements}
         assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
@@ -254,7 +347,8 @@ def test_no_name_becomes_markup(finished: Path) -> None:
 
 def test_the_page_needs_nothing_else_and_says_what_pictures_show(finished: Path) -> None:
     page = page_of(finished, finished)
-    assert not {"script", "iframe", "img", "object"} & {tag for tag, _ in page.elements}
+    assert not {"script", "iframe", "object"} & {tag for tag, _ in page.elements}
+    assert all((each["src"] or "").startswith("data:image/jpeg;base64,") and each["alt"] for each in page.named("img"))
     for _, attributes in page.elements:
         for name in ("src", "href"):
             assert (attributes.get(name) or "#").startswith(("#", "data:"))
@@ -315,6 +409,9 @@ def test_unfinished_and_damaged_runs_are_one_sentence(
         ({"parameters": "many"}, "it has no valid parameters"),
         ({"gap": float("nan")}, "it has no valid gap"),
         ({"derived": {"narrowed": {"a": 3}}}, "is damaged: derived"),
+        ({"differ_most": [{"image": 3}]}, "is damaged: differ_most"),
+        ({"by_class": {}}, "is damaged: by_class"),
+        ({"by_confidence": [{"low": "x"}]}, "is damaged: by_confidence"),
         ({"teacher_digest": ...}, "expected a run of netgraft distill in run, got one of another command"),
     ],
 )
@@ -359,32 +456,33 @@ def test_a_report_that_fails_loses_no_run(
 # --- in a browser
 
 
-def test_a_browser_shows_it_without_complaint(finished: Path, tmp_path: Path) -> None:
+def test_a_browser_shows_it_without_complaint(finished: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("needs the browser chromium")
-    write_report([finished, finished], tmp_path / "page.html")
-    probe = (
-        "<script>addEventListener('load', () => document.body.setAttribute('data-wide', "
-        "document.documentElement.scrollWidth > innerWidth));</script></body>"
+
+    def seen(page: Path) -> str:
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1100,900"]
+        done = subprocess.run(
+            [*command, "--enable-logging=stderr", "--dump-dom", page.resolve().as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=True,
+        )
+        assert "CONSOLE" not in done.stderr
+        return done.stdout
+
+    write_report([finished, finished, finished], Path("page.html"))
+    # as it is, under its own policy, against which a refused picture would be a complaint
+    seen(Path("page.html"))
+    probe = "<script>addEventListener('load', () => parent.postMessage(%s, '*'));</script></body>"
+    # in a frame as wide as a phone: does it scroll sideways, and does every picture have pixels
+    asked = "[document.documentElement.scrollWidth > innerWidth, [...document.images].every(i => i.naturalWidth > 0)]"
+    text = re.sub(r"<meta http-equiv.*?>", "", Path("page.html").read_text())
+    Path("probed.html").write_text(text.replace("</body>", probe % asked))
+    Path("phone.html").write_text(
+        "<body><script>addEventListener('message', e => document.body.setAttribute('data-said', e.data));</script>"
+        "<iframe src='probed.html' width=390 height=900></iframe></body>"
     )
-    # the policy of the page itself would stop the probe
-    text = re.sub(r"<meta http-equiv.*?>", "", (tmp_path / "page.html").read_text())
-    (tmp_path / "page.html").write_text(text.replace("</body>", probe))
-    command = [
-        browser,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--window-size=500,900",
-        "--enable-logging=stderr",
-    ]
-    done = subprocess.run(
-        [*command, "--dump-dom", (tmp_path / "page.html").as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=True,
-    )
-    assert 'data-wide="false"' in done.stdout
-    assert "CONSOLE" not in done.stderr
+    assert 'data-said="false,true"' in seen(Path("phone.html"))
