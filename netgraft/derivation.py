@@ -30,12 +30,13 @@ from netgraft.deriving.selection import kept_channels
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
 from netgraft.deriving.twins import widths_like
 from netgraft.errors import RequestError
-from netgraft.evaluation.metrics import shortest_milliseconds
+from netgraft.evaluation.metrics import macs, shortest_milliseconds
 from netgraft.evaluation.teacher_answers import check_answers
 from netgraft.grafting.pairing import FAR, Pairing
+from netgraft.models.card import model_name
 from netgraft.models.own_modules import as_classifier, preprocessing
 from netgraft.models.students import save_student
-from netgraft.modules import eval_mode
+from netgraft.modules import eval_mode, parameters
 from netgraft.progress import ProgressReporter, SilentReporter
 
 VIEWS = 2048
@@ -139,7 +140,14 @@ class Derivation:
         Raises:
             RunError: The folder can't be written.
         """
-        save_student(Path(folder), self.student, self.student, cuts=(), data_config=self.data_config)
+        save_student(
+            Path(folder),
+            self.student,
+            self.student,
+            cuts=(),
+            data_config=self.data_config,
+            known=compared_sizes(self.anatomy.model, self.student, self.data_config),
+        )
 
     def start(self, pairing: Pairing) -> Pairing:
         """Return a pairing of teacher and student that says how the student started.
@@ -416,6 +424,17 @@ class Deriver:
             width = widths.get(place.atom, place.width)
             rows.append(Narrowed(place.name, place.width, width, errors.get(place.atom, {}).get(width)))
         return Choice(tuple(rows), {unit: (cost({}), cost(widths)) for unit, cost in self._first.counted.items()})
+
+
+def compared_sizes(teacher: nn.Module, student: nn.Module, data_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a model card says of both models' sizes, and of the teacher's name."""
+    size = tuple(data_config["input_size"])
+    return {
+        "teacher": model_name(teacher),
+        "teacher_parameters": parameters(teacher),
+        "teacher_macs": macs(teacher, size),
+        "macs": macs(student, size),
+    }
 
 
 def _with_parents(layer: str) -> list[str]:

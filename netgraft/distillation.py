@@ -32,6 +32,7 @@ from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget, Method, Preset
 from netgraft.methods.registry import check_names, configure, name_of
+from netgraft.models.card import model_name
 from netgraft.models.creation import class_count, describe_labels, labels_of
 from netgraft.models.heads import replace_head
 from netgraft.models.own_modules import as_classifier, preprocessing
@@ -145,6 +146,8 @@ class Distillation:
             teacher_digest=self.teacher_digest,
             derivation=self.derivation,
             notes=self.notes,
+            images=len(self.views) // self.views.per_image,
+            teacher_name=model_name(self.teacher),
         )
 
 

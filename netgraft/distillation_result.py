@@ -12,7 +12,7 @@ from torch import nn
 from netgraft.data.given_images import pictures
 from netgraft.data.image_set import ImageSet, PictureStore
 from netgraft.data.sources import open_data
-from netgraft.derivation import Derivation
+from netgraft.derivation import Derivation, compared_sizes
 from netgraft.errors import RequestError
 from netgraft.evaluation.class_matching import match_classes
 from netgraft.evaluation.comparison import predictions
@@ -20,6 +20,7 @@ from netgraft.evaluation.metrics import agreement, macs, top1
 from netgraft.exporting.export import Exported, ExportedInt8, export, export_int8
 from netgraft.grafting.folding import Folding
 from netgraft.grafting.pairing import Pairing
+from netgraft.models.card import OWN_MODEL
 from netgraft.models.creation import label_names
 from netgraft.models.students import opens_with_timm, save_student
 from netgraft.modules import parameters, state_digest
@@ -63,6 +64,8 @@ class DistillationResult:
         measured: What images that were held out say of the student, by its name in a result file: ``agreement`` with
             the teacher in percent and ``estimated_gap``, the points of accuracy that were probably lost, each with the
             ends of its 95 % interval (``agreement_low``, ...), ``held_out_images`` and ``differ_most``; empty without.
+        images: How many the student learned from.
+        teacher_name: Its architecture's, where timm knows it.
 
     Examples:
         >>> import netgraft, timm
@@ -100,6 +103,8 @@ class DistillationResult:
     notes: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
     measured: Mapping[str, Any] = field(default_factory=dict)
+    images: int | None = None
+    teacher_name: str = OWN_MODEL
 
     @property
     def teacher(self) -> nn.Module:
@@ -191,6 +196,8 @@ class DistillationResult:
     def save(self, folder: str | Path) -> None:
         """Write a student folder: timm's own format where every adapter folded; see :mod:`netgraft.models.students`.
 
+        A model card, ``README.md``, says what is known of it.
+
         Raises:
             RunError: The folder can't be written.
         """
@@ -200,6 +207,13 @@ class DistillationResult:
             self.model,
             cuts=self.pairing.student.names[:-1],
             data_config=self.data_config,
+            known={
+                **compared_sizes(self.teacher, self.student, self.data_config),
+                "teacher": self.teacher_name,
+                "images": self.images,
+                "agreement": self.measured.get("agreement"),
+                "measured_on": self.measured.get("held_out_images"),
+            },
         )
 
     def export(

@@ -23,6 +23,7 @@ from netgraft.files import write_text
 from netgraft.jobs.selection import BestOnTest
 from netgraft.jobs.thumbnails import write_thumbnails
 from netgraft.methods.method import About
+from netgraft.models.card import CARD
 from netgraft.models.creation import class_count
 from netgraft.modules import parameters
 from netgraft.options import asked, declared, held, recorded, shown
@@ -231,6 +232,8 @@ class PreparedDistillation:
         assert self._result is not None, "train() comes first"
         distilled, prepared = self._result, self.distillation
         distilled.save(folder / "student")
+        # that of the finished run says more
+        (folder / "student" / CARD).unlink()
         compared = compare(
             prepared.teacher,
             distilled.student,

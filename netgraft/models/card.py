@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import timm
+from torch import nn
 
 import netgraft.zoo  # noqa: F401  (its models are timm's by name)
 from netgraft.models.downloads import HUB
@@ -52,7 +53,7 @@ class CardFacts:
     student: str
     opener: Opener
     parameters: int
-    macs: int
+    macs: int | None = None
     teacher: str | None = None
     teacher_parameters: int | None = None
     teacher_macs: int | None = None
@@ -110,6 +111,11 @@ def base_model(teacher: str) -> str | None:
     return getattr(timm.get_pretrained_cfg(teacher), "hf_hub_id", None) or teacher
 
 
+def model_name(model: nn.Module) -> str:
+    """Return the name of a model's architecture, where timm or torchvision knows it."""
+    return (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or OWN_MODEL
+
+
 def license_of_weights(model: str) -> str | None:
     """Return the licence that timm names for a model's pretrained weights."""
     known = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
@@ -149,7 +155,7 @@ def _origin(facts: CardFacts) -> str:
         text += f" from {facts.images:,} images"
         text += f" of {_code(facts.data)}" if facts.data else ""
         text += f" ({_code(facts.labels)})" if facts.labels else ""
-    if facts.teacher_parameters and facts.teacher_macs:
+    if facts.teacher_parameters and facts.teacher_macs and facts.macs is not None:
         text += (
             f": {facts.parameters / facts.teacher_parameters:.1%} of its parameters, "
             f"{facts.macs / facts.teacher_macs:.1%} of its multiply-accumulates"
@@ -165,7 +171,8 @@ def _table(facts: CardFacts) -> list[str]:
     if facts.agreement is not None:
         rows.append(("same answer as the teacher", "", f"{facts.agreement:.2f} %"))
     rows.append(("parameters", _count(facts.teacher_parameters), _count(facts.parameters)))
-    rows.append(("multiply-accumulates", _count(facts.teacher_macs), _count(facts.macs)))
+    if facts.macs is not None:
+        rows.append(("multiply-accumulates", _count(facts.teacher_macs), _count(facts.macs)))
     if facts.teacher is None:
         return ["| | |", "|---|---:|", *(f"| {name} | {own} |" for name, _, own in rows)]
     return ["| | teacher | student |", "|---|---:|---:|", *(f"| {name} | {its} | {own} |" for name, its, own in rows)]

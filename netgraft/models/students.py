@@ -21,6 +21,7 @@ from netgraft.deriving.sizes import Sizes
 from netgraft.errors import RequestError, RunError
 from netgraft.files import check_checksums, write_checksums
 from netgraft.grafting.adapters import LinearAdapter, deployed_layer
+from netgraft.models.card import CARD, CardFacts, Opener, card
 from netgraft.models.creation import class_count, labels_of, load_trained, pretrained_cfg
 from netgraft.models.descriptions import MODULE, OWN, TIMM, Adapter, OwnDescription
 from netgraft.models.folders import AGAIN, bounded_memory, elements_of, reason_of, weights_file
@@ -28,7 +29,7 @@ from netgraft.models.own_modules import LogitsOf, as_classifier
 from netgraft.models.plain_form import PlainForm, plain_form
 from netgraft.models.torchvision_models import PREFIX, create, is_torchvision
 from netgraft.models.weights import load_weights, read_weights
-from netgraft.modules import eval_mode
+from netgraft.modules import eval_mode, parameters
 from netgraft.splitting.chain import state_of
 from netgraft.splitting.split import logits_of, split
 
@@ -39,7 +40,13 @@ IN_A_RUN = ("student", "model")
 
 
 def save_student(
-    folder: Path, student: nn.Module, model: nn.Module, *, cuts: tuple[str, ...], data_config: Mapping[str, Any]
+    folder: Path,
+    student: nn.Module,
+    model: nn.Module,
+    *,
+    cuts: tuple[str, ...],
+    data_config: Mapping[str, Any],
+    known: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a student folder; an unfinished one never stands under the final name.
 
@@ -49,8 +56,10 @@ def save_student(
         model: The timm model that the student was built from.
         cuts: Where ``model`` was cut; needed to rebuild a sequence.
         data_config: Preprocessing: ``input_size``, ``mean``, ``std``, ``interpolation``, ``crop_pct``.
+        known: What the model card, ``README.md``, says besides what is seen of the student: fields of
+            :class:`netgraft.models.card.CardFacts`.
 
-    Besides stands the SHA-256 of each file, in ``SHA256SUMS``; timm passes over it.
+    Besides stands the SHA-256 of each file but the card, in ``SHA256SUMS``; timm passes over both.
 
     The names of the model's classes, timm's ``label_names`` of its ``pretrained_cfg``, are written along: at the root
     of timm's ``config.json``, or in ``pretrained_cfg`` of ``netgraft.json``.
@@ -67,7 +76,7 @@ def save_student(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_student(Path(folder, "student"), model, model, cuts=(), data_config=model.pretrained_cfg)
         ...     sorted(path.name for path in Path(folder, "student").iterdir())
-        ['SHA256SUMS', 'config.json', 'model.safetensors']
+        ['README.md', 'SHA256SUMS', 'config.json', 'model.safetensors']
     """
     unfinished = folder.with_name(folder.name + ".unfinished")
     replaced = folder.with_name(folder.name + ".replaced")
@@ -79,6 +88,10 @@ def save_student(
         else:
             _save_with_own_description(unfinished, student, model, cuts, data_config)
         write_checksums(unfinished, [path.name for path in unfinished.iterdir()])
+        opener: Opener = "timm" if (unfinished / TIMM).exists() else "netgraft" if named else "model"
+        name = pretrained_cfg(model)["architecture"] if named else _class_of(model)
+        about = {"student": name, "opener": opener, "parameters": parameters(student), **(known or {})}
+        (unfinished / CARD).write_text(card(CardFacts(**about)), encoding="utf-8")
         if folder.exists():
             # the old student goes only when the new one stands
             shutil.rmtree(replaced, ignore_errors=True)

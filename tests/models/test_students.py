@@ -20,6 +20,7 @@ from netgraft.grafting.folding import fold_with_report
 from netgraft.grafting.pairing import pair
 from netgraft.grafting.scions import assemble, make_scions
 from netgraft.models import students
+from netgraft.models.card import CARD
 from netgraft.models.creation import build_model, describe_labels, label_names, labels_of, pretrained_cfg
 from netgraft.models.students import load_student, save_student
 from netgraft.splitting.split import split
@@ -82,7 +83,8 @@ def test_plain_student_opens_with_timm_alone(tmp_path: Path) -> None:
         assert torch.equal(loaded(X), model(X))
         assert snapshot(loaded) == snapshot(model)
         assert preprocessing(loaded) == CONFIG
-    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "config.json", "model.safetensors"]
+    expected = ["README.md", "SHA256SUMS", "config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == expected
     assert [path.name for path in folder.parent.iterdir()] == ["student"]
 
 
@@ -247,7 +249,7 @@ def test_a_flipped_bit_is_noticed(kind: str, which: int, place: float, whole: di
     folder = tmp_path / "s"
     shutil.copytree(whole[kind], folder)
     load_student(folder)
-    path = sorted(folder.iterdir())[which]
+    path = sorted(path for path in folder.iterdir() if path.name != CARD)[which]
     flip(path, int(place * (path.stat().st_size - 1)), which)
     with pytest.raises(RequestError, match=r"is damaged: .*; copy the folder again or save it again, or remove ") as it:
         load_student(folder)
@@ -256,7 +258,7 @@ def test_a_flipped_bit_is_noticed(kind: str, which: int, place: float, whole: di
 
 @pytest.mark.parametrize("kind", ["plain", "sequence"])
 def test_a_file_that_is_gone_is_noticed(kind: str, whole: dict[str, Path], tmp_path: Path) -> None:
-    for name in sorted(path.name for path in whole[kind].iterdir()):
+    for name in sorted(path.name for path in whole[kind].iterdir() if path.name != CARD):
         shutil.copytree(whole[kind], tmp_path / name)
         (tmp_path / name / name).unlink()
         if name == "SHA256SUMS":  # as of a model that timm saved: nothing is known of its files
