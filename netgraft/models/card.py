@@ -175,7 +175,8 @@ def _table(facts: CardFacts) -> list[str]:
         rows.append(("multiply-accumulates", _count(facts.teacher_macs), _count(facts.macs)))
     if facts.teacher is None:
         return ["| | |", "|---|---:|", *(f"| {name} | {own} |" for name, _, own in rows)]
-    return ["| | teacher | student |", "|---|---:|---:|", *(f"| {name} | {its} | {own} |" for name, its, own in rows)]
+    lines = [f"| {name} |{f' {its}' if its else ''} | {own} |" for name, its, own in rows]
+    return ["| | teacher | student |", "|---|---:|---:|", *lines]
 
 
 def _count(number: int | None) -> str:
