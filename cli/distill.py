@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import PATH, HyperparameterCommand, given, output_options, value_of
+from .options import HyperparameterCommand, config_option, given, output_options, value_of
 from .report import add_report
 from .run import is_first_process, run_job
 
@@ -45,12 +45,7 @@ def _read(config: Path) -> dict[str, Any]:
 
 
 @click.command(cls=HyperparameterCommand, declared=_options, lookup=_method_of)
-@click.option(
-    "--config",
-    type=PATH,
-    metavar="FILE",
-    help="TOML file of options, such as a run's config.toml; options beside it win.",
-)
+@config_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done, with time and memory; write nothing.")
 @output_options
 def distill(

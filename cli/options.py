@@ -55,7 +55,7 @@ class DeclaredCommand(click.Command):
                 [
                     parameter
                     for parameter in parameters
-                    if not isinstance(parameter, HyperparameterOption)
+                    if not isinstance(parameter, HyperparameterOption | click.Argument)
                     and self._sections.get(parameter.name or "", "run") == section
                 ],
             )
@@ -206,6 +206,12 @@ def job_options(*names: str) -> list[Option]:
 def flag(name: str, meaning: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Declare a switch that is None unless it is given."""
     return click.option(name, is_flag=True, default=None, help=meaning)
+
+
+def config_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Declare the file that repeats an earlier run."""
+    meaning = "TOML file of options, such as a run's config.toml; options beside it win."
+    return click.option("--config", type=PATH, metavar="FILE", help=meaning)(command)
 
 
 def output_options(command: Callable[..., None]) -> Callable[..., None]:

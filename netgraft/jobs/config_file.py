@@ -1,4 +1,4 @@
-"""What a run was asked for as a TOML file: every run writes one, and ``netgraft distill --config`` repeats it."""
+"""What a run was asked for as a TOML file: every run writes one, and ``--config`` of its command repeats it."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ ONE_OF = (("shots", "images", "subset"), ("student", "keep"))
 """Options that exclude one another: one that is given later replaces the others."""
 
 
-def written(job: JobOptions, hyperparameters: Mapping[str, str]) -> str:
+def written(job: JobOptions, hyperparameters: Mapping[str, str], *, command: str) -> str:
     """Return the options of a job that differ from their defaults, in the order in which people read them.
 
     Args:
         job: What was asked for.
         hyperparameters: Likewise, as text.
+        command: That repeats the run.
     """
     values = held(job)
-    lines = ["# netgraft distill --config FILE repeats this run; options on the command line override it"]
+    lines = [f"# netgraft {command} --config FILE repeats this run; options on the command line override it"]
     lines += [
         f"{name} = {_toml(values[name])}"
         for name, option in ordered(type(job)).items()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 from timm.data import resolve_model_data_config
 from torch import nn
@@ -65,6 +66,8 @@ class Start:
 @dataclass(frozen=True)
 class DistillJob(DistillOptions, Job):
     """``netgraft distill``."""
+
+    command: ClassVar[str] = "distill"
 
     @property
     def hyperparameters(self) -> Mapping[str, str]:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.environment import environment
@@ -59,7 +59,13 @@ class PreparedJob(Protocol):
 
 
 class Job(JobOptions, ABC):
-    """Carries out what is asked for."""
+    """Carries out what is asked for.
+
+    Attributes:
+        command: Of the command line, that asks for such jobs.
+    """
+
+    command: ClassVar[str]
 
     @abstractmethod
     def prepare(self) -> PreparedJob:
@@ -98,7 +104,8 @@ class Job(JobOptions, ABC):
                 return finished
             if fabric.is_global_zero:
                 prepared.begin(folder)
-                write_text(folder / config_file.FILE, config_file.written(self, self.hyperparameters))
+                content = config_file.written(self, self.hyperparameters, command=self.command)
+                write_text(folder / config_file.FILE, content)
             for note in prepared.notes:
                 reporter.note(note)
             prepared.train(folder, resume=self.resume, reporter=reporter, stop=stop)

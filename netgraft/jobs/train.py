@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from timm.data import resolve_model_data_config
@@ -94,8 +94,10 @@ class SupervisedTraining:
 class TrainJob(Job):
     """``netgraft train``: a teacher, from labelled images."""
 
+    command: ClassVar[str] = "train"
+
     model: str = required("A timm name.")
-    data: str = required("Name or path of labelled images.", scope="pair")
+    data: str = required("Name or path of labelled images.", scope="pair", section="data")
     recipe: SupervisedTraining = field(default_factory=SupervisedTraining)
 
     @property

@@ -63,14 +63,14 @@ def test_every_value_comes_back_as_it_was() -> None:
         },
     }
     job = build(DistillJob, {**asked, "out": Path("run"), "resume": True})
-    Path("config.toml").write_text(written(job, job.hyperparameters), encoding="utf-8")
+    Path("config.toml").write_text(written(job, job.hyperparameters, command="distill"), encoding="utf-8")
     assert read(Path("config.toml"), DistillOptions) == asked
 
 
 def test_a_training_says_its_recipe() -> None:
     recipe = SupervisedTraining(epochs=3, optimizer="adamw")
     job = TrainJob(model="resnet18", data="photos", recipe=recipe, compute=DeviceOptions(precision="32"))
-    assert tomllib.loads(written(job, job.hyperparameters)) == {
+    assert tomllib.loads(written(job, job.hyperparameters, command="train")) == {
         "model": "resnet18",
         "data": "photos",
         "precision": "32",
@@ -117,6 +117,61 @@ def test_the_method_of_a_file_has_its_options(capsys: pytest.CaptureFixture[str]
     Path("own.toml").write_text('method = "kd"\nshots = 1\nviews = "plain"\n')
     result = run_json(capsys, "distill", "--config", "own.toml", "--temperature", "2", "--steps", "1", "--out", "run")
     assert (result["method"], result["settings"]) == ("kd", {"temperature": "2", "steps": "1"})
+
+
+# --- netgraft train
+
+
+TRAINING = ["train", "digits_vgg7_bn_half", "--data", "digits", "--precision", "32", "--epochs", "1"]
+
+
+def test_a_training_is_repeated_by_its_file_and_overridden_by_options(capsys: pytest.CaptureFixture[str]) -> None:
+    first = run_json(capsys, *TRAINING, "--lr", "0.05", "--seed", "3", "--out", "first")
+    text = Path("first/config.toml").read_text()
+    assert text.startswith("# netgraft train --config FILE repeats this run")
+    assert tomllib.loads(text) == {
+        "model": "digits_vgg7_bn_half",
+        "data": "digits",
+        "seed": 3,
+        "precision": "32",
+        "settings": {"epochs": 1, "lr": 0.05},
+    }
+    again = run_json(capsys, "train", "--config", "first/config.toml", "--out", "again")
+    assert again["weights_digest"] == first["weights_digest"]
+    assert again["fingerprint"] == first["fingerprint"]
+    assert Path("again/config.toml").read_text() == text
+    other = run_json(
+        capsys, "train", "digits_vgg7_bn", "--batch-size", "400", "--config", "first/config.toml", "--out", "other"
+    )
+    # 1,197 images
+    assert (other["model"], other["seed"], other["steps"]) == ("digits_vgg7_bn", 3, 3)
+    assert "lr=0.05" in other["recipe"]
+
+
+def test_each_command_names_what_the_other_ones_file_says(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("trained.toml").write_text('model = "digits_vgg7_bn"\ndata = "digits"\n')
+    Path("distilled.toml").write_text("shots = 3\n")
+    assert "there is no option 'model'" in fails(capsys, "distill", "--config", "trained.toml")
+    assert "there is no option 'shots'" in fails(capsys, "train", "--config", "distilled.toml")
+    Path("own.toml").write_text('model = "digits_vgg7_bn"\ndata = "digits"\n[settings]\nepoch = 3\n')
+    assert "no hyper-parameter 'epoch'" in fails(capsys, "train", "--config", "own.toml")
+
+
+@pytest.mark.parametrize(
+    ("asked", "missing"),
+    [
+        ([], "no MODEL and no --data;"),
+        (["resnet18"], "no --data;"),
+        (["--data", "digits"], "no MODEL;"),
+        (["--config", "seed.toml"], "no MODEL and no --data;"),
+    ],
+)
+def test_a_training_needs_a_model_and_images(
+    asked: list[str], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("seed.toml").write_text("seed = 3\n")
+    said = fails(capsys, "train", *asked)
+    assert f"expected a model and labelled images, got {missing} give MODEL and --data FOLDER, or --config" in said
 
 
 # --- dry runs
