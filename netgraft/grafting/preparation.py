@@ -33,10 +33,39 @@ def cut_and_pair(
     Raises:
         RequestError: The models can't be cut or paired, have fewer blocks, or the student can't start in this way.
     """
-    probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
-    device = next(teacher.parameters()).device
-    chains = [split(model, probe=probe.to(device)) for model in (teacher, student.to(device))]
-    outputs = [_classes(chain, probe.to(device)) for chain in chains]
+    return pair_with(cut(teacher, input_size=input_size), student, options, input_size=input_size)
+
+
+def cut(model: nn.Module, *, input_size: Sequence[int]) -> BlockChain:
+    """Cut a model where :func:`cut_and_pair` does, for several students that are paired with it.
+
+    Args:
+        model: A classifier.
+        input_size: Channels, height and width.
+
+    Raises:
+        RequestError: It can't be cut.
+    """
+    return split(model, probe=_probe(input_size, model))
+
+
+def pair_with(
+    teacher: BlockChain, student: nn.Module, options: PairingOptions = DEFAULT, *, input_size: Sequence[int]
+) -> Pairing:
+    """Pair a student with a teacher that is cut already; otherwise as :func:`cut_and_pair`.
+
+    Args:
+        teacher: Of :func:`cut`; not changed, and shared by the pairings that are made of it.
+        student: A classifier with as many classes.
+        options: How.
+        input_size: Channels, height and width.
+
+    Raises:
+        RequestError: As :func:`cut_and_pair`.
+    """
+    probe = _probe(input_size, teacher)
+    chains = [teacher, split(student.to(probe.device), probe=probe)]
+    outputs = [_classes(chain, probe) for chain in chains]
     if outputs[0] != outputs[1]:
         raise RequestError(
             f"the teacher has {outputs[0]} classes and the student {outputs[1]}; they must be the same, or the student "
@@ -45,7 +74,7 @@ def cut_and_pair(
     pairing = pair(*chains)
     if options.blocks is not None:
         with eval_mode(pairing.teacher):
-            costs = macs_along(pairing.teacher, probe.to(device))
+            costs = macs_along(pairing.teacher, probe)
         pairing = merge_to(pairing, options.blocks, costs=costs)
     if options.init == "keep":
         return replace(pairing, init="kept")
@@ -59,6 +88,11 @@ def cut_and_pair(
         except RequestError:
             return pairing  # no smaller twin
     return pairing
+
+
+def _probe(input_size: Sequence[int], model: nn.Module) -> Tensor:
+    probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
+    return probe.to(next(model.parameters()).device)
 
 
 @torch.no_grad()

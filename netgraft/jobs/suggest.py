@@ -15,12 +15,12 @@ from torch import nn
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.twins import narrows_to
 from netgraft.errors import RequestError
-from netgraft.grafting.options import PairingOptions
-from netgraft.grafting.preparation import cut_and_pair
+from netgraft.grafting.preparation import cut, pair_with
 from netgraft.models.creation import build_model, build_student, class_count, family
 from netgraft.models.loading import is_folder, load_teacher
 from netgraft.modules import eval_mode, macs_along, parameters
 from netgraft.progress import ProgressReporter, SilentReporter
+from netgraft.splitting.chain import BlockChain
 
 SMALL_MODELS = (
     "mobilenetv2_100",
@@ -136,8 +136,10 @@ def suggest(
         size = Size(parameters(network), *macs_along([network], torch.zeros(1, *input_size)))
     chosen = _promising(teacher, network, size, input_size, most, reporter)
     narrower = _narrower_twins(network, chosen, input_size)
+    # once, for all of them
+    [chain] = [cut(each, input_size=input_size) for each in reporter.track([network], total=1, name="cutting")]
     paired = (
-        _paired(name, model, network, input_size, narrower=name in narrower)
+        _paired(name, model, network, chain, narrower=name in narrower)
         for name, model in reporter.track(chosen.items(), total=len(chosen), name="pairing models")
     )
     order = sorted(filter(None, paired), key=lambda each: (STARTS.index(each.start), -each.size.macs))
@@ -220,12 +222,12 @@ def _narrower_twins(
 
 
 def _paired(
-    name: str, candidate: _Candidate, teacher: nn.Module, input_size: Sequence[int], *, narrower: bool
+    name: str, candidate: _Candidate, teacher: nn.Module, chain: BlockChain, *, narrower: bool
 ) -> Suggestion | None:
-    """Build a candidate and pair it with the teacher; None where they don't pair."""
+    """Build a candidate and pair it with the teacher, cut already; None where they don't pair."""
     student = build_student(name, teacher=teacher, seed=0)
     try:
-        pairing = cut_and_pair(teacher, student, PairingOptions(), input_size=input_size)
+        pairing = pair_with(chain, student, input_size=resolve_model_data_config(teacher)["input_size"])
     except RequestError:
         return None
     start: Start = "solve" if narrower else "slice" if pairing.init == "slice" else "random"

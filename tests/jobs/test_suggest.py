@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,8 +12,11 @@ from torch import nn
 
 import netgraft
 from netgraft.errors import RequestError
+from netgraft.grafting import preparation
 from netgraft.jobs.suggest import Size, Suggestions, suggest
-from netgraft.models.creation import build_student, family
+from netgraft.models.creation import build_student, family, pretrained_cfg
+from netgraft.splitting.chain import BlockChain
+from netgraft.splitting.split import split
 from tests.support.digit_words import save_teacher
 
 
@@ -85,6 +89,21 @@ def test_students_have_as_many_classes_as_asked_for() -> None:
 def test_a_folder_is_a_teacher_like_its_name(tmp_path: Path, for_digits: Suggestions) -> None:
     found = suggest(str(save_teacher(tmp_path / "teacher")))
     assert found.students == for_digits.students
+
+
+def test_the_teacher_is_cut_once_for_all_students(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[str] = []
+
+    def counting(model: nn.Module, **options: Any) -> BlockChain:
+        cut.append(str(pretrained_cfg(model)["architecture"]))
+        return split(model, **options)
+
+    monkeypatch.setattr(preparation, "split", counting)
+    found = suggest("cifar_resnet20", image_size=16, most=4)
+    assert len(found.students) > 1
+    assert cut.count("cifar_resnet20") == 1
+    assert {each.student for each in found.students} <= {*cut}
+    assert len({*cut}) == len(cut) <= 4 + 1
 
 
 def test_families() -> None:
