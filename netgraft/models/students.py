@@ -83,7 +83,9 @@ def save_student(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        if student is model and (form := _timms_form(model, data_config)):
+        form = _timms_form(model, data_config)
+        named = form is not None or not _why_not_by_name(model, data_config)
+        if student is model and form is not None:
             _save_plain(unfinished, model, form, data_config)
         else:
             _save_with_own_description(unfinished, student, model, cuts, data_config)
