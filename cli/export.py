@@ -28,6 +28,12 @@ from .options import PATH, DeclaredCommand, flag, given, job_options
     metavar="POINTS",
     help="Of agreement with the float student that --int8 may lose; the most sensitive layers then stay in float.",
 )
+@click.option(
+    "--train-steps",
+    type=click.IntRange(min=0, max=10**6),
+    default=0,
+    help="Steps of distillation through fake quantisation in front of --int8, from the float student.  [0]",
+)
 @click.option("--data", help="Name or path of photographs for --int8, instead of the run's own.")
 @flag("--quiet", "Say nothing but the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -38,6 +44,7 @@ def export(
     with_preprocessing: bool,
     int8: bool,
     max_drop: float | None,
+    train_steps: int,
     data: str | None,
     quiet: bool | None,
     as_json: bool,
@@ -54,12 +61,12 @@ def export(
 
     if int8 and to != "onnx":
         raise click.UsageError(f"--int8 goes with --to onnx, not {to}; leave one of them out")
-    if not int8 and (max_drop is not None or data is not None):
-        raise click.UsageError("--max-drop and --data go with --int8; leave them out, or add it")
+    if not int8 and (max_drop is not None or data is not None or train_steps):
+        raise click.UsageError("--max-drop, --train-steps and --data go with --int8; leave them out, or add it")
     with open_reporter(sys.stderr, quiet=bool(quiet), json_lines=as_json) as reporter:
         asked = {"with_preprocessing": with_preprocessing, "reporter": reporter, **given(options)}
         if int8:
-            result = export_student_int8(student, out, max_drop=max_drop, data=data, **asked)
+            result = export_student_int8(student, out, max_drop=max_drop, train_steps=train_steps, data=data, **asked)
         else:
             result = export_student(student, out, to=to, **asked)
     if as_json:
@@ -92,6 +99,7 @@ def _show_int8(result: Mapping[str, Any]) -> None:
         f"{result['file']}: {result['bytes'] / 1e6:,.2f} MB, {share:.0%} of the float file, {floats}\n"
         f"the float student's answer on {result['agreement']:.2f} % of {result['agreement_images']} {images}, "
         f"calibrated on {result['calibration_images']}"
+        + (f", {result['train_steps']:,} steps through fake quantisation" if result["train_steps"] else "")
     )
     _show_times(result, {"8 bits": "", "float": "float_"})
 

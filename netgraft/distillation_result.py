@@ -259,6 +259,7 @@ class DistillationResult:
         calibration: Any,
         held_out: Any = (),
         max_drop: float | None = None,
+        train_steps: int = 0,
         with_preprocessing: bool = False,
         license: str | None = None,
     ) -> ExportedInt8:
@@ -271,6 +272,7 @@ class DistillationResult:
             held_out: Others, on which the agreement with the float student is measured; those of the calibration if
                 empty.
             max_drop: Points of agreement that may be lost: the most sensitive layers then stay in float.
+            train_steps: Of distillation through fake quantisation in front, on views of ``calibration``.
             with_preprocessing: As for :meth:`export`.
             license: Likewise.
 
@@ -284,6 +286,7 @@ class DistillationResult:
             calibration=pictures(calibration)[0],
             held_out=pictures(held_out)[0],
             max_drop=max_drop,
+            train_steps=train_steps,
             with_preprocessing=with_preprocessing,
             data_config=self.data_config,
             license=license,

@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.comparison import LATENCY_BATCHES
 from netgraft.evaluation.metrics import agreement, latency
+from netgraft.exporting.fake_quantisation import learned_in_8_bits
 from netgraft.exporting.formats import Format, find_format
 from netgraft.exporting.opened import OpenedExport
 from netgraft.exporting.pixels import FloatInput, PixelInput, normalised, pixels_of, seeded_pixels
@@ -28,6 +29,7 @@ from netgraft.exporting.proof import Proof, prove
 from netgraft.files import write_atomically
 from netgraft.models.creation import label_names, pretrained_cfg
 from netgraft.models.folders import reason_of
+from netgraft.progress import ProgressReporter
 from netgraft.splitting.split import logits_of
 
 BATCHES = (1, 3)
@@ -164,10 +166,12 @@ def export_int8(
     calibration: Sequence[Image.Image],
     held_out: Sequence[Image.Image] = (),
     max_drop: float | None = None,
+    train_steps: int = 0,
     with_preprocessing: bool = False,
     data_config: Mapping[str, Any] | None = None,
     license: str | None = None,
     told: Callable[[str], None] = lambda _: None,
+    reporter: ProgressReporter | None = None,
 ) -> ExportedInt8:
     """Write a model into one ONNX file in 8 bits, or leave nothing behind; see :mod:`netgraft.exporting.int8`.
 
@@ -179,10 +183,14 @@ def export_int8(
         calibration: Photographs that say how large activations become; no labels.
         held_out: Others, on which the agreement with the float model is measured; those of the calibration if empty.
         max_drop: Points of agreement that may be lost: the most sensitive layers then stay in float.
+        train_steps: Of distillation through fake quantisation in front, from the float model, on views of the
+            calibration's photographs (:mod:`netgraft.exporting.fake_quantisation`); the float file is the untrained
+            one's.
         with_preprocessing: As for :func:`export`.
         data_config: Likewise.
         license: Likewise.
         told: What is measured on the way.
+        reporter: Is told of the steps.
 
     Raises:
         RequestError: There are no photographs, or as for :func:`export`.
@@ -217,6 +225,12 @@ def export_int8(
     def agreement_with_float(quantised: bytes) -> float:
         return agreement(_answers(chosen.opened(quantised, torch.get_num_threads()), tried), expected)
 
+    if train_steps:
+        images = normalised(pixels_of(calibration, config), config)
+        learned = learned_in_8_bits(model, calibration, images, config, steps=train_steps, reporter=reporter)
+        content, _ = _proven(
+            learned, path, chosen, with_preprocessing=with_preprocessing, data_config=config, images=(), license=license
+        )
     found = quantise(content, few, agreement_with_float, max_drop=max_drop, told=told)
     opened = chosen.opened(found.content, torch.get_num_threads())
     write_file(path, found.content)

@@ -96,6 +96,7 @@ def export_student_int8(
     *,
     with_preprocessing: bool = False,
     max_drop: float | None = None,
+    train_steps: int = 0,
     data: str | None = None,
     data_root: Path | None = None,
     reporter: ProgressReporter | None = None,
@@ -107,6 +108,7 @@ def export_student_int8(
         out: The file, which must not exist.
         with_preprocessing: As for :func:`netgraft.export`.
         max_drop: Points of agreement with the float student that may be lost; None leaves no layer in float.
+        train_steps: Of distillation through fake quantisation in front.
         data: Name or path of photographs to use instead of the run's own.
         data_root: Folder of the named data sets.
         reporter: Is told of each measurement.
@@ -114,8 +116,8 @@ def export_student_int8(
     Returns:
         ``model``, ``file``, ``format``, ``with_preprocessing``, ``bytes`` and ``float_bytes``, ``agreement`` with the
         float student in percent, ``agreement_images``, ``held_out`` (whether these took no part in the calibration),
-        ``calibration_images``, ``layers``, ``left_in_float``, and median milliseconds of a batch of 1 and of 64 in ONNX
-        Runtime, ``latency_ms_...`` and ``float_latency_ms_...``.
+        ``calibration_images``, ``train_steps``, ``layers``, ``left_in_float``, and median milliseconds of a batch of 1
+        and of 64 in ONNX Runtime, ``latency_ms_...`` and ``float_latency_ms_...``.
 
     Raises:
         RequestError: As for :func:`export_student`, or there are no photographs.
@@ -133,9 +135,11 @@ def export_student_int8(
         calibration=calibration,
         held_out=held_out,
         max_drop=max_drop,
+        train_steps=train_steps,
         with_preprocessing=with_preprocessing,
         license=license_of(Path(folder)),
         told=reporter.note,
+        reporter=reporter,
     )
     times: dict[str, float] = {}
     for batch, repeats in LATENCY_BATCHES.items():
@@ -153,6 +157,7 @@ def export_student_int8(
         "agreement_images": exported.agreement_images,
         "held_out": exported.held_out,
         "calibration_images": exported.calibration_images,
+        "train_steps": train_steps,
         "layers": exported.layers,
         "left_in_float": list(exported.left_in_float),
         **times,

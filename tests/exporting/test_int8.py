@@ -134,9 +134,17 @@ def test_the_command_calibrates_on_the_runs_photographs(
     assert result["agreement"] >= 50
     assert result["left_in_float"] == []
     assert all(result[f"{who}latency_ms_{batch}"] > 0 for who in ("", "float_") for batch in (1, 64))
+    assert run(["export", "run", "--to", "onnx", "--int8", "--train-steps", "3", "--quiet", "--out", "t.onnx"]) == 0
+    assert ", 3 steps through fake quantisation\n" in capsys.readouterr().out
+    # the same network with other weights
+    before, after = (onnx.load(name).graph for name in ("m.onnx", "t.onnx"))
+    assert [node.op_type for node in before.node] == [node.op_type for node in after.node]
+    assert Path("m.onnx").read_bytes() != Path("t.onnx").read_bytes()
     wanted = ["export", "run", "--out", "n", "--to"]
     assert "--int8 goes with --to onnx, not pt2" in fails(capsys, *wanted, "pt2", "--int8")
-    assert "--max-drop and --data go with --int8" in fails(capsys, *wanted, "pt2", "--max-drop", "1")
+    for asked in (["--max-drop", "1"], ["--train-steps", "5"], ["--data", "digits"]):
+        said = fails(capsys, *wanted, "pt2", *asked)
+        assert "--max-drop, --train-steps and --data go with --int8" in said
     assert "run/student is no run whose data is still there; give --data" in fails(
         capsys, "export", "run/student", "--out", "n", "--to", "onnx", "--int8"
     )
