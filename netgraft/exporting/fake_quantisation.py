@@ -1,7 +1,7 @@
 """A model that learns to answer in 8 bits as it does in float, before it is quantised.
 
 With fake-quantisation operators of PyTorch's core and hooks of our own: the eager flow of ``torch.ao`` swaps layers by
-their exact class, which timm's subclasses (``Conv2dSame``) aren't, and leaves another model behind. Here nothing is left
+their exact class, which timm's subclasses (``Conv2dSame``) aren't, and leaves another model behind. Here nothing stays
 but what was learned, and the exporter sees the same model with other weights.
 """
 

@@ -24,6 +24,9 @@ from netgraft.options import declared, shown
 
 METRICS = "metrics.jsonl"
 
+FEWEST_IMAGES = 5
+"""Of a class, with which its agreement means anything."""
+
 MOST_BYTES, JPEG = 2**17, b"\xff\xd8\xff"
 """Of a thumbnail: its size, at most, and how it begins."""
 
@@ -169,7 +172,7 @@ class FinishedRun:
         losses: Of each phase that noted some.
         student_bytes: Of the student's file of weights.
         differing: Images on which both networks differ most.
-        by_class: Agreement where the teacher names a class, the lowest first.
+        by_class: Agreement where the teacher names a class, of classes with images enough to say something.
         by_confidence: What the student's confidence is worth, the lowest first.
     """
 
@@ -256,7 +259,7 @@ def load_run(folder: Path) -> FinishedRun:
             replace(each, thumbnail=_thumbnail(thumbnail(folder, number)))
             for number, each in enumerate(_rows(folder, result, "differ_most", Differing))
         ),
-        tuple(_rows(folder, result, "by_class", ClassAgreement)),
+        tuple(row for row in _rows(folder, result, "by_class", ClassAgreement) if row.images >= FEWEST_IMAGES),
         tuple(_rows(folder, result, "by_confidence", Confidence)),
     )
 

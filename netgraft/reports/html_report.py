@@ -18,7 +18,7 @@ REPORT = "report.html"
 """In a run folder."""
 
 SHOWN_CLASSES = 12
-"""Of those on which the student differs most often."""
+"""Those in which most images are answered differently."""
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:

@@ -69,10 +69,12 @@ def test_who_says_how_often_it_is_right_has_no_error() -> None:
 
 
 def test_agreement_is_counted_where_the_teacher_names_the_class() -> None:
-    teacher = torch.eye(3)[[0, 0, 0, 2, 2]]
-    student = torch.eye(3)[[0, 1, 0, 2, 2]]
-    assert agreement_by_class(teacher, student, ["cat", "dog", "owl"]) == [
-        {"name": "cat", "images": 3, "agreement": pytest.approx(66.6667)},
+    teacher = torch.eye(4)[[0, 0, 0, 2, 2, 0, 0, 0, 3]]
+    student = torch.eye(4)[[0, 1, 0, 2, 2, 2, 0, 0, 1]]
+    # cat differs twice of six times, fox once of once
+    assert agreement_by_class(teacher, student, ["cat", "dog", "owl", "fox"]) == [
+        {"name": "cat", "images": 6, "agreement": pytest.approx(66.6667)},
+        {"name": "fox", "images": 1, "agreement": 0.0},
         {"name": "owl", "images": 2, "agreement": 100.0},
     ]
     assert len(agreement_by_class(torch.eye(300), torch.eye(300), [*map(str, range(300))])) == 100
