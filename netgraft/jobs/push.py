@@ -11,6 +11,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from netgraft.data.text_files import read_text
 from netgraft.errors import RequestError, RunError
 from netgraft.files import CHECKSUMS, check_checksums
 from netgraft.jobs.run_folder import RunFolder
@@ -120,7 +121,10 @@ def _contents(folder: Path, repository: str, revision: str | None) -> dict[str, 
         raise RequestError(
             f"expected a model card in {student}, got no {CARD}; write one, or have the run write it with --resume"
         )
-    text = published((student / CARD).read_text(encoding="utf-8"), repository, revision)
+    try:
+        text = published(read_text(student / CARD), repository, revision)
+    except (OSError, UnicodeError) as error:
+        raise RequestError(f"expected text in {student / CARD}, got something else ({error}); mend it") from error
     contents = {CARD: text.encode(), description: (student / description).read_bytes()}
     for name, content in contents.items():
         _check_nothing_private(name, content.decode(errors="replace"), student, RunFolder(folder).config() or {})

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 
@@ -29,6 +29,11 @@ FEWEST_IMAGES = 5
 
 MOST_BYTES, JPEG = 2**17, b"\xff\xd8\xff"
 """Of a thumbnail: its size, at most, and how it begins."""
+
+
+_Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +113,9 @@ class Differing:
 
     image: str
     teacher: str
-    teacher_confidence: float
+    teacher_confidence: _Share
     student: str
-    student_confidence: float
+    student_confidence: _Share
     right: str | None = None
     thumbnail: str | None = None
 
@@ -120,20 +125,20 @@ class ClassAgreement:
     """What the student says where the teacher says ``name``: how many images, and the same in percent of them."""
 
     name: str
-    images: int
-    agreement: float
+    images: _Positive
+    agreement: _Percent
 
 
 @dataclass(frozen=True)
 class Confidence:
     """Images of which the student is sure between ``low`` and ``high``; see :mod:`netgraft.evaluation.confidence`."""
 
-    low: float
-    high: float
-    images: int
-    confidence: float
-    agreement: float
-    right: float | None = None
+    low: _Share
+    high: _Share
+    images: _Positive
+    confidence: _Percent
+    agreement: _Percent
+    right: _Percent | None = None
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,8 @@ def test_requests_that_can_not_be_met_are_one_sentence(
         card.write_text(f"{text}\nMade of {path}.\n")
         said = fails(capsys, "push", "run", "ann/small", "--dry-run")
         assert "expected nothing in README.md that lies on this machine only, got the path" in said
+    card.write_bytes(b"\xff\xfe")
+    assert "expected text in run/student/README.md, got something else" in fails(capsys, "push", "run", "ann/small")
     card.unlink()
     assert "expected a model card in run/student, got no README.md" in fails(capsys, "push", "run", "ann/small")
     card.write_text(text)

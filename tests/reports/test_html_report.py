@@ -412,6 +412,11 @@ def test_unfinished_and_damaged_runs_are_one_sentence(
         ({"differ_most": [{"image": 3}]}, "is damaged: differ_most"),
         ({"by_class": {}}, "is damaged: by_class"),
         ({"by_confidence": [{"low": "x"}]}, "is damaged: by_confidence"),
+        (
+            {"by_confidence": [dict.fromkeys(("low", "high", "images", "confidence", "agreement"), 0)]},
+            "is damaged: by_c",
+        ),
+        ({"by_class": [{"name": "a", "images": 3, "agreement": 1e9}]}, "is damaged: by_class"),
         ({"teacher_digest": ...}, "expected a run of netgraft distill in run, got one of another command"),
     ],
 )
