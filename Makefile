@@ -1,4 +1,4 @@
-.PHONY: install check format test mutants campaign demo pages site ci
+.PHONY: install check format test mutants campaign demo pages notebooks site ci
 
 install:
 	pip install -e '.[dev]'
@@ -30,6 +30,10 @@ demo:
 
 pages:
 	python -m benchmarks.render_docs
+
+# executes them and keeps what they print
+notebooks:
+	python -m benchmarks.run_notebooks
 
 # the documentation, in site/
 site:

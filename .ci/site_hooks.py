@@ -1,9 +1,11 @@
-"""What the site needs beside MkDocs: pages that lie outside of ``docs/``, and formulas that need no script."""
+"""What the site needs beside MkDocs: pages that lie outside of ``docs/``, notebooks, formulas that need no script."""
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,12 @@ ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):<code>~?([^<]+)</code
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that lie outside of ``docs/``."""
+    """Add the pages that lie outside of ``docs/``, and one of each notebook."""
     for source, page in OUTSIDE.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        content = page_of(json.loads(path.read_text(encoding="utf-8")), path.name)
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
     return files
 
 
@@ -47,6 +52,29 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 def on_page_content(html: str, **_: Any) -> str:
     """Show names that docstrings refer to as names."""
     return ROLE.sub(r"<code>\1</code>", html)
+
+
+def page_of(notebook: dict[str, Any], name: str) -> str:
+    """Return a notebook as Markdown: its texts, its code, and what the code printed.
+
+    Args:
+        notebook: As its file has it.
+        name: Of the file, to which the page links.
+    """
+    parts = list(_parts(notebook))
+    return "\n\n".join([parts[0], f"[The notebook itself]({name})", *parts[1:]]) + "\n"
+
+
+def _parts(notebook: dict[str, Any]) -> Iterator[str]:
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            yield source
+            continue
+        yield f"```python\n{source}\n```"
+        for output in cell["outputs"]:
+            text = "".join(output["text"] if "text" in output else output["data"]["text/plain"])
+            yield f"```text\n{text.rstrip()}\n```"
 
 
 def relinked(markdown: str, page: str) -> str:

@@ -42,10 +42,31 @@ def test_links_that_hold_in_the_repository_hold_in_the_site(
 
 
 def test_every_relative_link_leads_to_a_file_of_the_repository(hooks: ModuleType) -> None:
-    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / source for source in hooks.OUTSIDE)]
+    pages = [*(ROOT / "docs").glob("**/*.md"), *(ROOT / "docs").glob("**/*.ipynb")]
+    pages += [ROOT / source for source in hooks.OUTSIDE]
     links = [(page, target) for page in pages for target in hooks.LINK.findall(page.read_text(encoding="utf-8"))]
     assert len(links) > 50
     assert [(str(page), target) for page, target in links if not (page.parent / target).exists()] == []
+
+
+def test_a_notebook_is_a_page_with_what_it_printed(hooks: ModuleType) -> None:
+    notebook = {
+        "cells": [
+            {"cell_type": "markdown", "source": ["# Title\n", "text"]},
+            {
+                "cell_type": "code",
+                "source": ["a = 1\n", "a"],
+                "outputs": [
+                    {"output_type": "stream", "name": "stdout", "text": ["one\n", "two\n"]},
+                    {"output_type": "execute_result", "data": {"text/plain": ["1"]}},
+                ],
+            },
+        ]
+    }
+    assert hooks.page_of(notebook, "own.ipynb") == (
+        "# Title\ntext\n\n[The notebook itself](own.ipynb)\n\n"
+        "```python\na = 1\na\n```\n\n```text\none\ntwo\n```\n\n```text\n1\n```\n"
+    )
 
 
 def test_every_public_name_is_in_the_reference() -> None:
