@@ -89,6 +89,8 @@ def relinked(markdown: str, page: str) -> str:
     def moved(link: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link[0]))
         there = OUTSIDE.get(target, target.removeprefix("docs/"))
+        if there.endswith(".ipynb") and target != f"{source.removesuffix('.md')}.ipynb":
+            there = there.replace(".ipynb", ".md")  # its page, which leads to it
         return posixpath.relpath(there, posixpath.dirname(page) or ".")
 
     return LINK.sub(moved, markdown)

@@ -32,6 +32,8 @@ def hooks() -> ModuleType:
         ("deriving.md", "[a](../benchmarks/teachers/README.md)", "[a](project/teachers.md)"),
         ("deriving.md", "[a](../README.md#limits)", "[a](index.md#limits)"),
         ("project/contributing.md", "[a](docs/design.md) [b](SECURITY.md)", "[a](../design.md) [b](security.md)"),
+        ("index.md", "[a](docs/notebooks/x.ipynb)", "[a](notebooks/x.md)"),
+        ("notebooks/x.md", "[a](x.ipynb) [b](../python.md)", "[a](x.ipynb) [b](../python.md)"),
         ("results.md", "[a](#ideas) [b](https://arxiv.org/x.md)", "[a](#ideas) [b](https://arxiv.org/x.md)"),
     ],
 )
