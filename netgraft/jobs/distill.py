@@ -30,6 +30,7 @@ from netgraft.jobs.prepared_distillation import PreparedDistillation
 from netgraft.methods.method import Budget
 from netgraft.methods.registry import choose, find
 from netgraft.models.creation import PRETRAINED, build_kept_student, build_student, class_count
+from netgraft.models.heads import replace_head
 from netgraft.models.loading import is_folder, load_teacher
 from netgraft.models.students import why_not_made_by_name
 
@@ -244,7 +245,11 @@ class DistillJob(DistillOptions, Job):
                 asked = "not a random start" if weights is None else "and no others"
                 flag = "--init" if weights is None else "--student-weights"
                 raise RequestError(f"{name} brings weights along, {asked}; leave {flag} out to keep them")
-            return load_teacher(name), ()
+            student = load_teacher(name)
+            if init not in {"auto", "keep"} or class_count(student) == class_count(teacher):
+                return student, ()
+            config = resolve_model_data_config(teacher)
+            return student, replace_head(student, class_count(teacher), config, seed=self.seed)
         if weights is not None:
             if init not in {"auto", "keep"}:
                 raise RequestError(

@@ -181,6 +181,8 @@ def test_a_student_from_a_folder_of_other_classes_gets_a_new_head(
     model = build("digits_vgg7_bn_half", seed=5, num_classes=4)
     save_student(Path("own/student"), model, model, cuts=(), data_config=resolve_model_data_config(model))
     request = ["distill", "--shots", "1", "--student", "own", "--views", "plain", *method, "--steps", "0"]
+    assert run([*request, "--dry-run"]) == 0
+    assert "a new one starts at random (head.fc)" in " ".join(capsys.readouterr().out.split())
     assert run([*request, "--out", "run"]) == 0
     note = "its head is of another number of classes, and a new one starts at random (head.fc)"
     assert note in " ".join(capsys.readouterr().err.split())
