@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,6 +29,22 @@ def emit(text: str) -> None:
     except BrokenPipeError:
         # what is still buffered must not fail again when the interpreter ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def emit_lines(lines: Iterable[str]) -> None:
+    """Print sentences; in a terminal they break between words, and what is indented, for copying, stays as it is."""
+    if not sys.stdout.isatty():
+        emit("\n".join(lines))
+        return
+    width = shutil.get_terminal_size().columns
+    broken = (
+        [line] if line.startswith(" ") or len(line) <= width else textwrap.wrap(line, width, **WITHIN_WORDS_NEVER)
+        for line in lines
+    )
+    emit("\n".join(row for rows in broken for row in rows))
+
+
+WITHIN_WORDS_NEVER: Any = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
 
 
 def emit_json(content: Mapping[str, Any]) -> None:
@@ -72,7 +90,7 @@ def show_distilled(result: Mapping[str, Any]) -> None:
             ]
         )
     emit_table(headings, rows, title=f"{result['teacher']} -> {result['student']} on {result['data']}")
-    emit("\n".join(_story(result)))
+    emit_lines(_story(result))
 
 
 def _figure(percent: float | None) -> str:
@@ -169,19 +187,22 @@ def show_preview(found: Preview) -> None:
     """Print what a run would do, which student it makes and what it needs."""
     from .grid_display import duration
 
-    emit("\n".join(found.notes))
+    emit_lines(found.notes)
     if found.later:
-        emit("\n".join(["then:", *(f"  {line}" for line in found.later)]))
+        emit_lines(["then:", *(f"  {line}" for line in found.later)])
     sizes, rows = found.sizes, []
     for label, prefix in ((found.teacher, "teacher_"), (found.student, "")):
         known = f"{prefix}parameters" in sizes
         cells = [count(sizes[f"{prefix}parameters"]), f"{sizes[f'{prefix}macs'] / 1e6:,.1f} M"] if known else ["", ""]
         rows.append(["student" if not prefix else "teacher", label, *cells])
     emit_table(["", "model", "parameters", "MACs"], rows)
-    emit(
-        f"time: about {duration(found.seconds)} on this machine\n"
-        f"memory: about {found.memory / 2**30:.1f} GiB; besides, outputs of frozen blocks as there is room "
-        f"(--cache-memory)\nrun: {found.name}; nothing was written"
+    emit_lines(
+        [
+            f"time: about {duration(found.seconds)} on this machine",
+            f"memory: about {found.memory / 2**30:.1f} GiB; besides, outputs of frozen blocks as there is room "
+            "(--cache-memory)",
+            f"run: {found.name}; nothing was written",
+        ]
     )
 
 

@@ -85,7 +85,9 @@ class PreparedDistillation:
         if "teacher" in asked and asked["teacher"] in self._student:
             del asked["teacher"]
         asked |= self.job.settings
-        return "".join(f"-{name}={shown(value)}" for name, value in asked.items())
+        # a number of images, which may be a part, is a whole number all the same
+        whole = {name: int(value) for name, value in asked.items() if isinstance(value, float) and value.is_integer()}
+        return "".join(f"-{name}={shown(value)}" for name, value in {**asked, **whole}.items())
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -116,6 +116,11 @@ def test_images_are_held_out_before_the_few_are_drawn(amount: str, capsys: pytes
     assert "agreement with the teacher will be measured on 6 images that are held out" in said
 
 
+def test_a_number_of_images_is_whole_in_the_name_of_the_folder() -> None:
+    assert "-hold_out=6-" in prepared(hold_out=6.0).name
+    assert "-hold_out=0.25-" in prepared(hold_out=0.25).name
+
+
 def test_a_hold_out_belongs_to_the_run() -> None:
     plain, none, part, number, other = (prepared(hold_out=amount).config for amount in (None, 0.0, 0.25, 6.0, 7.0))
     assert "hold_out" not in plain

@@ -58,7 +58,7 @@ class Slow(nn.Module):
         (15.0, 1.5, "32", "10.0 times slower than"),
         (1.0, 3.0, "bf16", "3.0 times faster than"),
         (1.0, 1.0, "32", "as fast as"),
-        (1.0, 1.14, "32", "1.1 times faster than"),
+        (1.0, 1.14, "32", "only 1.1 times faster than"),
         (4, 5, "bf16", "1.2 times faster than"),
     ],
 )
