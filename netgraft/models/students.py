@@ -87,11 +87,11 @@ def save_student(
         named = form is not None or not _why_not_by_name(model, data_config)
         if student is model and form is not None:
             _save_plain(unfinished, model, form, data_config)
+            opener: Opener = "timm"
         else:
-            _save_with_own_description(unfinished, student, model, cuts, data_config)
+            opener = _save_with_own_description(unfinished, student, model, cuts, data_config)
         write_checksums(unfinished, [path.name for path in unfinished.iterdir()])
-        opener: Opener = "timm" if (unfinished / TIMM).exists() else "netgraft" if named else "model"
-        name = pretrained_cfg(model)["architecture"] if named else _class_of(model)
+        name = _class_of(model) if opener == "model" else pretrained_cfg(model)["architecture"]
         about = {"student": name, "opener": opener, "parameters": parameters(student), **(known or {})}
         (unfinished / CARD).write_text(card(CardFacts(**about)), encoding="utf-8")
         if folder.exists():
@@ -229,7 +229,8 @@ def _arguments(model: nn.Module, data_config: Mapping[str, Any]) -> dict[str, An
 
 def _save_with_own_description(
     folder: Path, student: nn.Module, model: nn.Module, cuts: tuple[str, ...], data_config: Mapping[str, Any]
-) -> None:
+) -> Opener:
+    """Write what timm alone doesn't open; return what does."""
     named = not _why_not_by_name(model, data_config)
     sizes = _sizes(model, data_config) if named else Sizes.whole(model)
     if student is model:
@@ -237,6 +238,7 @@ def _save_with_own_description(
     else:
         assert isinstance(student, nn.Sequential)
         _save_sequence(folder, student, model, cuts, data_config, sizes, named)
+    return "netgraft" if named else "model"
 
 
 def _save_sequence(
