@@ -83,9 +83,7 @@ def save_student(
     try:
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        form = _timms_form(model, data_config)
-        named = form is not None or not _why_not_by_name(model, data_config)
-        if student is model and form is not None:
+        if student is model and (form := _timms_form(model, data_config)):
             _save_plain(unfinished, model, form, data_config)
             opener: Opener = "timm"
         else:
