@@ -7,7 +7,7 @@
         --teacher-weights tf_efficientnet_lite0.imagenet.safetensors --shots 1 --keep macs=0.75 --steps 0 --out lite0
     python -m benchmarks.studies.int8 vgg benchmarks/results/int8/cifar_vgg16_bn_half.json --train-steps 200
     python -m benchmarks.studies.int8 lite0 benchmarks/results/int8/tf_efficientnet_lite0-macs=0.75.json \
-        --images 1000 --train-steps 100
+        --images 1000
     python -m benchmarks.studies.int8 table
 """
 
