@@ -30,6 +30,7 @@ from netgraft.evaluation.comparison import predictions
 from netgraft.evaluation.metrics import top1
 from netgraft.files import write_text
 from netgraft.grafting.options import PairingOptions
+from netgraft.grafting.pairing import FAR
 from netgraft.jobs.prepared_distillation import PreparedDistillation
 from netgraft.methods.method import Method
 from netgraft.methods.registry import name_of
@@ -220,6 +221,11 @@ class PreparedDerivation(PreparedDistillation):
             super().begin(folder)
         for line in self.distillation.plan.lines():
             reporter.note(line)
+        if derivation.init == "solve" and derivation.error >= FAR and self.distillation.plan.steps:
+            reporter.note(
+                f"the start is far from the teacher: its logits differ by {derivation.error:.0%} of their variance, "
+                "and rates are those of a random start; longer training pays then (--steps 4000)"
+            )
         super()._carry_out(folder, resume=resume, reporter=reporter, stop=stop)
 
     def _prepared(

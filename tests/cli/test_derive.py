@@ -13,6 +13,7 @@ from torch import nn
 
 import netgraft
 from netgraft.evaluation.metrics import macs
+from netgraft.jobs import prepared_derivation
 from netgraft.models.creation import pretrained_cfg
 from netgraft.modules import parameters, state_digest
 from tests.support.cli import fails, run_json
@@ -249,3 +250,16 @@ def test_a_series_of_even_widths_needs_no_library() -> None:
     assert shares[0] <= 0.7
     assert shares[1] <= 0.4
     assert not list(Path("series").glob("*/library.json"))
+
+
+@pytest.mark.parametrize("is_far", [False, True])
+def test_a_start_that_is_far_off_is_said_to_need_longer_training(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *, is_far: bool
+) -> None:
+    # the digits are too easy for any student to start as far off as that really is
+    monkeypatch.setattr(prepared_derivation, "FAR", 0.01 if is_far else 0.5)
+    assert run([*FEW, "--keep", "macs=0.03", "--allocation", "uniform", "--steps", "1", "--out", "out"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    error = json.loads(Path("out/derived.json").read_text())["start_error"]
+    assert 0.01 < error < 0.5
+    assert (f"its logits differ by {error:.0%} of their variance" in said) == is_far
