@@ -93,6 +93,12 @@ EVERY = 10
 """Steps between two that are kept."""
 
 
+def _in_a_notebook() -> bool:
+    """Whether this process is a notebook's kernel: IPython is there, and its shell belongs to one."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+
+
 class LineReporter(ProgressReporter):
     """Rewrites one line in place, for people who call from Python: in a terminal or a notebook.
 
@@ -112,7 +118,7 @@ class LineReporter(ProgressReporter):
         if sys.stderr.isatty():
             return cls(sys.stderr)
         # a notebook's cell shows what is printed, and knows carriage returns
-        return cls(sys.stdout) if "ipykernel" in sys.modules else SilentReporter()
+        return cls(sys.stdout) if _in_a_notebook() else SilentReporter()
 
     def note(self, message: str) -> None:
         """Print it in a line of its own."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -79,12 +79,18 @@ def test_a_line_that_is_rewritten_is_no_wider_than_the_terminal(monkeypatch: pyt
 
 
 def test_it_speaks_where_somebody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    shells = {"none": None, "in a terminal": SimpleNamespace(), "of a notebook": SimpleNamespace(kernel=object())}
+    ipython = ModuleType("IPython")
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert isinstance(LineReporter.where_somebody_looks(), SilentReporter)
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    # a program may import what runs notebooks without being one
     monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
-    assert isinstance(LineReporter.where_somebody_looks(), LineReporter)
-    monkeypatch.delitem(sys.modules, "ipykernel")
+    assert isinstance(LineReporter.where_somebody_looks(), SilentReporter)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    for name, shell in shells.items():
+        monkeypatch.setattr(ipython, "get_ipython", lambda shell=shell: shell, raising=False)
+        assert isinstance(LineReporter.where_somebody_looks(), LineReporter) == (name == "of a notebook")
+    monkeypatch.setattr(ipython, "get_ipython", lambda: None, raising=False)
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert isinstance(LineReporter.where_somebody_looks(), LineReporter)
 

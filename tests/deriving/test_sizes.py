@@ -54,6 +54,7 @@ def test_a_narrowed_student_opens_with_the_same_bits(tmp_path: Path, name: str, 
     assert {path.name for path in (tmp_path / "student").iterdir()} == {
         "netgraft.json",
         "student.safetensors",
+        "README.md",
         "SHA256SUMS",
     }
     assert again.state_dict().keys() == student.state_dict().keys()
@@ -87,6 +88,7 @@ def test_a_student_that_was_not_narrowed_is_a_plain_timm_folder(tmp_path: Path) 
     assert {path.name for path in (tmp_path / "student").iterdir()} == {
         "config.json",
         "model.safetensors",
+        "README.md",
         "SHA256SUMS",
     }
     assert torch.equal(load_student(tmp_path / "student")(images(2, 3, 32, 32)), model(images(2, 3, 32, 32)))
