@@ -222,9 +222,10 @@ class PreparedDerivation(PreparedDistillation):
         for line in self.distillation.plan.lines():
             reporter.note(line)
         if derivation.init == "solve" and derivation.error >= FAR and self.distillation.plan.steps:
+            longer = "--steps 4000 --objective kl" if self.job.method == "netgraft" else "--steps 4000"
             reporter.note(
                 f"the start is far from the teacher: its logits differ by {derivation.error:.0%} of their variance, "
-                "and rates are those of a random start; longer training pays then (--steps 4000)"
+                f"and rates are those of a random start; longer training pays then ({longer})"
             )
         super()._carry_out(folder, resume=resume, reporter=reporter, stop=stop)
 

@@ -263,3 +263,4 @@ def test_a_start_that_is_far_off_is_said_to_need_longer_training(
     error = json.loads(Path("out/derived.json").read_text())["start_error"]
     assert 0.01 < error < 0.5
     assert (f"its logits differ by {error:.0%} of their variance" in said) == is_far
+    assert ("(--steps 4000 --objective kl)" in said) == is_far
