@@ -14,8 +14,14 @@ from .options import PATH, DeclaredCommand, flag, given, job_options
 
 @click.command(cls=DeclaredCommand, declared=lambda: job_options("data_root"))
 @click.argument("student", metavar="RUN|STUDENT")
-@click.option("--to", required=True, help="onnx, or pt2 (torch.export).")
-@click.option("--out", required=True, type=PATH, metavar="FILE", help="The file; it must not exist yet.")
+@click.option("--to", required=True, help="onnx, pt2 (torch.export) or openvino (IR).")
+@click.option(
+    "--out",
+    required=True,
+    type=PATH,
+    metavar="FILE",
+    help="The file; it must not exist yet. Of openvino NAME.xml; the weights lie beside it, in NAME.bin.",
+)
 @click.option(
     "--with-preprocessing",
     is_flag=True,
@@ -81,7 +87,7 @@ def _show(result: Mapping[str, Any]) -> None:
     from .output import emit
 
     emit(
-        f"{result['file']}: {result['bytes'] / 1e6:,.2f} MB, proven on {result['compared_on']} images "
+        f"{' and '.join(result['files'])}: {result['bytes'] / 1e6:,.2f} MB, proven on {result['compared_on']} images "
         f"({result['photographs']} of the run's photographs): same top-1 on all, logits within "
         f"{result['difference']:.1g} of the largest (allowed: {result['tolerance']:g})"
     )

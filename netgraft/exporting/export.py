@@ -1,4 +1,4 @@
-"""A model and a path -> a file that has been proven: the Python API of exports."""
+"""A model and a path -> a file, or files that belong together, proven: the Python API of exports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,10 @@ class Exported:
 
     Attributes:
         path: Of the file.
-        format: ``onnx`` or ``pt2``.
+        files: All of them: of ``openvino`` the weights lie in a second one.
+        format: ``onnx``, ``pt2`` or ``openvino``.
         runtime: What runs it.
-        bytes: Of the file.
+        bytes: Of all files.
         proof: On which images, and how near.
         model: A copy of the model, float32 and on the CPU, that takes the input of the file.
         opened: The file, as a module.
@@ -60,6 +63,7 @@ class Exported:
     """
 
     path: Path
+    files: tuple[Path, ...]
     format: str
     runtime: str
     bytes: int
@@ -97,8 +101,9 @@ def export(
 
     Args:
         model: A classifier; unchanged. Any timm model, or what :func:`netgraft.load_student` returns.
-        path: Of the file, which must not exist.
-        to: ``onnx`` (opset 18 or newer), or ``pt2``, of ``torch.export``.
+        path: Of the file, which must not exist; that of ``openvino`` ends in ``.xml``, and its weights become a file of
+            the same name in ``.bin``.
+        to: ``onnx`` (opset 18 or newer), ``pt2``, of ``torch.export``, or ``openvino`` (IR, float32).
         with_preprocessing: Whether scaling and normalisation stand in the file; resizing is the caller's.
         data_config: Preprocessing in timm's words; the model's own if None.
         images: Photographs of any size to prove it on besides.
@@ -116,17 +121,18 @@ def export(
         (4, True)
     """
     path = Path(path)
-    check_free(path)
+    chosen = find_format(to)
+    check_free(chosen, path)
     content, exported = _proven(
         model,
         path,
-        find_format(to),
+        chosen,
         with_preprocessing=with_preprocessing,
         data_config=data_config,
         images=images,
         license=license,
     )
-    write_file(path, content)
+    write_files(exported.files, content)
     return exported
 
 
@@ -197,14 +203,14 @@ def export_int8(
         RunError: The model can't be quantised within ``max_drop``, or as for :func:`export`.
     """
     path = Path(path)
-    check_free(path)
     chosen = find_format("onnx")
+    check_free(chosen, path)
     if not calibration:
         raise RequestError("expected photographs to find the ranges of 8 bits with, got none; give --data FOLDER")
     from netgraft.exporting.int8 import quantise  # its packages are an extra's
 
     config = dict(data_config or resolve_model_data_config(model))
-    content, exported = _proven(
+    (content,), exported = _proven(
         model,
         path,
         chosen,
@@ -223,17 +229,17 @@ def export_int8(
     expected = _answers(exported.opened, tried)
 
     def agreement_with_float(quantised: bytes) -> float:
-        return agreement(_answers(chosen.opened(quantised, torch.get_num_threads()), tried), expected)
+        return agreement(_answers(chosen.opened((quantised,), torch.get_num_threads()), tried), expected)
 
     if train_steps:
         images = normalised(pixels_of(calibration, config), config)
         learned = learned_in_8_bits(model, calibration, images, config, steps=train_steps, reporter=reporter)
-        content, _ = _proven(
+        (content,), _ = _proven(
             learned, path, chosen, with_preprocessing=with_preprocessing, data_config=config, images=(), license=license
         )
     found = quantise(content, few, agreement_with_float, max_drop=max_drop, told=told)
-    opened = chosen.opened(found.content, torch.get_num_threads())
-    write_file(path, found.content)
+    opened = chosen.opened((found.content,), torch.get_num_threads())
+    write_files((path,), (found.content,))
     return ExportedInt8(
         path,
         len(found.content),
@@ -261,38 +267,47 @@ def _proven(
     data_config: Mapping[str, Any] | None,
     images: Sequence[Image.Image],
     license: str | None,
-) -> tuple[bytes, Exported]:
-    """Return the bytes of a file that isn't written yet, and what is known of it."""
+) -> tuple[tuple[bytes, ...], Exported]:
+    """Return the bytes of each file, not written yet, and what is known of them."""
     config = dict(data_config or resolve_model_data_config(model))
     own = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
     logits_of(own, torch.zeros(1, *config["input_size"]))
     facts = describe(own, config, with_preprocessing=with_preprocessing, license=license)
     entered, sample = _entered(own, config, with_preprocessing)
-    content = _encoded(chosen, entered, sample, facts)
-    opened = chosen.opened(content, torch.get_num_threads())
+    content, opened = _encoded(chosen, entered, sample, facts)
     proof = prove(own, opened, _batches(config, images, with_preprocessing))
     first, second, third = sample.shape[1:]
     size = (first, second, third)
-    return content, Exported(path, chosen.name, chosen.runtime, len(content), proof, entered, opened, size)
+    files = chosen.files(path)
+    bytes_ = sum(map(len, content))
+    return content, Exported(path, files, chosen.name, chosen.runtime, bytes_, proof, entered, opened, size)
 
 
-def check_free(path: Path) -> None:
+def check_free(chosen: Format, path: Path) -> None:
     """Refuse a path that can't be written to, before the work is done. Raises RequestError."""
-    if os.path.lexists(path):
-        raise RequestError(f"expected a new file, got {path}, which exists; remove it or choose another --out")
+    for file in chosen.files(path):
+        if os.path.lexists(file):
+            raise RequestError(f"expected a new file, got {file}, which exists; remove it or choose another --out")
     if not path.parent.is_dir():
         raise RequestError(f"expected a folder for {path.name}, got {path.parent}, which is none; make it first")
     if not os.access(path.parent, os.W_OK):
         raise RequestError(f"expected a folder that can be written to, got {path.parent}; choose another --out")
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises RunError, where the disk is full for instance."""
+def write_files(files: Sequence[Path], contents: Sequence[bytes]) -> None:
+    """Write each file whole, and all of them or none. Raises RunError, where the disk is full for instance.
 
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
+    The first one, which is the one to open, gets its name last: where it stands, so do the others.
+    """
+    with ExitStack() as undo:
+        for file, content in reversed(list(zip(files, contents, strict=True))):
+            write_atomically(file, partial(_write_bytes, content=content), advice="free some space and export again")
+            undo.callback(file.unlink, missing_ok=True)
+        undo.pop_all()
 
-    write_atomically(path, write, advice="free some space and export again")
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def describe(
@@ -327,10 +342,13 @@ def _entered(model: nn.Module, config: Mapping[str, Any], with_preprocessing: bo
     return FloatInput(model).eval(), normalised(pixels, config)
 
 
-def _encoded(chosen: Format, model: nn.Module, sample: Tensor, facts: Mapping[str, str]) -> bytes:
+def _encoded(
+    chosen: Format, model: nn.Module, sample: Tensor, facts: Mapping[str, str]
+) -> tuple[tuple[bytes, ...], OpenedExport]:
     try:
-        return chosen.encode(_traced(model, sample), facts)
-    except Exception as error:  # tracing and translation raise many kinds
+        content = chosen.encode(_traced(model, sample), facts)
+        return content, chosen.opened(content, torch.get_num_threads())
+    except Exception as error:  # tracing, translation and opening raise many kinds
         raise RunError(
             f"could not export the model to {chosen.name}: {reason_of(error)}; nothing was written"
         ) from error

@@ -18,7 +18,7 @@ MOST_BYTES = 2**31 - 1
 """What a protobuf message holds."""
 
 
-def encode(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
+def encode(program: ExportedProgram, facts: Mapping[str, str]) -> tuple[bytes]:
     """Return the bytes of an ONNX file with one input ``images`` and one output ``logits``, dynamic in the batch.
 
     Args:
@@ -45,17 +45,17 @@ def encode(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
     model = exported.model_proto
     for name, text in facts.items():
         model.metadata_props.add(key=name, value=text)
-    return cast(bytes, model.SerializeToString())
+    return (cast(bytes, model.SerializeToString()),)
 
 
-def opened(content: bytes, threads: int) -> OpenedExport:
+def opened(content: tuple[bytes, ...], threads: int) -> OpenedExport:
     """Open an ONNX file in ONNX Runtime, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content[0], options, providers=["CPUExecutionProvider"])
     dtype = {"tensor(uint8)": torch.uint8, "tensor(float)": torch.float32}[session.get_inputs()[0].type]
 
     def answer(images: Tensor) -> Tensor:

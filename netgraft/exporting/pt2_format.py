@@ -15,7 +15,7 @@ FACTS = "netgraft.json"
 """In the archive, among ``extra_files``."""
 
 
-def encode(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
+def encode(program: ExportedProgram, facts: Mapping[str, str]) -> tuple[bytes]:
     """Return the bytes of a .pt2 file.
 
     Args:
@@ -24,12 +24,12 @@ def encode(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
     """
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={FACTS: json.dumps(facts, indent=1)})
-    return buffer.getvalue()
+    return (buffer.getvalue(),)
 
 
-def opened(content: bytes, threads: int) -> OpenedExport:
+def opened(content: tuple[bytes, ...], threads: int) -> OpenedExport:
     """Open a .pt2 file; PyTorch's own number of threads is what it runs with."""
-    program = torch.export.load(io.BytesIO(content))
+    program = torch.export.load(io.BytesIO(content[0]))
     [tensor] = (node for node in program.graph.nodes if node.op == "placeholder" and node.name == "images")
     module = program.module()
     return OpenedExport(lambda images: module(images), tensor.meta["val"].dtype)

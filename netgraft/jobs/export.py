@@ -48,17 +48,17 @@ def export_student(
         reporter: Is told of each part.
 
     Returns:
-        ``model``, ``file``, ``format``, ``bytes``, ``compared_on`` (images), ``photographs`` (of them),
-        ``difference`` and ``tolerance`` (parts of the largest logit), ``runtime``, and median milliseconds of a batch
-        ``latency_ms_1`` and ``latency_ms_64`` of the file, beside ``pytorch_latency_ms_1`` and ``..._64``.
+        ``model``, ``file``, ``files`` (of ``openvino`` two), ``format``, ``bytes``, ``compared_on`` (images),
+        ``photographs`` (of them), ``difference`` and ``tolerance`` (parts of the largest logit), ``runtime``, and
+        median milliseconds of a batch ``latency_ms_1`` and ``latency_ms_64`` of the file, beside
+        ``pytorch_latency_ms_1`` and ``..._64``.
 
     Raises:
         RequestError: No such student or format, or a path that can't be written to.
         RunError: The model can't be exported, or the export answers otherwise.
     """
     reporter = reporter or SilentReporter()
-    find_format(to)
-    check_free(out)
+    check_free(find_format(to), out)
     if not is_folder(folder):
         raise RequestError(f"expected the folder of a run or of a student, got {folder}, which is none; check the path")
     model = load_student(folder)
@@ -77,6 +77,7 @@ def export_student(
     return {
         "model": folder,
         "file": str(out),
+        "files": [str(file) for file in exported.files],
         "format": to,
         "with_preprocessing": with_preprocessing,
         "bytes": exported.bytes,
@@ -124,8 +125,7 @@ def export_student_int8(
         RunError: Likewise, or not within ``max_drop``.
     """
     reporter = reporter or SilentReporter()
-    find_format("onnx")
-    check_free(out)
+    check_free(find_format("onnx"), out)
     if not is_folder(folder):
         raise RequestError(f"expected the folder of a run or of a student, got {folder}, which is none; check the path")
     calibration, held_out = _calibration(Path(folder), data, data_root)

@@ -1,4 +1,4 @@
-"""Files that were exported answer like the model, to whom netgraft (and for ONNX torch) is unknown."""
+"""Files that were exported answer like the model, to whom netgraft (and but for pt2 torch) is unknown."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from torch import nn
 import netgraft
 from netgraft.deriving.sizes import replace_tensor
 from netgraft.errors import RequestError, RunError
-from netgraft.exporting import formats
-from netgraft.exporting.export import Exported, export
+from netgraft.exporting import formats, onnx_format
+from netgraft.exporting.export import Exported, export, write_files
 from netgraft.exporting.opened import OpenedExport
 from netgraft.models.creation import describe_labels
 from netgraft.models.students import load_student, save_student
@@ -36,6 +36,10 @@ BATCHES = (1, 3, 64)
 ONNX = pytest.mark.skipif(
     not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),
     reason="needs the extra netgraft[export]",
+)
+OPENVINO = pytest.mark.skipif(
+    not all(find_spec(name) for name in ("onnx", "onnxscript", "openvino")),
+    reason="needs the extra netgraft[openvino]",
 )
 
 
@@ -111,25 +115,31 @@ class Answers:
     with_preprocessing: Exported
 
 
-@pytest.fixture(scope="module", params=[pytest.param("onnx", marks=ONNX), "pt2"])
+ENDINGS = {"onnx": "onnx", "pt2": "pt2", "openvino": "xml"}
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param("onnx", marks=ONNX), "pt2", pytest.param("openvino", marks=OPENVINO)]
+)
 def answers(
     request: pytest.FixtureRequest, models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory
 ) -> Answers:
     """Export all models, and one with preprocessing, and let a stranger open the files in one process."""
     folder, to = tmp_path_factory.mktemp(request.param), request.param
+    ending = ENDINGS[to]
     given: dict[str, dict[str, NDArray[Any]]] = {}
     for name, model in models.items():
         size = SIZES.get(name, (3, 32, 32))
         config = {**resolve_model_data_config(model), "input_size": size}
-        export(model, folder / f"{name}.{to}", to=to, data_config=config)
+        export(model, folder / f"{name}.{ending}", to=to, data_config=config)
         given[name] = batches(size)
     draws = np.random.default_rng(1)
     photographs = [Image.fromarray(draws.integers(0, 256, (40 + n, 50, 3), dtype=np.uint8)) for n in range(5)]
     exported = export(
-        models["with_adapters"], folder / f"{PIXELS}.{to}", to=to, with_preprocessing=True, images=photographs
+        models["with_adapters"], folder / f"{PIXELS}.{ending}", to=to, with_preprocessing=True, images=photographs
     )
     given[PIXELS] = {"3": draws.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)}
-    found = answers_of_a_stranger({folder / f"{name}.{to}": each for name, each in given.items()})
+    found = answers_of_a_stranger({folder / f"{name}.{ending}": each for name, each in given.items()})
     return Answers(given, {path.stem: each for path, each in found.items()}, exported)
 
 
@@ -206,6 +216,32 @@ def test_a_pt2_file_says_the_same(tmp_path: Path) -> None:
     assert about["preprocessing"] == "inside"
 
 
+@OPENVINO
+def test_an_openvino_file_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+    import openvino_telemetry
+
+    monkeypatch.setattr(openvino_telemetry, "Telemetry", None)  # would be called; nothing is reported to anybody
+    before = snapshot(model := named())
+    exported = export(model, tmp_path / "m.v1.xml", to="openvino", license="cc-by-4.0")
+    assert snapshot(model) == before
+    assert exported.files == (tmp_path / "m.v1.xml", tmp_path / "m.v1.bin")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.v1.bin", "m.v1.xml"]
+    assert exported.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    file = openvino.Core().read_model(tmp_path / "m.v1.xml")
+    about = {name: json.loads(file.get_rt_info(["netgraft", name]).value) for name in [*FACTS, "preprocessing"]}
+    assert about == {**FACTS, "preprocessing": "outside"}
+    [taken], [given] = file.inputs, file.outputs
+    assert (taken.get_names(), str(taken.partial_shape)) == ({"images"}, "[?,1,8,8]")
+    assert (given.get_names(), str(given.partial_shape)) == ({"logits"}, "[?,3]")
+    assert taken.element_type == given.element_type == openvino.Type.f32
+    # no weight was rounded
+    constants = [node for node in file.get_ops() if node.get_type_name() == "Constant"]
+    kinds = {node.get_element_type().get_type_name() for node in constants}
+    assert "f32" in kinds
+    assert not kinds & {"f16", "bf16"}
+
+
 # --- what fails leaves nothing behind
 
 
@@ -230,7 +266,7 @@ def test_an_export_that_answers_otherwise_is_not_kept(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong, said = CHANGES[change]
-    broken = formats.Format("pt2", "", (), lambda program, facts: b"", lambda content, threads: Answering(wrong))
+    broken = formats.Format("pt2", "", (), lambda program, facts: (b"",), lambda content, threads: Answering(wrong))
     monkeypatch.setitem(formats.FORMATS, "pt2", broken)
     with pytest.raises(RunError, match=f"the export isn't the model.*{said}"):
         export(build("digits_vgg7_bn_half"), tmp_path / "m.pt2", to="pt2")
@@ -277,6 +313,77 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("full", [".bin", ".xml"])
+def test_of_two_files_none_stays_where_one_has_no_room(
+    full: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = (tmp_path / "m.xml", tmp_path / "m.bin")
+    # the weights have their name first: who finds an .xml finds both
+    write_files(paths, (b"network", b"weights"))
+    assert [path.read_bytes() for path in paths] == [b"network", b"weights"]
+    for path in paths:
+        path.unlink()
+    write, tried = Path.write_bytes, []
+
+    def limited(path: Path, content: bytes) -> int:
+        tried.append(sorted(each.name for each in tmp_path.iterdir()))
+        if content == {".bin": b"weights", ".xml": b"network"}[full]:
+            write(path, content[:3])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", limited)
+    with pytest.raises(RunError, match=rf"could not write .*m\{full}: .*No space left on device"):
+        write_files(paths, (b"network", b"weights"))
+    assert tried == [[], ["m.bin"]][: 1 + (full == ".xml")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def cached(encode: Callable[..., tuple[bytes, ...]]) -> Callable[..., tuple[bytes, ...]]:
+    """Encode the first program only, and give that again."""
+    found: list[tuple[bytes, ...]] = []
+
+    def first(program: object, facts: object) -> tuple[bytes, ...]:
+        if not found:
+            found.append(encode(program, facts))
+        return found[0]
+
+    return first
+
+
+@OPENVINO
+def test_files_that_openvino_can_not_make_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import openvino
+
+    model = build("digits_vgg7_bn_half")
+    with pytest.raises(RequestError, match=r"expected a name that ends in \.xml for --to openvino, got m\.onnx"):
+        export(model, tmp_path / "m.onnx", to="openvino")
+    (tmp_path / "there.bin").write_text("mine")
+    with pytest.raises(RequestError, match=r"expected a new file, got .*there\.bin, which exists"):
+        export(model, tmp_path / "there.xml", to="openvino")
+    assert [path.name for path in tmp_path.iterdir()] == ["there.bin"]
+    (tmp_path / "there.bin").unlink()
+
+    def full(*given: object, **options: object) -> None:
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    # the same ONNX each time
+    monkeypatch.setattr(onnx_format, "encode", cached(onnx_format.encode))
+    monkeypatch.setattr(openvino, "save_model", full)
+    said = "^could not export the model to openvino: OpenVINO can't write to .* TMPDIR .*; nothing was written$"
+    with pytest.raises(RunError, match=said):
+        export(model, tmp_path / "m.xml", to="openvino")
+
+    def cut(model: object, path: Path, **options: object) -> None:
+        path.write_bytes(b"<net")
+        path.with_suffix(".bin").write_bytes(b"")
+
+    monkeypatch.setattr(openvino, "save_model", cut)
+    with pytest.raises(RunError, match=r"^could not export the model to openvino: .*; nothing was written$"):
+        export(model, tmp_path / "m.xml", to="openvino")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_paths_that_can_not_be_written_are_refused_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,11 +404,14 @@ def test_paths_that_can_not_be_written_are_refused_before_the_work(
 
 def test_formats_that_there_are_not_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("digits_vgg7_bn_half")
-    with pytest.raises(RequestError, match="expected one of onnx, pt2 as format, got 'tflite'"):
+    with pytest.raises(RequestError, match="expected one of onnx, pt2, openvino as format, got 'tflite'"):
         export(model, tmp_path / "m", to="tflite")
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"needs onnx, onnxscript, onnxruntime, .* pip install 'netgraft\[export\]'"):
         export(model, tmp_path / "m", to="onnx")
+    wanted = r"needs onnx, onnxscript, openvino, not installed here; pip install 'netgraft\[openvino\]'"
+    with pytest.raises(RequestError, match=wanted):
+        export(model, tmp_path / "m.xml", to="openvino")
 
 
 def test_a_model_that_trains_on_is_left_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from netgraft.jobs.photographs import find_photographs
 from netgraft.models.students import load_student, save_student
 from tests.support.cli import QUICK, fails, run_json
 from tests.support.random_models import build
+
+OPENVINO = pytest.mark.skipif(
+    not all(find_spec(name) for name in ("onnx", "onnxscript", "openvino")),
+    reason="needs the extra netgraft[openvino]",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +42,25 @@ def test_a_run_is_exported_and_proven_on_its_photographs(finished: Path, capsys:
     assert (result["compared_on"], result["photographs"]) == (1 + 3 + 20, 20)
     assert 0 <= result["difference"] <= result["tolerance"] == 1e-4
     assert result["bytes"] == Path("m.pt2").stat().st_size
+    assert result["files"] == [result["file"]] == ["m.pt2"]
     names = [f"{who}latency_ms_{batch}" for who in ("", "pytorch_") for batch in (1, 64)]
     assert all(result[name] > 0 for name in names)
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         found = torch.export.load("m.pt2").module()(images)
         assert torch.allclose(found, load_student(finished)(images), atol=1e-5)
+
+
+@OPENVINO
+def test_openvino_has_two_files_and_people_read_both(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["export", str(finished), "--to", "openvino", "--out"]
+    assert run([*asked, "m.xml", "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("m.xml and m.bin: ")
+    assert "OpenVINO" in [line.split("|")[1].strip() for line in lines if line.startswith("|")]
+    assert sorted(path.name for path in Path().iterdir()) == ["m.bin", "m.xml"]
+    assert "expected a new file, got m.xml, which exists" in fails(capsys, *asked, "m.xml")
+    assert "expected a name that ends in .xml for --to openvino, got n.onnx" in fails(capsys, *asked, "n.onnx")
 
 
 def test_people_read_what_was_proven_and_how_long_it_takes(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +76,9 @@ def test_people_read_what_was_proven_and_how_long_it_takes(finished: Path, capsy
 
 def test_requests_that_can_not_be_met_are_one_sentence(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = ["export", str(finished), "--to"]
-    assert "expected one of onnx, pt2 as format, got 'tflite'" in fails(capsys, *there, "tflite", "--out", "m")
+    assert "expected one of onnx, pt2, openvino as format, got 'tflite'" in fails(
+        capsys, *there, "tflite", "--out", "m"
+    )
     assert "expected a folder for m.pt2" in fails(capsys, *there, "pt2", "--out", "nowhere/m.pt2")
     Path("m.pt2").touch()
     assert "expected a new file, got m.pt2, which exists" in fails(capsys, *there, "pt2", "--out", "m.pt2")

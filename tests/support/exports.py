@@ -35,6 +35,13 @@ def answers(path, images):
     return {name: session.run(["logits"], {"images": each})[0] for name, each in images.items()}
 """
 
+_OPENVINO = """
+def answers(path, images):
+    import openvino
+    model = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return {name: model({"images": each})["logits"] for name, each in images.items()}
+"""
+
 _PT2 = """
 def answers(path, images):
     import torch
@@ -47,7 +54,7 @@ def answers(path, images):
 def answers_of_a_stranger(
     images: dict[Path, dict[str, NDArray[Any]]],
 ) -> dict[Path, dict[str, NDArray[np.float32]]]:
-    """Open exports of one format in a fresh process, where netgraft can't be imported, nor torch for ONNX.
+    """Open exports of one format in a fresh process, where netgraft can't be imported, nor torch where it isn't needed.
 
     Args:
         images: For each file batches by name.
@@ -56,7 +63,9 @@ def answers_of_a_stranger(
         Logits by the same names.
     """
     [kind] = {path.suffix for path in images}
-    refused, own = ({"netgraft", "torch", "timm"}, _ONNX) if kind == ".onnx" else ({"netgraft", "timm"}, _PT2)
+    refused, own = {"netgraft", "timm"}, _PT2
+    if kind != ".pt2":
+        refused, own = {*refused, "torch"}, {".onnx": _ONNX, ".xml": _OPENVINO}[kind]
     for path, batches in images.items():
         np.savez(path.with_suffix(".in.npz"), **batches)  # type: ignore[arg-type]
     code = own + _WITHOUT.format(refused=refused)
