@@ -14,7 +14,7 @@ from .options import PATH, DeclaredCommand, flag, given, job_options
 
 @click.command(cls=DeclaredCommand, declared=lambda: job_options("data_root"))
 @click.argument("student", metavar="RUN|STUDENT")
-@click.option("--to", required=True, help="onnx, pt2 (torch.export) or openvino (IR).")
+@click.option("--to", required=True, help="onnx, pt2 (torch.export), openvino (IR) or litert (.tflite).")
 @click.option(
     "--out",
     required=True,
@@ -90,6 +90,7 @@ def _show(result: Mapping[str, Any]) -> None:
         f"{' and '.join(result['files'])}: {result['bytes'] / 1e6:,.2f} MB, proven on {result['compared_on']} images "
         f"({result['photographs']} of the run's photographs): same top-1 on all, logits within "
         f"{result['difference']:.1g} of the largest (allowed: {result['tolerance']:g})"
+        + ("" if result["batch"] is None else f"; the file takes {result['batch']} image at a time")
     )
     _show_times(result, {result["runtime"]: "", "PyTorch": "pytorch_"})
 

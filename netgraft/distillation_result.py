@@ -229,7 +229,7 @@ class DistillationResult:
 
         Args:
             path: Of the file, which must not exist.
-            to: ``onnx``, ``pt2`` or ``openvino``.
+            to: ``onnx``, ``pt2``, ``openvino`` or ``litert``.
             with_preprocessing: Whether scaling and normalisation stand in the file.
             images: Photographs to prove it on besides seeded images, as for :func:`netgraft.distill`; those that the
                 student learned from, for instance.

@@ -47,7 +47,8 @@ class Exported:
     Attributes:
         path: Of the file.
         files: All of them: of ``openvino`` the weights lie in a second one.
-        format: ``onnx``, ``pt2`` or ``openvino``.
+        format: ``onnx``, ``pt2``, ``openvino`` or ``litert``.
+        batch: How many images go in at once; any number if None.
         runtime: What runs it.
         bytes: Of all files.
         proof: On which images, and how near.
@@ -65,6 +66,7 @@ class Exported:
     path: Path
     files: tuple[Path, ...]
     format: str
+    batch: int | None
     runtime: str
     bytes: int
     proof: Proof
@@ -73,7 +75,10 @@ class Exported:
     input_size: tuple[int, int, int]
 
     def latencies(self) -> dict[str, dict[int, float]]:
-        """Measure ``pytorch`` and ``export``: milliseconds of a forward at batch 1 and 64, with as many threads."""
+        """Measure ``pytorch`` and ``export``: milliseconds of a forward at batch 1 and 64, with as many threads.
+
+        Where the file's batch is fixed, as many forwards as it takes.
+        """
         found: dict[str, dict[int, float]] = {"pytorch": {}, "export": {}}
         for batch, repeats in LATENCY_BATCHES.items():
             for name, model in (("pytorch", self.model), ("export", self.opened)):
@@ -94,7 +99,7 @@ def export(
     """Write a model into one file that runs without netgraft, prove that both answer alike, or leave nothing behind.
 
     The file has one input ``images`` - (N, C, H, W), float32, normalised, or with preprocessing (N, H, W, C), uint8,
-    already resized to the model's input size - and one output ``logits`` (N, K), for any N.
+    already resized to the model's input size - and one output ``logits`` (N, K), for any N; of ``litert`` N is 1.
 
     Seeded images in batches of 1 and 3, and the photographs, go through both: logits differ by at most
     ``TOLERANCE`` of the largest one (:mod:`netgraft.exporting.proof`), and top-1 is equal on all of them.
@@ -103,7 +108,8 @@ def export(
         model: A classifier; unchanged. Any timm model, or what :func:`netgraft.load_student` returns.
         path: Of the file, which must not exist; that of ``openvino`` ends in ``.xml``, and its weights become a file of
             the same name in ``.bin``.
-        to: ``onnx`` (opset 18 or newer), ``pt2``, of ``torch.export``, or ``openvino`` (IR, float32).
+        to: ``onnx`` (opset 18 or newer), ``pt2``, of ``torch.export``, ``openvino`` (IR, float32), or
+            ``litert`` (.tflite, float32).
         with_preprocessing: Whether scaling and normalisation stand in the file; resizing is the caller's.
         data_config: Preprocessing in timm's words; the model's own if None.
         images: Photographs of any size to prove it on besides.
@@ -280,7 +286,9 @@ def _proven(
     size = (first, second, third)
     files = chosen.files(path)
     bytes_ = sum(map(len, content))
-    return content, Exported(path, files, chosen.name, chosen.runtime, bytes_, proof, entered, opened, size)
+    return content, Exported(
+        path, files, chosen.name, chosen.batch, chosen.runtime, bytes_, proof, entered, opened, size
+    )
 
 
 def check_free(chosen: Format, path: Path) -> None:
@@ -346,7 +354,7 @@ def _encoded(
     chosen: Format, model: nn.Module, sample: Tensor, facts: Mapping[str, str]
 ) -> tuple[tuple[bytes, ...], OpenedExport]:
     try:
-        content = chosen.encode(_traced(model, sample), facts)
+        content = chosen.encode(_traced(model, sample, chosen.batch), facts)
         return content, chosen.opened(content, torch.get_num_threads())
     except Exception as error:  # tracing, translation and opening raise many kinds
         raise RunError(
@@ -354,14 +362,15 @@ def _encoded(
         ) from error
 
 
-def _traced(model: nn.Module, sample: Tensor) -> ExportedProgram:
+def _traced(model: nn.Module, sample: Tensor, batch: int | None) -> ExportedProgram:
+    shapes = {"images": {0: Dim("batch")}} if batch is None else None
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.CRITICAL)  # it prints its own report besides raising
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            return torch.export.export(model, (sample,), dynamic_shapes={"images": {0: Dim("batch")}})
+            return torch.export.export(model, (sample[:batch],), dynamic_shapes=shapes)
     finally:
         logger.setLevel(level)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.export import ExportedProgram
 
 from netgraft.errors import RequestError
-from netgraft.exporting import onnx_format, openvino_format, pt2_format
+from netgraft.exporting import litert_format, onnx_format, openvino_format, pt2_format
 from netgraft.exporting.opened import OpenedExport
 
 
@@ -27,6 +27,7 @@ class Format:
         extra: Of netgraft.
         suffixes: Of its files where there are several, that of the file that is asked for first. None where there is
             one, of any name.
+        batch: How many images go in at once; any number if None.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Format:
     opened: Callable[[tuple[bytes, ...], int], OpenedExport]
     extra: str = "export"
     suffixes: tuple[str, ...] = ()
+    batch: int | None = None
 
     def check_installed(self) -> None:
         """Raise RequestError where a package is missing."""
@@ -70,6 +72,15 @@ FORMATS = {
             openvino_format.opened,
             extra="openvino",
             suffixes=openvino_format.SUFFIXES,
+        ),
+        Format(
+            "litert",
+            "LiteRT",
+            ("litert_torch", "ai_edge_litert"),
+            litert_format.encode,
+            litert_format.opened,
+            extra="litert",
+            batch=litert_format.BATCH,
         ),
     )
 }

@@ -48,7 +48,8 @@ def export_student(
         reporter: Is told of each part.
 
     Returns:
-        ``model``, ``file``, ``files`` (of ``openvino`` two), ``format``, ``bytes``, ``compared_on`` (images),
+        ``model``, ``file``, ``files`` (of ``openvino`` two), ``format``, ``batch`` (images that go in at once;
+        any number if None), ``bytes``, ``compared_on`` (images),
         ``photographs`` (of them), ``difference`` and ``tolerance`` (parts of the largest logit), ``runtime``, and
         median milliseconds of a batch ``latency_ms_1`` and ``latency_ms_64`` of the file, beside
         ``pytorch_latency_ms_1`` and ``..._64``.
@@ -79,6 +80,7 @@ def export_student(
         "file": str(out),
         "files": [str(file) for file in exported.files],
         "format": to,
+        "batch": exported.batch,
         "with_preprocessing": with_preprocessing,
         "bytes": exported.bytes,
         "compared_on": exported.proof.images,

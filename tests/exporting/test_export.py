@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -40,6 +41,10 @@ ONNX = pytest.mark.skipif(
 OPENVINO = pytest.mark.skipif(
     not all(find_spec(name) for name in ("onnx", "onnxscript", "openvino")),
     reason="needs the extra netgraft[openvino]",
+)
+
+LITERT = pytest.mark.skipif(
+    not all(find_spec(name) for name in ("litert_torch", "ai_edge_litert")), reason="needs the extra netgraft[litert]"
 )
 
 
@@ -115,11 +120,17 @@ class Answers:
     with_preprocessing: Exported
 
 
-ENDINGS = {"onnx": "onnx", "pt2": "pt2", "openvino": "xml"}
+ENDINGS = {"onnx": "onnx", "pt2": "pt2", "openvino": "xml", "litert": "tflite"}
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param("onnx", marks=ONNX), "pt2", pytest.param("openvino", marks=OPENVINO)]
+    scope="module",
+    params=[
+        pytest.param("onnx", marks=ONNX),
+        "pt2",
+        pytest.param("openvino", marks=OPENVINO),
+        pytest.param("litert", marks=LITERT),
+    ],
 )
 def answers(
     request: pytest.FixtureRequest, models: dict[str, nn.Module], tmp_path_factory: pytest.TempPathFactory
@@ -240,6 +251,34 @@ def test_an_openvino_file_says_the_same(tmp_path: Path, monkeypatch: pytest.Monk
     kinds = {node.get_element_type().get_type_name() for node in constants}
     assert "f32" in kinds
     assert not kinds & {"f16", "bf16"}
+
+
+@LITERT
+def test_a_litert_file_says_the_same_and_its_makers_are_silent(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    before = snapshot(model := named())
+    exported = export(model, tmp_path / "m.tflite", to="litert", license="cc-by-4.0")
+    assert snapshot(model) == before
+    assert exported.batch == 1
+    with ZipFile(tmp_path / "m.tflite") as archive:
+        about = {name: json.loads(text) for name, text in json.loads(archive.read("netgraft.json")).items()}
+    assert {name: about[name] for name in FACTS} == FACTS
+    assert about["preprocessing"] == "outside"
+    file = Interpreter(model_path=str(tmp_path / "m.tflite")).get_signature_runner()
+    ends = [
+        {name: (list(each["shape"]), each["dtype"]) for name, each in details.items()}
+        for details in (file.get_input_details(), file.get_output_details())
+    ]
+    assert ends == [{"images": ([1, 1, 8, 8], np.float32)}, {"logits": ([1, 3], np.float32)}]
+    assert [path.name for path in tmp_path.iterdir()] == ["m.tflite"]
+    assert capfd.readouterr().out == ""
+    with pytest.raises(RunError, match=r"^could not export the model to litert: .*; nothing was written$"):
+        export(Eigenvalues(), tmp_path / "n.tflite", to="litert", data_config=CONFIG)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.tflite"]
+    assert "[START]" not in "".join(capfd.readouterr())
 
 
 # --- what fails leaves nothing behind
@@ -404,7 +443,7 @@ def test_paths_that_can_not_be_written_are_refused_before_the_work(
 
 def test_formats_that_there_are_not_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("digits_vgg7_bn_half")
-    with pytest.raises(RequestError, match="expected one of onnx, pt2, openvino as format, got 'tflite'"):
+    with pytest.raises(RequestError, match="expected one of onnx, pt2, openvino, litert as format, got 'tflite'"):
         export(model, tmp_path / "m", to="tflite")
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"needs onnx, onnxscript, onnxruntime, .* pip install 'netgraft\[export\]'"):
@@ -412,6 +451,9 @@ def test_formats_that_there_are_not_are_refused(tmp_path: Path, monkeypatch: pyt
     wanted = r"needs onnx, onnxscript, openvino, not installed here; pip install 'netgraft\[openvino\]'"
     with pytest.raises(RequestError, match=wanted):
         export(model, tmp_path / "m.xml", to="openvino")
+    wanted = r"needs litert_torch, ai_edge_litert, not installed here; pip install 'netgraft\[litert\]'"
+    with pytest.raises(RequestError, match=wanted):
+        export(model, tmp_path / "m.tflite", to="litert")
 
 
 def test_a_model_that_trains_on_is_left_alone(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_a_run_is_exported_and_proven_on_its_photographs(finished: Path, capsys:
     assert 0 <= result["difference"] <= result["tolerance"] == 1e-4
     assert result["bytes"] == Path("m.pt2").stat().st_size
     assert result["files"] == [result["file"]] == ["m.pt2"]
+    assert result["batch"] is None
     names = [f"{who}latency_ms_{batch}" for who in ("", "pytorch_") for batch in (1, 64)]
     assert all(result[name] > 0 for name in names)
     images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -76,7 +77,7 @@ def test_people_read_what_was_proven_and_how_long_it_takes(finished: Path, capsy
 
 def test_requests_that_can_not_be_met_are_one_sentence(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = ["export", str(finished), "--to"]
-    assert "expected one of onnx, pt2, openvino as format, got 'tflite'" in fails(
+    assert "expected one of onnx, pt2, openvino, litert as format, got 'tflite'" in fails(
         capsys, *there, "tflite", "--out", "m"
     )
     assert "expected a folder for m.pt2" in fails(capsys, *there, "pt2", "--out", "nowhere/m.pt2")

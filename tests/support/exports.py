@@ -42,6 +42,15 @@ def answers(path, images):
     return {name: model({"images": each})["logits"] for name, each in images.items()}
 """
 
+_LITERT = """
+def answers(path, images):
+    from ai_edge_litert.interpreter import Interpreter
+    run = Interpreter(model_path=str(path)).get_signature_runner()
+    return {
+        name: np.concatenate([run(images=image[None])["logits"] for image in each]) for name, each in images.items()
+    }
+"""
+
 _PT2 = """
 def answers(path, images):
     import torch
@@ -65,7 +74,7 @@ def answers_of_a_stranger(
     [kind] = {path.suffix for path in images}
     refused, own = {"netgraft", "timm"}, _PT2
     if kind != ".pt2":
-        refused, own = {*refused, "torch"}, {".onnx": _ONNX, ".xml": _OPENVINO}[kind]
+        refused, own = {*refused, "torch"}, {".onnx": _ONNX, ".xml": _OPENVINO, ".tflite": _LITERT}[kind]
     for path, batches in images.items():
         np.savez(path.with_suffix(".in.npz"), **batches)  # type: ignore[arg-type]
     code = own + _WITHOUT.format(refused=refused)
