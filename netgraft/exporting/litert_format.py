@@ -6,6 +6,7 @@ litert-torch translates fixed sizes only, the number of images among them; a fil
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import warnings
@@ -74,6 +75,7 @@ def opened(content: tuple[bytes, ...], threads: int) -> OpenedExport:
         from ai_edge_litert.interpreter import Interpreter
 
         interpreter = Interpreter(model_content=content[0], num_threads=threads)
+        interpreter.allocate_tensors()
         signature = interpreter.get_signature_runner()
     dtype = {"uint8": torch.uint8, "float32": torch.float32}[signature.get_input_details()["images"]["dtype"].__name__]
 
@@ -87,6 +89,8 @@ def opened(content: tuple[bytes, ...], threads: int) -> OpenedExport:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Keep the converter's progress, and what its C++ parts log, out of what people and programs read."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -98,3 +102,4 @@ def _silence() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+        logging.disable(level)

@@ -3,9 +3,9 @@
 An IR is two files, the network as .xml and its weights as .bin. OpenVINO opens no archive of both, and finds the .bin
 by the name of the .xml: so both stand beside one another under one name.
 
-It reads ONNX by itself. Its ``convert_model`` would report each call to its makers (``openvino_telemetry``); and from
-PyTorch's program it knows neither all operators (no antialiased bicubic resizing, as in ViTs) nor the names and sizes
-of input and output.
+It reads ONNX by itself. Its ``convert_model`` would report each call to its makers unless somebody opts out
+(``openvino_telemetry``); and from PyTorch's program it knows neither all operators (no antialiased bicubic resizing, as
+in ViTs) nor the names and sizes of input and output.
 """
 
 from __future__ import annotations
