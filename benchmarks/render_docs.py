@@ -50,6 +50,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: derived digits": (*TABLE, f"{RESULTS}/derived-digits"),
         "results: derived imagenet": (*TABLE, f"{RESULTS}/derived-imagenet"),
         "results: derived cifar100": (*TABLE, f"{RESULTS}/derived-cifar100"),
+        "results: derived vit": (*TABLE, f"{RESULTS}/derived-vit"),
         "results: derived ablation": (*TABLE, f"{RESULTS}/derived-ablation"),
         "results: architectures": ("benchmarks.deriving.table",),
     },

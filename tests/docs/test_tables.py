@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 
@@ -36,6 +37,19 @@ def test_the_figures_that_help_to_choose_stand_in_the_results() -> None:
     table = page[page.index("| teacher | images | keep |") :]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.count("|") == 7]
     figures = [(gap, agreement) for *_, gap, agreement, _ in rows if gap[:1].isdigit()]
-    assert len(figures) == 8
+    assert len(figures) == 10
     for gap, agreement in figures:
         assert re.search(rf"\| +{re.escape(gap)} \|.*\| +{re.escape(agreement)} \|", results), (gap, agreement)
+
+
+def test_the_readme_s_figures_of_a_derived_efficientnet_stand_in_the_result_files() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    said = re.search(r"is ([0-9.]+) points below its own teacher's ([0-9.]+) %.*?, at half of them ([0-9.]+)", text)
+    assert said is not None
+    folder = ROOT / "benchmarks" / "results" / "derived-imagenet"
+    cells = [
+        json.loads((folder / f"macs={keep}" / "closed-form-1shot-subset0.json").read_text(encoding="utf-8"))
+        for keep in ("0.75", "0.5")
+    ]
+    assert [float(gap) for gap in (said[1], said[3])] == [round(cell["gap"], 1) for cell in cells]
+    assert {float(said[2])} == {cell["teacher_top1"] for cell in cells}
