@@ -72,8 +72,8 @@ def measure(folder: Path, images: int, train_steps: int = 0) -> dict[str, Any]:
         "int8": exported.opened,
         **({} if trained is None else {"trained": trained.opened}),
     }
-    chosen = _chosen(matched, images)
-    logits = {name: predictions(network, chosen, config, SilentReporter()) for name, network in networks.items()}
+    tested = chosen(matched, images)
+    logits = {name: predictions(network, tested, config, SilentReporter()) for name, network in networks.items()}
     rows = {
         name: {
             "top1": round(top1(found_logits, labels), 4),
@@ -91,7 +91,7 @@ def measure(folder: Path, images: int, train_steps: int = 0) -> dict[str, Any]:
             rows[name][f"latency_ms_{batch}"] = round(took, 3)
     return {
         "run": folder.resolve().name,
-        "test_images": len(chosen),
+        "test_images": len(tested),
         "calibration_images": exported.calibration_images,
         "layers": exported.layers,
         **({"train_steps": train_steps} if train_steps else {}),
@@ -100,7 +100,7 @@ def measure(folder: Path, images: int, train_steps: int = 0) -> dict[str, Any]:
     }
 
 
-def _chosen(images: ImageSet, count: int) -> ImageSet:
+def chosen(images: ImageSet, count: int) -> ImageSet:
     """Return so many images at even distances."""
     assert images.labels is not None
     places = [number * len(images) // count for number in range(count)]
