@@ -148,7 +148,8 @@ def why_not_made_by_name(model: nn.Module, data_config: Mapping[str, Any]) -> st
         model: A classifier; unchanged.
         data_config: Preprocessing.
     """
-    return "" if _timms_form(model, data_config) else _why_not_by_name(model, data_config)
+    reason = _why_not_by_name(model, data_config)
+    return "" if reason and _timms_form(model, data_config) else reason
 
 
 @torch.no_grad()
