@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 COLUMNS = ("image", "class", "confidence")
 
 
-@click.command(cls=DeclaredCommand, declared=lambda: job_options("image_size", "accelerator"))
+@click.command(cls=DeclaredCommand, declared=lambda: job_options("image_size", "skip_broken", "accelerator"))
 @click.argument("model")
 @click.argument("folder", type=PATH)
 @click.option("--weights", "--teacher-weights", "weights", type=PATH, help="safetensors file or checkpoint for MODEL.")

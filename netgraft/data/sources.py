@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -115,11 +115,12 @@ def is_public(spec: str) -> bool:
     return spec in _NAMED or spec.startswith("timm:")
 
 
-def open_all(location: str | Path) -> ImageSet:
+def open_all(location: str | Path, *, skip_broken: bool = False) -> DataSource:
     """Return all images in a folder and below, or in a tar archive, without classes; their names are relative to it.
 
     Args:
         location: Of the folder or archive.
+        skip_broken: As in :func:`open_data`.
 
     Raises:
         RequestError: There is none, or it holds no image or can't be read.
@@ -128,8 +129,11 @@ def open_all(location: str | Path) -> ImageSet:
     if not path.is_dir() and not (path.is_file() and is_tar(path)):
         raise RequestError(f"expected a folder or a tar archive of images, got {location}; check the path")
     files: ImageFiles = FolderFiles(path) if path.is_dir() else TarFiles(path)
-    store = FileStore(files, tuple(range(len(files.names))))
-    return ImageSet(path.name or str(location), len(files.names), store, names=files.names)
+    name = path.name or str(location)
+    every = Partition(tuple(range(len(files.names))), None)
+    damaged = _broken_among(files, every.positions) if skip_broken else set()
+    images = _from_files(name, files, every.without(damaged), None)
+    return DataSource(name, images, None, remarks=tuple(_left_out(name, files, damaged, len(files.names))))
 
 
 def _open_digits(name: str, root: Path | None, download: bool) -> DataSource:
@@ -200,18 +204,8 @@ def _open_imagenet(name: str, root: Path | None, download: bool) -> DataSource:
 def _open_files(name: str, files: ImageFiles, *, skip_broken: bool) -> DataSource:
     train, evaluation = arrange(files.names)
     found = [*train.positions, *(evaluation.positions if evaluation else ())]
-    damaged = set(broken(files, found)) if skip_broken else set()
-    if len(damaged) == len(found):
-        raise RequestError(f"expected images in {files.location}, got {len(found):,} broken files; name another place")
-    count = len(found) + len(files.unreadable)
-    remarks = [
-        f"{len(names):,} of {count:,} images of {name} were left out{why}: {_listed(names)}"
-        for names, why in (
-            ([files.names[position] for position in sorted(damaged)], ", for they are broken"),
-            (files.unreadable, ", for this installation can't read them (install pillow-heif)"),
-        )
-        if names
-    ]
+    damaged = _broken_among(files, found) if skip_broken else set()
+    remarks = _left_out(name, files, damaged, len(found))
     if train.beside:
         folders = len({files.names[position].rpartition("/")[0] for position in train.positions})
         remarks.append(
@@ -223,6 +217,29 @@ def _open_files(name: str, files: ImageFiles, *, skip_broken: bool) -> DataSourc
     if evaluation is not None:
         test_set = _from_files(f"{name}/test", files, evaluation.without(damaged), train_set.class_names)
     return DataSource(name, train_set, test_set, remarks=tuple(remarks))
+
+
+def _broken_among(files: ImageFiles, positions: Sequence[int]) -> set[int]:
+    """Read the files at these positions; return those of the broken ones. Raises RequestError where all are."""
+    damaged = set(broken(files, positions))
+    if len(damaged) == len(positions):
+        raise RequestError(
+            f"expected images in {files.location}, got {len(positions):,} broken files; name another place"
+        )
+    return damaged
+
+
+def _left_out(name: str, files: ImageFiles, damaged: Iterable[int], found: int) -> list[str]:
+    """Count and name what is left out of a place in which ``found`` files would be taken."""
+    count = found + len(files.unreadable)
+    return [
+        f"{len(names):,} of {count:,} images of {name} were left out{why}: {_listed(names)}"
+        for names, why in (
+            ([files.names[position] for position in sorted(damaged)], ", for they are broken"),
+            (files.unreadable, ", for this installation can't read them (install pillow-heif)"),
+        )
+        if names
+    ]
 
 
 def _listed(names: Sequence[str]) -> str:

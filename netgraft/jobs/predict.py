@@ -40,6 +40,7 @@ def predict(
     top: int = 1,
     weights: Path | None = None,
     image_size: int | None = None,
+    skip_broken: bool = False,
     accelerator: str = "auto",
     reporter: ProgressReporter | None = None,
 ) -> Sequence[Prediction]:
@@ -51,8 +52,9 @@ def predict(
         top: How many classes an image; all if there are fewer.
         weights: For a timm classifier, if not its own.
         image_size: Height and width of what a timm classifier takes; its own by default.
+        skip_broken: Read every file once at first, and leave out those that hold no image.
         accelerator: Where it runs.
-        reporter: Told what happens.
+        reporter: Told what happens, and what was left out.
 
     Returns:
         In the order of the names.
@@ -61,16 +63,19 @@ def predict(
         RequestError: No such model, folder, image or device; an image is broken.
     """
     reporter = reporter or SilentReporter()
-    found = open_all(images)
+    source = open_all(images, skip_broken=skip_broken)
+    for remark in source.remarks:
+        reporter.note(remark)
     network = load_teacher(model, weights=weights, image_size=image_size)
     config = resolve_model_data_config(network)
     logits_of(network, torch.zeros(1, *config["input_size"]))
     network.to(Runner(accelerator=accelerator).fabric.device)
-    logits, _ = predictions(network, found, config, reporter, "reading and answering images")
+    logits, _ = predictions(network, source.train, config, reporter, "reading and answering images")
     names = answer_names(network)
     best = logits.softmax(1).topk(min(top, logits.shape[1]))
-    assert found.names is not None
+    files = source.train.names
+    assert files is not None
     return [
         Prediction(image, tuple(names[each] for each in classes), tuple(confidences))
-        for image, classes, confidences in zip(found.names, best.indices.tolist(), best.values.tolist(), strict=True)
+        for image, classes, confidences in zip(files, best.indices.tolist(), best.values.tolist(), strict=True)
     ]

@@ -13,6 +13,7 @@ from filelock import Timeout
 
 from netgraft.errors import RequestError
 from netgraft.files import check_checksums, locked, remove_temporaries, write_text, write_with_checksum
+from netgraft.jobs import config_file
 from netgraft.models.students import IN_A_RUN, stands
 
 CONFIG = "config.json"
@@ -123,9 +124,10 @@ class RunFolder:
             what = ", ".join(
                 f"{key} {_brief(present.get(key))} there, {_brief(config.get(key))} now" for key in differing
             )
+            asked = self.path / config_file.FILE
             raise RequestError(
                 f"{self.path} holds another run ({what or 'its images or weights differ'}); "
-                "give the options of that run, or choose another --out"
+                f"give the options of that run{f' (--config {asked})' * asked.is_file()}, or choose another --out"
             )
         self._make()
         remove_temporaries(self.path)

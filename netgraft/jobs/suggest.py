@@ -21,6 +21,7 @@ from netgraft.models.loading import is_folder, load_teacher
 from netgraft.modules import eval_mode, macs_along, parameters
 from netgraft.progress import ProgressReporter, SilentReporter
 from netgraft.splitting.chain import BlockChain
+from netgraft.splitting.split import logits_of
 
 SMALL_MODELS = (
     "mobilenetv2_100",
@@ -122,7 +123,7 @@ def suggest(
         reporter: Told what happens.
 
     Raises:
-        RequestError: No such teacher, or it can't be cut.
+        RequestError: No such teacher, it can't take images of this size, or it can't be cut.
     """
     reporter = reporter or SilentReporter()
     if is_folder(teacher):
@@ -132,7 +133,8 @@ def suggest(
         network = build_model(teacher, seed=0, image_size=image_size, **options).eval()
     channels, height, width = resolve_model_data_config(network)["input_size"]
     input_size = (channels, height, width)
-    with eval_mode(network):
+    with eval_mode(network), torch.no_grad():
+        logits_of(network, torch.zeros(1, *input_size))
         size = Size(parameters(network), *macs_along([network], torch.zeros(1, *input_size)))
     chosen = _promising(teacher, network, size, input_size, most, reporter)
     narrower = _narrower_twins(network, chosen, input_size)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 
 import netgraft.zoo  # noqa: F401  (registers the CIFAR-size models)
@@ -177,7 +178,7 @@ def image_channels(model: nn.Module) -> int:
     """Return the channels of the images that ``model`` takes, by its first convolution or else its configuration."""
     # the configuration is the architecture's, whatever in_chans the model was made with
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    return int(pretrained_cfg(model)["input_size"][0]) if first is None else first.in_channels
+    return int(resolve_model_data_config(model)["input_size"][0]) if first is None else first.in_channels
 
 
 def class_count(model: nn.Module) -> int:

@@ -139,7 +139,9 @@ def test_distill_as_json_keeps_the_contract(capsys: pytest.CaptureFixture[str]) 
     other = fails(capsys, *QUICK, "--seed", "1", "--out", "run", "--resume")
     assert "run holds another run" in other
     assert "seed 0 there, 1 now" in other
+    assert "--config run/config.toml" in other
     assert run_json(capsys, *QUICK, "--out", "run", "--resume") == result
+    assert run_json(capsys, "distill", "--config", "run/config.toml", "--out", "run", "--resume") == result
 
 
 def test_the_summary_tells_both_models_and_how_to_load_the_student(capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,3 +98,18 @@ def test_a_broken_photograph_is_named(capsys: pytest.CaptureFixture[str]) -> Non
     Path("photos/one/broken.png").write_bytes(b"\x89PNG of something else")
     said = fails(capsys, "predict", "digits_vgg7_bn", "photos", "--quiet")
     assert "photos/one/broken.png" in said
+
+
+def test_broken_photographs_are_left_out_where_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    write_digits(Path("photos"), {1: "one", 2: "two"}, each=2)
+    whole = sorted(Path("photos").rglob("*.png"))
+    Path("photos", "cut.png").write_bytes(whole[0].read_bytes()[:60])
+    assert "--skip-broken" in fails(capsys, "predict", "digits_vgg7_bn", "photos")
+    assert run(["predict", "digits_vgg7_bn", "photos", "--skip-broken", "--csv"]) == 0
+    captured = capsys.readouterr()
+    assert "1 of 5 images of photos were left out, for they are broken: cut.png" in captured.err
+    answered = [row[0] for row in csv.reader(io.StringIO(captured.out))][1:]
+    assert sorted(answered) == [str(path.relative_to("photos")) for path in whole]
+    for path in whole:
+        path.write_bytes(b"")
+    assert "5 broken files" in fails(capsys, "predict", "digits_vgg7_bn", "photos", "--skip-broken", "--quiet")

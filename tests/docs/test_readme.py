@@ -46,4 +46,4 @@ def test_the_photographs_that_the_page_makes_are_a_hundred_digits(
     [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    assert len(open_all(tmp_path / "photos")) == 100
+    assert len(open_all(tmp_path / "photos").train) == 100

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models import register_model
 from torch import nn
 
 import netgraft
@@ -118,3 +119,29 @@ def test_families() -> None:
 def test_a_teacher_that_is_none_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(RequestError, match=r"did you mean .*resnet34"):
         suggest("resnet43")
+
+
+class OnePiece(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_classes = 10
+        self.weight = nn.Parameter(torch.randn(10, 3))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) @ self.weight.T
+
+
+@register_model
+def one_piece(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A classifier that does everything in one module."""
+    return OnePiece()
+
+
+def test_a_teacher_that_can_not_be_cut_is_refused() -> None:
+    with pytest.raises(RequestError, match="has no place where it can be cut: everything happens in one module"):
+        suggest("one_piece")
+
+
+def test_images_that_a_teacher_can_not_take_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"VGG can't take images of 3x1x1 .*choose another model or image size"):
+        suggest("cifar_vgg16_bn", image_size=1)
