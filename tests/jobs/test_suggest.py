@@ -138,7 +138,7 @@ def one_piece(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 
 def test_a_teacher_that_can_not_be_cut_is_refused() -> None:
-    with pytest.raises(RequestError, match="has no place where it can be cut: everything happens in one module"):
+    with pytest.raises(RequestError, match="everything happens in one module; choose another model"):
         suggest("one_piece")
 
 
