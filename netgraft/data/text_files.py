@@ -48,3 +48,13 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("lists or objects within one another, too deeply") from None
+
+
+def read_json(path: Path, *, most: int = LARGEST_TEXT) -> Any:
+    """Return what a file in JSON says; arguments as of :func:`read_text`.
+
+    Raises:
+        OSError: As of :func:`read_text`.
+        ValueError: It is no JSON.
+    """
+    return parse_json(read_text(path, most=most))

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 import msgspec
 from filelock import Timeout
 
-from netgraft.data.text_files import parse_json, read_text
+from netgraft.data.text_files import read_json
 from netgraft.errors import RequestError, RunError
 from netgraft.experiments.specification import Cell, Experiment, path_component
 from netgraft.files import locked, write_atomically, write_text
@@ -136,7 +136,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _is_run(folder: Path) -> bool:
     """Whether a folder is that of one run, whose other files are no results."""
     try:
-        return "fingerprint" in parse_json(read_text(folder / RUN_CONFIG))
+        return "fingerprint" in read_json(folder / RUN_CONFIG)
     except (OSError, ValueError, TypeError):
         return False
 
@@ -148,7 +148,7 @@ def _home(path: Path, folder: Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = parse_json(read_text(path))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise RequestError(f"{path} is damaged ({error}); remove it to compute it again") from error
     if not isinstance(content, dict):
@@ -285,7 +285,7 @@ class ResultStore:
         if not path.exists():
             return None
         try:
-            result = dict(parse_json(read_text(path)))
+            result = dict(read_json(path))
             asked = dict(result["asked"])
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(f"{path} is damaged ({error!r}); remove it to compute it again") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from netgraft.data.text_files import parse_json, read_text
+from netgraft.data.text_files import read_json
 from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver
@@ -271,7 +271,7 @@ class PreparedDerivation(PreparedDistillation):
 
     def _read_library(self, path: Path) -> Library:
         try:
-            content = parse_json(read_text(path))
+            content = read_json(path)
             of = content["of"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RequestError(f"{path} is no library ({error}); give the library.json of a run") from error
@@ -283,7 +283,7 @@ class PreparedDerivation(PreparedDistillation):
         return Library.from_json(content, self._deriver.anatomy.all_places)
 
     def _derived(self, folder: Path) -> Derivation:
-        chosen = _read(folder / CHOICE)
+        chosen = _read_choice(folder / CHOICE)
         channels = {name: torch.tensor(numbers, dtype=torch.long) for name, numbers in chosen["kept"].items()}
         return self._deriver.taken_up(load_student(folder / START), channels, chosen["start_error"])
 
@@ -296,13 +296,21 @@ class PreparedDerivation(PreparedDistillation):
                 load_student(folder / START), self.test, self.asked.data_config, reporter, "evaluating the start"
             )
             start = round(top1(logits, labels), 4)
-        chosen = {name: value for name, value in _read(folder / CHOICE).items() if name != "kept"}
+        chosen = {name: value for name, value in _read_choice(folder / CHOICE).items() if name != "kept"}
         blocks = len(self.distillation.pairing)
         return {**result, "blocks": blocks, "start_top1": start, "derived": chosen}
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+def _read_choice(path: Path) -> dict[str, Any]:
+    try:
+        chosen = dict(read_json(path))
+        chosen["kept"] = {name: [int(number) for number in numbers] for name, numbers in chosen["kept"].items()}
+        chosen["start_error"] = float(chosen["start_error"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RequestError(
+            f"{path} is damaged ({error!r}); remove it, and --resume derives the student again"
+        ) from error
+    return chosen
 
 
 def _sizes(model: nn.Module) -> dict[str, list[int]]:

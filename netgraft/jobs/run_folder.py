@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import Timeout
 
+from netgraft.data.text_files import read_json
 from netgraft.errors import RequestError
 from netgraft.files import check_checksums, locked, remove_temporaries, write_text, write_with_checksum
 from netgraft.jobs import config_file
@@ -166,8 +167,8 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         raise RequestError(f"{path} is damaged ({error}); remove the folder or choose another --out") from error
     if not isinstance(content, dict):
         raise RequestError(

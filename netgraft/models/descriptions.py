@@ -7,7 +7,6 @@ configuration only what describes images and classes passes.
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import timm
 from timm.models import build_model_with_cfg
 
 import netgraft.zoo  # noqa: F401  (descriptions may name its models)
+from netgraft.data.text_files import read_json
 from netgraft.models.torchvision_models import is_torchvision
 
 TIMM = "config.json"
@@ -31,8 +31,6 @@ MODULE = "module:"
 
 Adapter = tuple[int, int, str]
 """Width of what comes in, width of what goes out, and layout."""
-
-_MOST_BYTES = 2**26
 
 _MOST = 2**20
 """Of anything that is counted: classes, layers, widths, pixels of a side."""
@@ -255,13 +253,8 @@ def _layer(value: object) -> Literal["block"] | Adapter:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    size = path.stat().st_size
-    if size > _MOST_BYTES:
-        raise ValueError(f"expected at most {_MOST_BYTES} bytes in {path.name}, got {size}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError(f"expected a description in {path.name}, got brackets in brackets") from error
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f"expected JSON in {path.name}, got something else: {error}") from error
     fields: dict[str, Any] = _converted(content, dict[str, Any])

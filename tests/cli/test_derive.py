@@ -95,6 +95,13 @@ def test_training_goes_on_from_the_start_after_a_stop(solved: Path, capsys: pyte
     assert again["student_digest"] == whole["student_digest"] != result_of(solved)["student_digest"]
     assert whole["steps"] == 6
     assert not (Path("taken-up") / "library.json").exists()
+    # what was chosen is damaged: that is said, and what helps does
+    (Path("taken-up") / "result.json").unlink()
+    (Path("taken-up") / "derived.json").write_text('{"kept": {"features.0": [0, 1')
+    assert "derived.json is damaged" in fails(capsys, *request, "--out", "taken-up", "--resume", "--quiet")
+    (Path("taken-up") / "derived.json").unlink()
+    derived_again = run_json(capsys, *request, "--out", "taken-up", "--resume")
+    assert derived_again["student_digest"] == whole["student_digest"]
 
 
 def test_a_derived_student_is_derived_from_again(solved: Path) -> None:
