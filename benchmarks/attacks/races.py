@@ -13,6 +13,7 @@ from netgraft.cli.main import run
 
 from benchmarks.attacks.commands import Ended, Forked
 from netgraft.errors import RequestError
+from netgraft.experiments.cell_process import CellRun
 from netgraft.experiments.scheduler import Grid
 from netgraft.experiments.specification import Cell
 from netgraft.files import write_text
@@ -122,8 +123,8 @@ def doubled_grid(folder: Path, *, commands: int) -> list[str]:
     experiment, out, counted = folder / "raced.toml", folder / "out", folder / "computed"
     experiment.write_text(GRID)
 
-    def command(grid: Grid, cell: Cell) -> list[str]:
-        return [sys.executable, "-P", "-c", _COUNTED, str(grid.results.work(cell)), str(counted)]
+    def command(run: CellRun) -> list[str]:
+        return [sys.executable, "-P", "-c", _COUNTED, str(run.folder), str(counted)]
 
     look = Grid.pending
 
@@ -137,7 +138,7 @@ def doubled_grid(folder: Path, *, commands: int) -> list[str]:
 
         seen: list[bool] = []
         setattr(Grid, "pending", pending)  # noqa: B010  # in this process alone
-        setattr(Grid, "command", command)  # noqa: B010
+        setattr(CellRun, "command", command)  # noqa: B010
         return run(["benchmark", str(experiment), "--out", str(out)])
 
     ended = at_once(commands, work)

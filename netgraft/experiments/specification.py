@@ -29,6 +29,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
 import re
 import string
 import tomllib
@@ -41,6 +42,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from netgraft.data.sources import is_public
 from netgraft.data.text_files import read_text
 from netgraft.errors import RequestError
 from netgraft.jobs.options import DistillOptions, ordered
@@ -53,6 +55,9 @@ OPTIONS = ordered(DistillOptions)
 PAIR = tuple(name for name, option in OPTIONS.items() if option.scope == "pair")
 RUN = tuple(name for name, option in OPTIONS.items() if option.scope == "run")
 """Keys that are options of ``netgraft distill``."""
+
+PLACES = ("data", "teacher", "student", "teacher_weights", "student_weights", "class_map")
+"""Options that may name a file or a folder."""
 
 SEEDS = ("subsets", "seeds")
 """Keys that multiply out to seeds. Without ``seeds`` a cell's training seed is its subset's, so that a spread over
@@ -146,6 +151,12 @@ class Cell:
             else:
                 words += [option, str(value)]
         return words
+
+    def paths(self) -> set[Path]:
+        """Return the files and folders of this machine that it is computed from, absolute."""
+        named = [str(self.options[name]).removeprefix("local-dir:") for name in PLACES if name in self.options]
+        expanded = [Path(os.path.expanduser(name)) for name in named if not is_public(name)]  # noqa: PTH111  # no error
+        return {path.absolute() for path in expanded if os.path.exists(path)}  # noqa: PTH110  # nor here
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from netgraft.errors import RequestError
 from netgraft.jobs.options import JobOptions, ordered
 from netgraft.options import held, shown
 
-FILE = "config.toml"
-
 SETTINGS = "settings"
 """Table of the hyper-parameters."""
 

@@ -14,7 +14,7 @@ from netgraft.evaluation.environment import environment
 from netgraft.files import write_text
 from netgraft.jobs import config_file
 from netgraft.jobs.options import JobOptions
-from netgraft.jobs.run_folder import RESULT, RunFolder, default_folder
+from netgraft.jobs.run_folder import ASKED, RESULT, RunFolder, default_folder
 from netgraft.progress import ProgressReporter, SilentReporter
 from netgraft.training.run_log import log_figures
 from netgraft.training.runner import Runner
@@ -105,7 +105,7 @@ class Job(JobOptions, ABC):
             if fabric.is_global_zero:
                 prepared.begin(folder)
                 content = config_file.written(self, self.hyperparameters, command=self.command)
-                write_text(folder / config_file.FILE, content)
+                write_text(folder / ASKED, content)
             for note in prepared.notes:
                 reporter.note(note)
             prepared.train(folder, resume=self.resume, reporter=reporter, stop=stop)

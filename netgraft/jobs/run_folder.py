@@ -14,10 +14,11 @@ from filelock import Timeout
 from netgraft.data.text_files import read_json
 from netgraft.errors import RequestError
 from netgraft.files import check_checksums, locked, remove_temporaries, write_text, write_with_checksum
-from netgraft.jobs import config_file
-from netgraft.models.students import IN_A_RUN, stands
 
 CONFIG = "config.json"
+
+ASKED = "config.toml"
+"""What was asked for, in the words of the command line; see :mod:`netgraft.jobs.config_file`."""
 
 RESULT = "result.json"
 
@@ -58,6 +59,8 @@ class RunFolder:
         Raises:
             RequestError: The result is damaged, or another run's.
         """
+        from netgraft.models.students import IN_A_RUN, stands  # torch, which who only waits for a run does without
+
         result = self.result()
         if result is None:
             return None
@@ -125,7 +128,7 @@ class RunFolder:
             what = ", ".join(
                 f"{key} {_brief(present.get(key))} there, {_brief(config.get(key))} now" for key in differing
             )
-            asked = self.path / config_file.FILE
+            asked = self.path / ASKED
             raise RequestError(
                 f"{self.path} holds another run ({what or 'its images or weights differ'}); "
                 f"give the options of that run{f' (--config {asked})' * asked.is_file()}, or choose another --out"

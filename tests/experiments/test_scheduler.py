@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from netgraft.errors import RequestError
+from netgraft.experiments.cell_process import CellRun
 from netgraft.experiments.results import ResultStore
 from netgraft.experiments.scheduler import Grid
 from netgraft.experiments.specification import Cell, Experiment
@@ -159,11 +160,11 @@ def test_workers_share_the_threads_of_one_run(tmp_path: Path, monkeypatch: pytes
         "(folder / 'result.json').write_text(json.dumps({'threads': torch.get_num_threads()}))"
     )
 
-    def command(grid: Grid, cell: Cell) -> list[str]:
-        return [sys.executable, "-c", program, str(grid.results.work(cell))]
+    def command(run: CellRun) -> list[str]:
+        return [sys.executable, "-c", program, str(run.folder)]
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    monkeypatch.setattr(Grid, "command", command)
+    monkeypatch.setattr(CellRun, "command", command)
     grid, cells, _ = opened(tmp_path, KD)
     notes = Notes()
     Grid(grid.results, workers=2).run(cells, notes, never)
@@ -212,7 +213,7 @@ def test_commands_that_meet_in_a_cell_leave_it_to_the_first(tmp_path: Path, monk
     grid, cells, _ = opened(tmp_path, KD)
     folder = RunFolder(grid.results.work(cells[0]))
     # the first takes the folder when the second has looked already
-    monkeypatch.setattr(Grid, "command", lambda grid, cell: [sys.executable, "-c", "raise SystemExit(2)"])
+    monkeypatch.setattr(CellRun, "command", lambda run: [sys.executable, "-c", "raise SystemExit(2)"])
     looks = iter([False, True])
     monkeypatch.setattr(RunFolder, "is_locked", lambda folder: next(looks))
     notes = Notes()
