@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -70,12 +71,14 @@ class Ended:
         result: What came out; None where nothing did.
         last_lines: Of what it said apart from reports.
         taken: Whether another process is at work in its folder.
+        seconds: It lived.
     """
 
     code: int
     result: Mapping[str, Any] | None = None
     last_lines: tuple[str, ...] = ()
     taken: bool = False
+    seconds: float = 0.0
 
 
 async def compute(
@@ -113,6 +116,7 @@ async def compute(
             await asyncio.sleep(POLL_INTERVAL)
     if stopping.is_set():
         return None
+    began = time.perf_counter()
     # no shell reads what an experiment says: each part is one argument, whose value its option checks
     process = await asyncio.create_subprocess_exec(
         *run.command(),
@@ -136,10 +140,11 @@ async def compute(
         raise
     finally:
         stopper.cancel()
+    seconds = time.perf_counter() - began
     if code:
-        return Ended(code, None, last_lines, taken=folder.is_locked())
+        return Ended(code, None, last_lines, folder.is_locked(), seconds)
     with folder.lock():
-        return Ended(code, folder.result(), last_lines)
+        return Ended(code, folder.result(), last_lines, seconds=seconds)
 
 
 LEASHED = "netgraft.experiments.leash"

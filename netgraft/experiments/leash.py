@@ -14,7 +14,9 @@ import threading
 
 def main() -> None:
     """Carry out the command line."""
-    # nodes start their workers, and these this process, with Ctrl-C blocked: a blocked signal would never stop a run
+    # Ray starts its workers, and these this process, with Ctrl-C blocked, and in the background of a shell ignored; the
+    # task asks for an end by it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     threading.Thread(target=_end_with_standard_input, daemon=True).start()
     runpy.run_module("netgraft", run_name="__main__", alter_sys=True)

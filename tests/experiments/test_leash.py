@@ -23,11 +23,13 @@ main()
 
 
 def started() -> subprocess.Popen[bytes]:
-    """Start a process as Ray's workers do, with Ctrl-C blocked; it is ready when this returns."""
+    """Start a process as Ray's workers do, with Ctrl-C blocked and ignored; it is ready when this returns."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         process = subprocess.Popen([sys.executable, "-c", LEASHED], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     finally:
+        signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert process.stdout is not None
     with process.stdout:

@@ -1,0 +1,1 @@
+"""A grid on a Ray cluster of several nodes, one of which is killed, against the same grid without a cluster."""
