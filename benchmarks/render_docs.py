@@ -54,6 +54,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: derived ablation": (*TABLE, f"{RESULTS}/derived-ablation"),
         "results: architectures": ("benchmarks.deriving.table",),
     },
+    "docs/benchmark.md": {"results: ray": ("benchmarks.ray_grid.table",)},
     "docs/export.md": {"results: int8": ("benchmarks.studies.int8", "table")},
     "docs/attacks.md": {"results: attacks": ("benchmarks.attacks.table",)},
     "docs/options.md": {"options": ("benchmarks.option_table",)},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -190,6 +191,8 @@ def compare(folder: Path, *, number: int, stand_ins: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Compare, and write a result file."""
+    # otherwise Ray kills workers where other programs have taken the memory of the machine
+    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=("stand-ins", "runs"))
     parser.add_argument("--cells", type=int, default=CELLS)

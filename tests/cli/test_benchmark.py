@@ -90,8 +90,21 @@ def test_failed_cells_are_named_with_the_reason(capsys: pytest.CaptureFixture[st
         (["no.toml"], "can't read the experiment no.toml"),
         (["small.toml", "--only", "fitnets"], "no cell's name has fitnets in it; the first are none-1shot-subset0"),
         (["small.toml", "--out", "small.toml/x"], "can't write into small.toml/x"),
+        (["small.toml", "--gpus-per-cell", "1"], "--gpus-per-cell is for --ray alone; add that, or leave it out"),
+        (["small.toml", "--ray", "--gpus-per-cell", "1.5"], "a whole number of GPUs, or a part of one, got 1.5"),
+        (["small.toml", "--ray", "--device", "cuda", "--gpus-per-cell", "0"], "--device cuda needs GPUs; give more"),
     ],
 )
 def test_wrong_requests(capsys: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
     assert run(["benchmark", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_without_ray_a_cluster_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("netgraft.cli.benchmark.find_spec", lambda name: None)
+    assert run(["benchmark", "small.toml", "--ray"]) == 2
+    assert capsys.readouterr().err == (
+        "netgraft: expected the package ray for --ray, got none; install it with pip install 'netgraft[ray]', or leave "
+        "--ray out\n"
+    )
+    assert [path.name for path in Path().iterdir()] == ["small.toml"]

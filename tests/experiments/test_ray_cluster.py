@@ -57,10 +57,15 @@ TIMES = ("seconds", "train_seconds", "frozen_seconds")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes, the first of which computes nothing and holds the tests' end of the connection."""
-    started = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    started.add_node(num_cpus=1)
-    yield started
-    started.shutdown()
+    with pytest.MonkeyPatch.context() as environment:
+        # otherwise Ray kills workers where other programs have taken the memory of the machine
+        environment.setenv("RAY_memory_monitor_refresh_ms", "0")
+        started = cluster_utils.Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        started.add_node(num_cpus=1)
+        yield started
+        started.shutdown()
 
 
 def opened(folder: Path, text: str) -> tuple[ResultStore, tuple[Cell, ...]]:

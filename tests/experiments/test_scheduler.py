@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -183,6 +184,67 @@ def test_a_grid_that_is_stopped_goes_on_with_the_cell(tmp_path: Path) -> None:
     grid.run(grid.pending(cells), again, never)
     assert again.events == [("started", "long-1shot-subset0"), ("finished", "long-1shot-subset0")]
     assert again.results["long-1shot-subset0"]["steps"] == 600
+
+
+STUBBORN = """
+import os, signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+Path(sys.argv[1]).with_name("pid").write_text(str(os.getpid()))
+time.sleep(600)
+"""
+
+
+def test_a_second_ctrl_c_kills_the_running_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CellRun, "command", lambda run: [sys.executable, "-c", STUBBORN, str(run.folder)])
+    grid, cells, _ = opened(tmp_path, KD)
+    noted = grid.results.work(cells[0]).with_name("pid")
+    asked: list[bool] = []
+
+    def twice() -> bool:
+        if asked:
+            raise KeyboardInterrupt
+        if noted.exists() and noted.read_text():
+            asked.append(True)
+        return bool(asked)
+
+    with pytest.raises(KeyboardInterrupt):
+        grid.run(cells, Notes(), twice)
+    assert not psutil.pid_exists(int(noted.read_text()))
+
+
+SAVING = """
+import json, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+folder.mkdir()
+if "subset0" in folder.name:
+    while not folder.with_name("kd-1shot-subset1").exists():
+        time.sleep(0.01)
+    (folder / "result.json").write_text(json.dumps({"gap": 0.5}))
+else:
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        (folder / "saved").touch()
+        sys.exit(130)
+"""
+
+
+def test_cells_save_themselves_where_nobody_can_be_told_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CellRun, "command", lambda run: [sys.executable, "-c", SAVING, str(run.folder)])
+    grid, cells, _ = opened(tmp_path, KD.replace("shots = 1", "shots = 1\nsubsets = [0, 1]"))
+
+    class Unheard(Notes):
+        def finished(self, cell: Cell, result: Mapping[str, Any]) -> None:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        replace(grid, workers=2).run(cells, Unheard(), never)
+    assert grid.results.find(cells[0]) is not None
+    assert (grid.results.work(cells[1]) / "saved").exists()
 
 
 def test_the_first_rerun_takes_over_a_cell_that_outlives_its_killed_grid(tmp_path: Path) -> None:

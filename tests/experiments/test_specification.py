@@ -160,3 +160,26 @@ def test_every_committed_experiment_asks_for_methods_and_settings_that_exist(pat
         job: Any = cell.job()
         choose(job.method, job.preset, Budget(100, 10), job.settings)
         assert job.views is None or job.views in VIEW_POLICIES
+
+
+def test_a_cell_names_the_files_and_folders_that_it_is_computed_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "student", "digits"):
+        Path(name).mkdir()
+    Path("weights.safetensors").touch()
+    text = """
+    [[pair]]
+    data = "photos"
+    teacher = "resnet18"
+    teacher_weights = "weights.safetensors"
+    student = "local-dir:student"
+    student_weights = "among-the-data-sets.pt"
+    [[run]]
+    """
+    [cell] = parse(text, tmp_path).cells
+    assert cell.paths() == {tmp_path / "photos", tmp_path / "weights.safetensors", tmp_path / "student"}
+    # a data set's name means that, whatever lies here
+    [named] = parse('[[run]]\ndata = "digits"', tmp_path).cells
+    assert named.paths() == set()
