@@ -265,9 +265,10 @@ facts = {"folder": str(folder), "threads": os.environ["OMP_NUM_THREADS"], "curre
 """
 
 PATIENT = """
-import json, sys, time
-print(json.dumps({"event": "progressed", "step": 1}), file=sys.stderr, flush=True)
+import json, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell runs the tests in the background
 try:
+    print(json.dumps({"event": "progressed", "step": 1}), file=sys.stderr, flush=True)
     time.sleep(600)
 except KeyboardInterrupt:
     sys.exit(130)
