@@ -347,6 +347,7 @@ def connected(address: str | None) -> Iterator[None]:
     """
     if address is not None:
         _check_reachable(address)
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # where something else listens: half a minute
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray sets a handler of its own, which would end this process with another exit code
     former = signal.getsignal(signal.SIGTERM)

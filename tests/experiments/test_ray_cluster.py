@@ -166,6 +166,14 @@ def test_a_grid_that_is_stopped_goes_on_with_its_cells(cluster: Any, tmp_path: P
     assert again.steps > 0
 
 
+def test_a_cluster_is_refused_whose_nodes_see_other_files(cluster: Any, tmp_path: Path) -> None:
+    with ray_cluster.connected(cluster.address):
+        nodes = ray_cluster.RayCluster(tmp_path / "mark")
+        nodes.check([tmp_path])
+        with pytest.raises(RequestError, match="expected .*elsewhere on every node"):
+            nodes.check([tmp_path, tmp_path / "elsewhere"])
+
+
 def test_an_address_without_a_cluster_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
