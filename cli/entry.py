@@ -15,6 +15,9 @@ def main() -> None:
     # who has asked to ignore Ctrl-C, as nohup does, goes on ignoring it
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
+    from netgraft.training.waiting import wait_briefly
+
+    wait_briefly(os.environ)
     from .main import run_alone
 
     sys.exit(run_alone(sys.argv[1:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.speed import evaluation, heap, lower_bound, methods, published, scaling, startup
+from benchmarks.speed import evaluation, heap, load, lower_bound, methods, published, scaling, startup
 
 BENCHMARKS = {
     "published": published.main,
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "startup": startup.main,
     "evaluation": evaluation.main,
     "heap": heap.main,
+    "load": load.main,
 }
 
 

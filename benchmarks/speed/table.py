@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.speed.timing import RESULTS
 
-ORDER = ("published", "limit", "methods", "growth", "startup", "evaluation", "heap")
+ORDER = ("published", "limit", "methods", "growth", "startup", "evaluation", "heap", "load")
 
 
 def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -39,7 +39,9 @@ def table(folder: Path = RESULTS) -> str:
     lines += [f"| {' | '.join(row)} |" for result in ordered for row in rows(result)]
     machines = {json.dumps(result["machine"], sort_keys=True) for result in ordered}
     for machine in map(json.loads, sorted(machines)):
-        lines += ["", f"{machine['device']}; {machine['threads']} threads; torch {machine['torch']}."]
+        seen = [f"instructions {', '.join(machine['instructions'])}"] if "instructions" in machine else []
+        facts = [machine["device"], f"{machine['threads']} threads", *seen, f"torch {machine['torch']}"]
+        lines += ["", f"{'; '.join(facts)}."]
     return "\n".join(lines)
 
 

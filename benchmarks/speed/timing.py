@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -55,6 +56,18 @@ def median(values: list[float]) -> float:
     return float(f"{statistics.median(values):.4g}")
 
 
+def instructions() -> list[str]:
+    """Name the vector instructions that PyTorch and oneDNN find here, the least first; a limit that is set, last."""
+    try:
+        flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8")))
+    except OSError:
+        flags = set()
+    known = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16") if name in flags]
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    used = f"PyTorch {torch.backends.cpu.get_cpu_capability()}"
+    return [*known, used, *([] if limit is None else [f"oneDNN at most {limit}"])]
+
+
 def write(name: str, content: Mapping[str, Any]) -> None:
     """Write a result file with the machine and the versions."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
@@ -62,6 +75,7 @@ def write(name: str, content: Mapping[str, Any]) -> None:
         "device": device,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "instructions": instructions(),
         "torch": torch.__version__,
         "netgraft": __version__,
         "python": platform.python_version(),

@@ -9,15 +9,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
+from torch import nn
+
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.environment import environment
 from netgraft.files import write_text
 from netgraft.jobs import config_file
+from netgraft.jobs.chosen_threads import ChosenThreads
 from netgraft.jobs.options import JobOptions
 from netgraft.jobs.run_folder import ASKED, RESULT, RunFolder, default_folder
 from netgraft.progress import ProgressReporter, SilentReporter
 from netgraft.training.run_log import log_figures
 from netgraft.training.runner import Runner
+from netgraft.training.threads import computing_with
 
 OPENING = "opening images and models"
 
@@ -28,6 +33,11 @@ class PreparedJob(Protocol):
     @property
     def runner(self) -> Runner:
         """Trains."""
+        ...
+
+    @property
+    def timed_model(self) -> nn.Module:
+        """A model whose forwards tell how many threads are fastest."""
         ...
 
     @property
@@ -97,7 +107,7 @@ class Job(JobOptions, ABC):
         # large archives and models take their time
         [prepared] = [prepare() for prepare in reporter.track([self.prepare], total=1, name=OPENING)]
         fabric = prepared.runner.fabric
-        with claimed(prepared, self.out, resume=self.resume) as (folder, finished):
+        with claimed(prepared, self.out, resume=self.resume) as (folder, finished, threads):
             reporter = reporter if fabric.is_global_zero else SilentReporter()
             if finished is not None:
                 reporter.note(f"{folder} is finished; nothing was left to do")
@@ -108,18 +118,21 @@ class Job(JobOptions, ABC):
                 write_text(folder / ASKED, content)
             for note in prepared.notes:
                 reporter.note(note)
-            prepared.train(folder, resume=self.resume, reporter=reporter, stop=stop)
-            result: dict[str, Any] = {}
-            if fabric.is_global_zero:
-                result = {
-                    **prepared.config,
-                    **prepared.finish(folder, reporter),
-                    **environment(fabric.device),
-                    "seconds": round(time.monotonic() - started, 2),
-                    "run_folder": str(folder),
-                }
-                RunFolder(folder).write(RESULT, result)
-                log_figures(self.compute.log, folder, result)
+            if threads.note is not None:
+                reporter.note(threads.note)
+            with computing_with(threads.number):
+                prepared.train(folder, resume=self.resume, reporter=reporter, stop=stop)
+                result: dict[str, Any] = {}
+                if fabric.is_global_zero:
+                    result = {
+                        **prepared.config,
+                        **prepared.finish(folder, reporter),
+                        **environment(fabric.device),
+                        "seconds": round(time.monotonic() - started, 2),
+                        "run_folder": str(folder),
+                    }
+                    RunFolder(folder).write(RESULT, result)
+                    log_figures(self.compute.log, folder, result)
             return fabric.broadcast(result)
 
     def _runner(self) -> Runner:
@@ -127,14 +140,19 @@ class Job(JobOptions, ABC):
 
 
 @contextmanager
-def claimed(prepared: PreparedJob, out: Path | None, *, resume: bool) -> Iterator[tuple[Path, dict[str, Any] | None]]:
+def claimed(
+    prepared: PreparedJob, out: Path | None, *, resume: bool
+) -> Iterator[tuple[Path, dict[str, Any] | None, ChosenThreads]]:
     """Start the processes and let the first hold the folder; all learn where it is and what came out already.
 
     Every process raises what the first one met: none may wait for one that has left.
+
+    Yields:
+        The folder, what came out already, and with how many threads to compute.
     """
     fabric = prepared.runner.fabric
     config = prepared.config
-    found: tuple[str, dict[str, Any] | None] = ("", None)
+    found: tuple[str, dict[str, Any] | None, ChosenThreads] = ("", None, ChosenThreads(torch.get_num_threads()))
     failure: RequestError | RunError | None = None
     with ExitStack() as held:
         if fabric.is_global_zero:
@@ -142,11 +160,18 @@ def claimed(prepared: PreparedJob, out: Path | None, *, resume: bool) -> Iterato
                 path = out or default_folder(prepared.name, resume=resume, fingerprint=config["fingerprint"])
                 folder = RunFolder(path)
                 held.enter_context(folder.lock())
-                folder.claim(config, resume=resume)
-                found = (str(path), folder.finished())
+                begun = folder.config()
+                if begun is not None:
+                    threads = ChosenThreads.of_begun(begun)
+                elif fabric.device.type == "cpu" and fabric.world_size == 1:
+                    threads = ChosenThreads.at_start(prepared.timed_model)
+                else:  # a GPU needs few, and several processes share the cores as they are told
+                    threads = found[2]
+                folder.claim(config if begun is not None else {**config, "threads": threads.number}, resume=resume)
+                found = (str(path), folder.finished(), threads)
             except (RequestError, RunError) as error:
                 failure = error
         found, failure = fabric.broadcast((found, failure))
         if failure is not None:
             raise failure
-        yield Path(found[0]), found[1]
+        yield Path(found[0]), found[1], found[2]

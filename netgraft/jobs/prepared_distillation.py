@@ -63,6 +63,11 @@ class PreparedDistillation:
         return self.distillation.runner
 
     @property
+    def timed_model(self) -> nn.Module:
+        """The teacher."""
+        return self._models[0]
+
+    @property
     def test(self) -> ImageSet | None:
         """Images that took no part, with labels or without; None where there are none."""
         return None if self.matched.test is None else self.matched.test.images

@@ -169,6 +169,11 @@ class PreparedTraining:
     _trained: Trained | None = None
 
     @property
+    def timed_model(self) -> nn.Module:
+        """The one that is trained."""
+        return self.model
+
+    @property
     def name(self) -> str:
         """Of the folder under ``runs/``, where none is asked for."""
         return f"{self.source.name}-{self.job.model}-train-seed{self.job.seed}".replace("/", "_")

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 WORTHWHILE = 1.15  # times faster that bfloat16 must be
 
 REPEATS = (3, 50)
 
 ENOUGH = 0.3  # seconds, after which no more than the fewest repeats are made
+
+HOPELESS = 2.0  # times slower, after two tries, that bfloat16 isn't tried again
+
+ABANDONED = 3.0  # times as long as in float32, and GRACE, that a forward in bfloat16 may take
+
+GRACE = 0.2  # seconds for what is prepared once
+
+LONG = 0.1  # seconds of a forward of one image, from which on one is timed at a time
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -37,6 +46,9 @@ def timed_images(size: tuple[int, int, int]) -> int:
 def fastest(model: nn.Module, images: Tensor) -> tuple[str, str]:
     """Time a forward of ``model`` in each precision.
 
+    Where bfloat16 is much the slower one, as on processors without units for it, that is known after about a second,
+    whatever the size of the model: one image is tried first, and a forward that takes too long is not waited for.
+
     Args:
         model: On the device of ``images``, in eval mode.
         images: (B, C, H, W).
@@ -48,23 +60,48 @@ def fastest(model: nn.Module, images: Tensor) -> tuple[str, str]:
     if device.type not in {"cpu", "cuda"}:
         return "32", f"bfloat16 is not tried on {device.type}"
 
-    def forward(precision: str) -> Callable[[], Any]:
-        def run() -> None:
-            with autocast(precision, device):
-                # a forward may work in place on its input
-                model(images.clone(memory_format=torch.preserve_format))
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+    def forward(precision: str, count: int, limit: float | None = None) -> float:
+        start = time.perf_counter()
+        with autocast(precision, device), nullcontext() if limit is None else _Deadline(start + limit):
+            # a forward may work in place on its input
+            model(images[:count].clone(memory_format=torch.preserve_format))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
 
-        return run
+    def both(count: int) -> dict[str, float]:
+        first = forward("32", count)
+        return {"32": first, "bf16": forward("bf16", count, ABANDONED * first + GRACE)}
 
-    seconds = _best({precision: forward(precision) for precision in ("32", "bf16")})
+    try:
+        count = 1 if both(1)["32"] > LONG else len(images)
+        begun = both(count)
+    except _TooLateError:
+        return "32", f"bfloat16 runs the teacher more than {ABANDONED:g} times slower than float32 here"
+    seconds = _best({precision: partial(forward, precision, count) for precision in begun}, begun)
     ratio = seconds["32"] / seconds["bf16"]
     chosen = "bf16" if ratio >= WORTHWHILE else "32"
     times = compared(ratio)
     # a little faster is no reason to be less exact
     only = "only " if chosen == "32" and times.endswith("faster than") else ""
     return chosen, f"bfloat16 runs the teacher {only}{times} float32 here"
+
+
+class _TooLateError(Exception):
+    """A forward has taken too long."""
+
+
+class _Deadline(TorchFunctionMode):
+    """Ends what is computed within by an error at the first operation behind some time of ``time.perf_counter``."""
+
+    def __init__(self, end: float) -> None:
+        super().__init__()
+        self._end = end
+
+    def __torch_function__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if time.perf_counter() > self._end:
+            raise _TooLateError
+        return operation(*args, **(kwargs or {}))
 
 
 def compared(ratio: float) -> str:
@@ -79,21 +116,24 @@ def compared(ratio: float) -> str:
     return f"{times} times {'faster' if ratio > 1 else 'slower'} than"
 
 
-def _best(runs: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+def _best(runs: Mapping[str, Callable[[], float]], begun: Mapping[str, float]) -> dict[str, float]:
     """Shortest time of each, called in turn: other work on the machine can only make one longer.
 
     What takes milliseconds is repeated more often, since a short disturbance changes the whole of it. By hand, since
     ``torch.utils.benchmark.Timer`` repeats one statement, warmed up each time, and these take turns.
+
+    Args:
+        runs: Each returns its seconds.
+        begun: Seconds of the first call of each.
     """
-    for run in runs.values():
-        run()
-    shortest = dict.fromkeys(runs, math.inf)
+    shortest = dict(begun)
     began = time.perf_counter()
     for repeat in range(REPEATS[1]):
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            shortest[name] = min(shortest[name], time.perf_counter() - start)
-        if repeat + 1 >= REPEATS[0] and time.perf_counter() - began > ENOUGH:
+            shortest[name] = min(shortest[name], run())
+        passed = time.perf_counter() - began
+        # a forward that takes that long is hardly disturbed
+        fewest = REPEATS[0] if shortest["32"] < ENOUGH else 1
+        if shortest["bf16"] > HOPELESS * shortest["32"] or (repeat + 1 >= fewest and passed > ENOUGH):
             break
     return shortest
