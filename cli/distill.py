@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from netgraft.training.launchers import is_first_process
+
 from .options import HyperparameterCommand, config_option, given, output_options, value_of
 from .report import add_report
-from .run import is_first_process, run_job
+from .run import run_job
 
 if TYPE_CHECKING:
     from netgraft.jobs.distill import DistillJob

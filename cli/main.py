@@ -12,6 +12,7 @@ import click
 import netgraft
 from netgraft.errors import InterruptedRunError, RequestError, RunError
 from netgraft.training.heap import keep_freed_memory
+from netgraft.training.launchers import is_first_process
 
 from .benchmark import benchmark
 from .distill import distill
@@ -22,7 +23,6 @@ from .methods import methods
 from .predict import predict
 from .push import push
 from .report import report
-from .signals import is_first_process
 from .split import split
 from .subset import subset
 from .suggest import suggest

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from netgraft.progress import in_training_steps
+from netgraft.training.launchers import is_first_process
 
-from .signals import interruptible, is_first_process
+from .signals import interruptible
 
 if TYPE_CHECKING:
     from netgraft.jobs.job import Job
@@ -29,23 +30,12 @@ def run_job(
         open_reporter(sys.stderr, quiet=silent, json_lines=bool(as_json)) as reporter,
         interruptible(in_training_steps) as interruption,
     ):
-        try:
-            result = job.run(reporter, interruption.requested)
-        finally:
-            _leave_processes()  # where a run is refused, too
+        result = job.run(reporter, interruption.requested)
     if as_json and is_first_process():
         emit_json(result)
     elif not silent:
         show(result)
     return result
-
-
-def _leave_processes() -> None:
-    """End the threads of a run on several devices: interpreters that end with them running abort now and then."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def hush_libraries() -> None:

@@ -8,15 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from netgraft.training.launchers import is_first_process
+
 INTERRUPTED = 130
 
 ACKNOWLEDGED = b"\nnetgraft: stopping as soon as all is saved; Ctrl-C again leaves at once\n"
 """Said by the handler itself: a step may take its time."""
-
-
-def is_first_process() -> bool:
-    """Whether this process speaks: with several devices, each further process runs the same command again."""
-    return int(os.environ.get("RANK") or os.environ.get("LOCAL_RANK") or 0) == 0
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:

@@ -20,7 +20,7 @@ from netgraft.training.waiting import SAID as WAITING
 
 REPEATS = 3
 
-TASK = ("distill", "--precision", "32", "--join-steps", "100", "--json", "--quiet", "--device", "cpu")
+TASK = ("distill", "--init", "slice", "--precision", "32", "--block-steps", "0", "--join-steps", "20", "--json", "--quiet")
 
 BUSY = """
 import torch
@@ -52,7 +52,7 @@ def other_program(threads: int) -> Iterator[None]:
 
 
 def training(start: tuple[str, ...], said: Mapping[str, str], *, beside: bool) -> float:
-    """Return the seconds of training that the digits run's first hundred steps take.
+    """Return the seconds of training that the digits run's twenty steps take.
 
     Args:
         start: The Python program that carries out the command, as arguments of the interpreter.

@@ -20,6 +20,7 @@ from netgraft.jobs.chosen_threads import ChosenThreads
 from netgraft.jobs.options import JobOptions
 from netgraft.jobs.run_folder import ASKED, RESULT, RunFolder, default_folder
 from netgraft.progress import ProgressReporter, SilentReporter
+from netgraft.training.parallel import told_of_deaths
 from netgraft.training.run_log import log_figures
 from netgraft.training.runner import Runner
 from netgraft.training.threads import computing_with
@@ -107,7 +108,7 @@ class Job(JobOptions, ABC):
         # large archives and models take their time
         [prepared] = [prepare() for prepare in reporter.track([self.prepare], total=1, name=OPENING)]
         fabric = prepared.runner.fabric
-        with claimed(prepared, self.out, resume=self.resume) as (folder, finished, threads):
+        with told_of_deaths(), claimed(prepared, self.out, resume=self.resume) as (folder, finished, threads):
             reporter = reporter if fabric.is_global_zero else SilentReporter()
             if finished is not None:
                 reporter.note(f"{folder} is finished; nothing was left to do")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -49,6 +51,26 @@ def phases_of_process(group: range, rank: int, count: int) -> range:
     return group[rank::count]
 
 
+DIED = "another process of this run has died; what was saved stays, go on with --resume"
+
+
+@contextmanager
+def told_of_deaths() -> Iterator[None]:
+    """Say in a sentence that another process has died, where communication breaks off.
+
+    Raises:
+        RunError: Another process has died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no errors of its own
+        of_nccl = isinstance(error, getattr(torch.distributed, "DistError", ()))
+        if of_nccl or "gloo" in str(error) or "by peer" in str(error):
+            raise RunError(DIED) from error
+        raise
+
+
 class Processes:
     """The processes that carry out a plan together, as one of them sees them.
 
@@ -59,6 +81,7 @@ class Processes:
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
         self._side_by_side = False
+        self._starter = os.getppid()
         self.rank: int = fabric.global_rank
         self.count: int = fabric.world_size
 
@@ -105,7 +128,13 @@ class Processes:
     # --- agreement
 
     def everywhere(self, fine: bool) -> bool:
-        """Whether all is fine in every process: they must leave at the same step."""
+        """Whether all is fine in every process: they must leave at the same step.
+
+        Raises:
+            RunError: The process that has started this one is dead. Somebody may go on with the run already.
+        """
+        if self.rank and os.getppid() != self._starter:
+            raise RunError(DIED)
         if self.alone:
             return fine
         votes = self._fabric.all_reduce(torch.tensor(float(fine), device=self._fabric.device), reduce_op="sum")

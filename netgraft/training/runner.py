@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, distributed, nn
 
 from netgraft.data.views import Views
 from netgraft.errors import RequestError, RunError
@@ -24,14 +34,19 @@ from netgraft.training.cache_storage import storages
 from netgraft.training.checkpoint import load_optimizer
 from netgraft.training.frozen_cache import FrozenCache, ReadingOrder
 from netgraft.training.fusion import EXAMPLES, fused_copies
+from netgraft.training.launchers import Launch
 from netgraft.training.onednn_workaround import zeroed_gradients_of_padding_taps
 from netgraft.training.optimizers import make_optimizer, set_rates
 from netgraft.training.options import PRECISIONS, DeviceOptions
-from netgraft.training.parallel import Processes, group_of, independent_groups
+from netgraft.training.parallel import Processes, group_of, independent_groups, told_of_deaths
 from netgraft.training.precision import autocast, compute_dtype, fastest, timed_images
 from netgraft.training.sampling import Batches
 from netgraft.training.session import ResumePoint, Session
 from netgraft.training.step import FrozenParts, StepModule, explained, frozen_reads, total
+
+PATIENCE = timedelta(days=7)
+"""For which a process waits for others: one may derive, train phases of its own, or measure, far longer than half an
+hour, PyTorch's limit. One that dies is noticed at once, by the end of its connections."""
 
 LOG_EVERY = 10  # steps between two looks at the loss; each look waits for the device
 
@@ -85,17 +100,29 @@ class Runner(DeviceOptions):
         """The devices, launched on first use.
 
         Raises:
-            RequestError: There are no such devices.
+            RequestError: There are no such devices, or other numbers of processes have been started already.
         """
+        launch = Launch.of(os.environ)
+        if launch is not None and launch.count != self.devices:
+            raise RequestError(
+                f"expected devices {launch.count}, as many as {launch.by} has started processes, got {self.devices}; "
+                f"give --devices {launch.count}, or start one process without {launch.by}"
+            )
+        nodes = 1 if launch is None else launch.nodes
         try:
             fabric = Fabric(
                 accelerator=self.accelerator,
-                devices=self.devices,
-                strategy="ddp" if self.devices > 1 else "auto",
+                devices=self.devices // nodes,
+                num_nodes=nodes,
+                strategy=DDPStrategy(timeout=PATIENCE) if self.devices > 1 else "auto",
+                plugins=[_cluster(launch)],
             )
             fabric.launch()
         except (ImportError, RuntimeError, TypeError, ValueError) as error:  # Fabric raises all of these
             raise RequestError(f"can't use {self.devices} devices of kind {self.accelerator!r}: {error}") from error
+        if self.devices > 1:
+            # threads of gloo that hold a tensor while the interpreter ends abort it; Fabric sees to this for NCCL alone
+            atexit.register(_leave_processes)
         return fabric
 
     def run(
@@ -160,7 +187,11 @@ class Runner(DeviceOptions):
             log=self.log,
         )
         frozen_seconds = 0.0
-        with closing(session), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with (
+            told_of_deaths(),
+            closing(session),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ):
             modules = _modules(plan).to(device)
             start = session.restore(resume, groups)
             if start.phase < len(plan.phases):
@@ -186,6 +217,18 @@ class Runner(DeviceOptions):
                     loop.run(start)
                 frozen_seconds = cache.seconds
         return Trained(plan.steps, session.seconds, frozen_seconds, session.precision)
+
+
+def _cluster(launch: Launch | None) -> ClusterEnvironment:
+    """Say how processes find one another. Named, since Fabric takes any shell of an allocation for a start by SLURM."""
+    if launch is None:
+        return LightningEnvironment()
+    return TorchElasticEnvironment() if launch.by == "torchrun" else SLURMEnvironment(auto_requeue=False)
+
+
+def _leave_processes() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @dataclass
