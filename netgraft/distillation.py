@@ -146,7 +146,7 @@ class Distillation:
             teacher_digest=self.teacher_digest,
             derivation=self.derivation,
             notes=self.notes,
-            images=len(self.views) // self.views.per_image,
+            images=self.views.images,
             teacher_name=model_name(self.teacher),
         )
 

@@ -29,7 +29,7 @@ class BareLoop:
     def __init__(self, prepared: Distillation, precision: str) -> None:
         self.plan, self.precision = prepared.plan, precision
         self.device = prepared.runner.fabric.device
-        self.count = len(prepared.views) // prepared.views.per_image
+        self.count = prepared.views.images
         images = prepared.views.batch(range(CHUNK)).to(self.device)
         self.images = images.to(memory_format=torch.channels_last)
         models = [m for phase in self.plan.phases for m in (phase.teacher, phase.model) if m is not None]
@@ -137,7 +137,7 @@ def _read(prepared: Distillation) -> list[int]:
             prepared.runner.seed,
             number,
             step,
-            images=len(views) // views.per_image,
+            images=views.images,
             per_image=views.per_image,
             batch_size=phase.schedule.batch_size,
             whole_epochs=phase.schedule.whole_epochs,

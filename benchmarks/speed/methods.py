@@ -47,7 +47,7 @@ def shortened(method: str, precision: str) -> Distillation:
         preset="default",
         settings=steps,
         runner=Runner(precision=precision),
-        views=replace(policy, pool=policy.pool // SHORTER),
+        views=replace(policy, pool=(policy.pool or 0) // SHORTER),
     )
 
 

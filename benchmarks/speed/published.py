@@ -30,7 +30,7 @@ class PlainLoop:
         self.plan = prepared.plan
         self.views = prepared.views
         self.teacher = prepared.teacher.eval()
-        self.images = len(self.views) // self.views.per_image
+        self.images = self.views.images
         loader = eval_loader(source().test_or_all(), prepared.data_config, batch_size=TEST_IMAGES)
         self.test: Tensor = next(iter(loader))[0]
 
@@ -57,6 +57,7 @@ class PlainLoop:
     def _batches(self, phase: Phase, epoch: int) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(epoch)
         order = torch.randperm(self.images, generator=generator)
+        assert self.views.per_image is not None, "the preset has a pool"
         view = epoch % self.views.per_image
         yield from (order + self.images * view).split(phase.schedule.batch_size)
 

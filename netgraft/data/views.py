@@ -2,8 +2,7 @@
 
 A view is a pure function of the images, the policy, the seed and its number. Its random numbers come from a
 counter-based hash of (seed, number, slot), so no generator has a state, and what is frozen can be cached by number.
-Each view is resampled by a call of its own, and sums are taken over integers, so a view doesn't depend on the
-batch that it is computed in.
+What it shows is drawn in ``view_recipes.py``; its pixels are computed in ``rendering.py``.
 """
 
 from __future__ import annotations
@@ -20,34 +19,20 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
-from torch.nn import functional as F
 from torchvision.transforms.functional import pil_to_tensor
 
-from netgraft.data.counter_rng import uniform_numbers
 from netgraft.data.image_modes import to_8_bits
 from netgraft.data.image_set import image_mode
+from netgraft.data.rendering import Rendering
 from netgraft.data.view_policy import ViewPolicy
+from netgraft.data.view_recipes import ASPECT, Recipes, draw
 
-# Crops, resizes and colours are torch's own calls: torchvision's v2 functions crop and resize to the same bits more
-# slowly, one view at a time, and round colours in another way.
-
-ASPECT = (3 / 4, 4 / 3)  # width over height of a random resized crop, as everywhere in the field
-
-ATTEMPTS = 10  # boxes to try before one is clipped to the image
-
-GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma
-
-
-# slots of a view's random numbers: the mix, then twice the geometry and colour of an ingredient
-MIX_SLOTS = 5
-
-FLIP, TOP, LEFT, COLOUR, BOXES = 0, 1, 2, 3, 6
-
-INGREDIENT_SLOTS = BOXES + 2 * ATTEMPTS
+NUMBERS = 2**53
+"""Views that there are numbers for where there is no end of them."""
 
 
 class Views:
-    """Views of a few images: number ``k`` shows image ``k % n``, and there are ``n * per_image``.
+    """Views of a few images: number ``k`` shows image ``k % n``, and there are ``n * per_image``, or no end of them.
 
     A view without a random resized crop starts from timm's evaluation image. One with such a crop starts from the
     whole image, kept so large that the smallest box, at its most stretched, still has the input's pixels: a larger
@@ -99,10 +84,16 @@ class Views:
         self.policy = policy
         self.size = size
         self.seed = seed
-        self.per_image = max(1, math.ceil(policy.pool / len(images)))
-        self._mean = torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1)
-        self._std = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
-        self._mode = "bilinear" if interpolation == "bilinear" else "bicubic"
+        self.per_image = None if policy.pool is None else max(1, math.ceil(policy.pool / len(images)))
+        self._rendering = Rendering(
+            size=size,
+            mode="bilinear" if interpolation == "bilinear" else "bicubic",
+            resized=policy.crop_scale is not None,
+            bytes_between=policy.resampling == "8-bit",
+            coloured=policy.colour > 0,
+            mean=torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1),
+            std=torch.tensor(std, dtype=torch.float32).view(-1, 1, 1),
+        )
         self._labels = None if labels is None else torch.tensor(labels, dtype=torch.long)
         upright = (to_8_bits(image, f"image {number}") for number, image in enumerate(images))
         if policy.crop_scale is None:
@@ -170,7 +161,12 @@ class Views:
         return how if isinstance(how, Views) else cls.configured(images, how, data_config, seed=seed, labels=labels)
 
     def __len__(self) -> int:
-        return len(self._sources) * self.per_image
+        return NUMBERS if self.per_image is None else len(self._sources) * self.per_image
+
+    @property
+    def images(self) -> int:
+        """How many images they show."""
+        return len(self._sources)
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the views, as plain values: policy, preprocessing, seed, labels, pixels' SHA-256."""
@@ -181,9 +177,9 @@ class Views:
         return {
             "policy": self.policy,
             "size": self.size,
-            "mean": self._mean.flatten().tolist(),
-            "std": self._std.flatten().tolist(),
-            "interpolation": self._mode,
+            "mean": self._rendering.mean.flatten().tolist(),
+            "std": self._rendering.std.flatten().tolist(),
+            "interpolation": self._rendering.mode,
             "seed": self.seed,
             "per_image": self.per_image,
             "labels": None if self._labels is None else self._labels.tolist(),
@@ -212,20 +208,10 @@ class Views:
         Raises:
             IndexError: There is no view of that number.
         """
-        numbers = self._numbers(indices)
-        random = uniform_numbers(self.seed, numbers, MIX_SLOTS + 2 * INGREDIENT_SLOTS)
-        mix, first, second = np.split(random, [MIX_SLOTS, MIX_SLOTS + INGREDIENT_SLOTS], axis=1)
-        images = numbers % len(self._sources)
-        views = self._ingredients(images, first)
-        mixed = np.flatnonzero(mix[:, 0] < self.policy.mixup + self.policy.cutmix)
-        if len(mixed):
-            # any image but the own one; a single image is mixed with another view of itself
-            step = 1 + (mix[mixed, 1] * (len(self._sources) - 1)).astype(np.int64)
-            others = self._ingredients((images[mixed] + step) % len(self._sources), second[mixed])
-            weight = self._weights(mix[mixed])
-            rows = torch.from_numpy(mixed)
-            views[rows] = views[rows] * weight + others * (1 - weight)
-        return views.sub_(self._mean).div_(self._std)
+        return self._rendering.render(self._sources, self._recipes(self._numbers(indices)))
+
+    def _recipes(self, numbers: NDArray[np.int64]) -> Recipes:
+        return draw(self.policy, self.seed, numbers, self._extents, self.size[1:])
 
     def _numbers(self, indices: Sequence[int] | Tensor) -> NDArray[np.int64]:
         if isinstance(indices, Tensor):
@@ -235,69 +221,6 @@ class Views:
             raise IndexError(f"views are numbered from 0 to {len(self) - 1}, got {numbers.min()} to {numbers.max()}")
         return numbers
 
-    def _ingredients(self, images: NDArray[np.int64], random: NDArray[np.float64]) -> Tensor:
-        """Crop, mirror and colour one image a row: (B, C, H, W) in 0 to 1."""
-        cropped = self._resized_crops if self.policy.crop_scale is not None else self._shifted_crops
-        views = cropped(images, random).div_(255)
-        mirrored = torch.from_numpy(np.flatnonzero(random[:, FLIP] < self.policy.hflip))
-        views[mirrored] = views[mirrored].flip(-1)
-        if self.policy.colour:
-            factors = 1 + self.policy.colour * (2 * random[:, COLOUR : COLOUR + 3] - 1)
-            views = _jitter(views, torch.from_numpy(factors.astype(np.float32)))
-        return views
-
-    def _resized_crops(self, images: NDArray[np.int64], random: NDArray[np.float64]) -> Tensor:
-        height, width = self.size[1:]
-        views = torch.empty(len(images), *self.size)
-        for row, (image, (top, left, h, w)) in enumerate(zip(images, self._boxes(images, random), strict=True)):
-            box = self._sources[image][None, :, top : top + h, left : left + w].float()
-            resized = F.interpolate(box, (height, width), mode=self._mode, align_corners=False, antialias=True)
-            views[row] = resized[0]
-        return views.clamp_(0, 255)  # bicubic overshoots
-
-    def _shifted_crops(self, images: NDArray[np.int64], random: NDArray[np.float64]) -> Tensor:
-        pad = self.policy.pad
-        _, height, width = self.size
-        offsets = (random[:, (TOP, LEFT)] * (2 * pad + 1)).astype(np.int64)
-        views = torch.empty(len(images), *self.size)
-        for row, (image, (top, left)) in enumerate(zip(images, offsets.tolist(), strict=True)):
-            padded = F.pad(self._sources[image], (pad, pad, pad, pad)) if pad else self._sources[image]
-            views[row] = padded[:, top : top + height, left : left + width]
-        return views
-
-    def _boxes(self, images: NDArray[np.int64], random: NDArray[np.float64]) -> list[list[int]]:
-        """Draw a box (top, left, height, width) a row: uniform area, log-uniform aspect, uniform position."""
-        assert self.policy.crop_scale is not None
-        smallest, largest = self.policy.crop_scale
-        extents = self._extents[images]
-        heights, widths = extents[:, :1], extents[:, 1:]
-        tries = random[:, BOXES:].reshape(len(images), ATTEMPTS, 2)
-        area = (smallest + (largest - smallest) * tries[..., 0]) * heights * widths
-        aspect = np.exp(np.log(ASPECT[0]) + (np.log(ASPECT[1]) - np.log(ASPECT[0])) * tries[..., 1])
-        h = np.maximum(np.rint(np.sqrt(area / aspect)).astype(np.int64), 1)
-        w = np.maximum(np.rint(np.sqrt(area * aspect)).astype(np.int64), 1)
-        fits = (h <= heights) & (w <= widths)
-        rows, taken = np.arange(len(images)), fits.argmax(axis=1)  # the first try where none fits
-        h = np.minimum(h[rows, taken], extents[:, 0])
-        w = np.minimum(w[rows, taken], extents[:, 1])
-        top = (random[:, TOP] * (extents[:, 0] - h + 1)).astype(np.int64)
-        left = (random[:, LEFT] * (extents[:, 1] - w + 1)).astype(np.int64)
-        return np.stack([top, left, h, w], axis=1).tolist()
-
-    def _weights(self, mix: NDArray[np.float64]) -> Tensor:
-        """Weight (B, 1, H, W) of the first image: one number for mixup, 0 in the box of cutmix."""
-        _, height, width = self.size
-        weight = np.broadcast_to(mix[:, 2, None, None], (len(mix), height, width)).astype(np.float32)
-        cut = mix[:, 0] >= self.policy.mixup
-        side = np.sqrt(1 - mix[:, 2])
-        half_h, half_w = (height * side).astype(np.int64) // 2, (width * side).astype(np.int64) // 2
-        centre_y, centre_x = (mix[:, 3] * height).astype(np.int64), (mix[:, 4] * width).astype(np.int64)
-        inside_y = _between(np.arange(height), centre_y - half_h, centre_y + half_h)
-        inside_x = _between(np.arange(width), centre_x - half_w, centre_x + half_w)
-        inside = inside_y[:, :, None] & inside_x[:, None, :]
-        weight[cut] = (~inside[cut]).astype(np.float32)
-        return torch.from_numpy(weight)[:, None]
-
 
 def _shrink(image: Image.Image, shorter: int, interpolation: str) -> Image.Image:
     scale = shorter / min(image.size)
@@ -305,28 +228,3 @@ def _shrink(image: Image.Image, shorter: int, interpolation: str) -> Image.Image
         return image
     width, height = (max(shorter, round(extent * scale)) for extent in image.size)
     return image.resize((width, height), str_to_pil_interp(interpolation))
-
-
-def _between(positions: NDArray[np.int64], low: NDArray[np.int64], high: NDArray[np.int64]) -> NDArray[np.bool_]:
-    return (low[:, None] <= positions) & (positions < high[:, None])
-
-
-def _jitter(views: Tensor, factors: Tensor) -> Tensor:
-    """Scale brightness, contrast and saturation, in this order, of (B, C, H, W) in 0 to 1 by (B, 3) factors."""
-    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
-    views = (views * brightness).clamp_(0, 1)
-    # the sum over integers is the same in any order, so it can't depend on how a batch is reduced
-    scale = 2**20
-    total = (_grey(views) * scale).long().sum((1, 2, 3), keepdim=True)
-    level = (total.double() / (scale * views[0, 0].numel())).float()
-    views = (views * contrast + level * (1 - contrast)).clamp_(0, 1)
-    if views.shape[1] == 3:
-        views = (views * saturation + _grey(views) * (1 - saturation)).clamp_(0, 1)
-    return views
-
-
-def _grey(views: Tensor) -> Tensor:
-    if views.shape[1] == 1:
-        return views
-    red, green, blue = views.split(1, dim=1)
-    return red * GREY[0] + green * GREY[1] + blue * GREY[2]

@@ -102,7 +102,7 @@ class Estimate:
         preset = choose(job.method, job.preset, start.known_to(budget), job.settings)
         workload = self._workload(job, models, preset.method, kept=start.init == "keep")
         policy = preset.views if job.views is None else find_policy(job.views)
-        views = min(workload.shown, max(images, policy.pool))
+        views = workload.shown if policy.pool is None else min(workload.shown, max(images, policy.pool))
         forwards = views + BACKWARD * workload.trained
         teacher = min(
             self._speed(job.teacher, models.teacher, models, each) for each in _precisions(job.compute.precision)

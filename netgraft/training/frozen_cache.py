@@ -78,6 +78,12 @@ class ReadingOrder:
     """Whether views are read again often enough to keep what was computed of them: :data:`WORTH_KEEPING`."""
 
     @classmethod
+    def never_again(cls) -> ReadingOrder:
+        """Say that no view is read twice, so that there is nothing to keep."""
+        nothing = torch.empty(0, dtype=torch.long)
+        return cls(nothing, nothing, repeated=False)
+
+    @classmethod
     def of(cls, readings: Iterable[Tensor], views: int) -> ReadingOrder:
         """Take the order from batches of view numbers."""
         batches = list(readings)

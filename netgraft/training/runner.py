@@ -165,7 +165,7 @@ class Runner(DeviceOptions):
             reporter = SilentReporter()  # one process speaks for all
         batches = Batches(
             self.seed,
-            images=len(views) // views.per_image,
+            images=views.images,
             per_image=views.per_image,
             schedules=[phase.schedule for phase in plan.phases],
         )
@@ -201,10 +201,11 @@ class Runner(DeviceOptions):
                     if session.precision == "auto":
                         session.precision = processes.of_first(_faster_precision(plan.phases[0], examples, reporter))
                     readings = _readings(batches, groups, processes)
+                    endless = views.per_image is None
                     limit = None if self.cache_gib is None else int(self.cache_gib * 2**30)
                     cache = FrozenCache(
                         views=views,
-                        order=ReadingOrder.of(readings, len(views)),
+                        order=ReadingOrder.never_again() if endless else ReadingOrder.of(readings, len(views)),
                         device=device,
                         storages=storages(device, limit, folder, sharing=processes.count),
                         autocast=partial(autocast, session.precision, device),

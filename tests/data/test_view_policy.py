@@ -24,6 +24,7 @@ from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
         {"mixup": math.inf},
         {"pool": 10**12},
         {"pad": 10**9},
+        {"resampling": "16-bit"},
     ],
 )
 def test_policies_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
@@ -34,11 +35,16 @@ def test_policies_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_policies_describe_themselves() -> None:
     assert {name: policy.name for name, policy in VIEW_POLICIES.items()} == {
         "rich": "rich",
+        "rich-endless": "rich-endless",
         "crop": "crop",
         "plain": "plain",
     }
     assert str(VIEW_POLICIES["rich"]) == (
         "rich: random resized crops of 25% to 100%, mirrored 50%, colour 0.4, mixup 25%, cutmix 25%; 16,384 views"
+    )
+    assert str(VIEW_POLICIES["rich-endless"]) == (
+        "rich-endless: random resized crops of 25% to 100% (8-bit), mirrored 50%, colour 0.4, mixup 25%, cutmix 25%; "
+        "no view twice"
     )
     assert str(VIEW_POLICIES["crop"]) == "crop: random crops after 4 pixels of zeros, mirrored 50%; 16,384 views"
     assert str(VIEW_POLICIES["plain"]) == "plain: images as they are; one view an image"

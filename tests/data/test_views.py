@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
+from netgraft.data.counter_rng import uniform_numbers
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
 from netgraft.errors import RequestError
@@ -82,6 +84,131 @@ def test_a_view_does_not_depend_on_its_batch(policy: ViewPolicy, channels: int) 
     order = torch.randperm(64)
     assert torch.equal(views.batch(order), together[order])
     assert torch.equal(views.batch([5]), views.batch([3, 5, 9])[1:2])
+
+
+def coloured(image: Tensor, factors: Sequence[float]) -> Tensor:
+    """Brightness, contrast around the mean luma, and saturation, one after another."""
+    brightness, contrast, saturation = (torch.tensor(factor, dtype=torch.float32) for factor in factors)
+
+    def luma(of: Tensor) -> Tensor:
+        return of if len(of) == 1 else (of[0] * 0.299 + of[1] * 0.587 + of[2] * 0.114)[None]
+
+    image = (image * brightness).clamp(0, 1)
+    total = sum(int(value * 2**20) for value in luma(image).flatten().tolist())
+    mean = torch.tensor(total / (2**20 * image[0].numel()), dtype=torch.float32)
+    image = (image * contrast + mean * (1 - contrast)).clamp(0, 1)
+    if len(image) == 1:
+        return image
+    return (image * saturation + luma(image) * (1 - saturation)).clamp(0, 1)
+
+
+def outside_of_cut(height: int, width: int, share: float, y: float, x: float) -> Tensor:
+    """1 where a cutmix view shows the first image."""
+    weight = torch.ones(height, width)
+    half_h, half_w = (int(side * np.sqrt(1 - share)) // 2 for side in (height, width))
+    for row, column in itertools.product(range(height), range(width)):
+        inside_rows = int(y * height) - half_h <= row < int(y * height) + half_h
+        if inside_rows and int(x * width) - half_w <= column < int(x * width) + half_w:
+            weight[row, column] = 0.0
+    return weight
+
+
+def one_by_one(views: Views, sources: Sequence[Tensor], mode: str, numbers: Sequence[int]) -> Tensor:
+    """The views of a policy with resized crops, one after another, by plain numbers and masks."""
+    policy, (_, height, width) = views.policy, views.size
+    assert policy.crop_scale is not None
+    low, high = policy.crop_scale
+
+    def ingredient(source: Tensor, random: Sequence[float]) -> Tensor:
+        flip, top, left, *rest = random
+        factors, tries = rest[:3], rest[3:]
+        rows, columns = source.shape[1:]
+        boxes = []
+        for area, aspect in zip(tries[::2], tries[1::2], strict=True):
+            pixels = (low + (high - low) * area) * rows * columns
+            ratio = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * aspect)
+            boxes.append((max(1, round(float(np.sqrt(pixels / ratio)))), max(1, round(float(np.sqrt(pixels * ratio))))))
+        h, w = next((box for box in boxes if box[0] <= rows and box[1] <= columns), boxes[0])
+        h, w = min(h, rows), min(w, columns)
+        y, x = int(top * (rows - h + 1)), int(left * (columns - w + 1))
+        box = source[None, :, y : y + h, x : x + w]
+        box = box.clone() if policy.resampling == "8-bit" else box.float()
+        image = torch.nn.functional.interpolate(box, (height, width), mode=mode, antialias=True)[0].float()
+        image = image.clamp(0, 255) / 255
+        if flip < policy.hflip:
+            image = image.flip(-1)
+        return coloured(image, [1 + policy.colour * (2 * factor - 1) for factor in factors]) if policy.colour else image
+
+    made = []
+    for number in numbers:
+        random = uniform_numbers(views.seed, np.array([number]), 5 + 2 * 26)[0].tolist()
+        kind, partner, share, y, x = random[:5]
+        own, n = number % len(sources), len(sources)
+        view = ingredient(sources[own], random[5:31])
+        if kind < policy.mixup + policy.cutmix:
+            other = ingredient(sources[(own + 1 + int(partner * (n - 1))) % n], random[31:])
+            mixup = kind < policy.mixup
+            weight = torch.tensor(share) if mixup else outside_of_cut(height, width, share, y, x)
+            view = view * weight + other * (1 - weight)
+        made.append(view)
+    mean, std = (torch.tensor(values[: views.size[0]]).view(-1, 1, 1) for values in (MEAN, STD))
+    return (torch.stack(made) - mean) / std
+
+
+@pytest.mark.parametrize("name", ["rich", "rich-endless"])
+@pytest.mark.parametrize(("mode", "channels"), [("bicubic", 3), ("bilinear", 1)])
+def test_views_are_what_a_plain_program_makes_one_by_one(name: str, mode: str, channels: int) -> None:
+    images = noise(5, (30, 26))  # so small that none is shrunk
+    settings: dict[str, Any] = {"size": (channels, 20, 18), "mean": MEAN[:channels], "std": STD[:channels]}
+    views = make(images, VIEW_POLICIES[name], interpolation=mode, **settings)
+    sources = [pil_to_tensor(image.convert("L" if channels == 1 else "RGB")) for image in images]
+    numbers = [*range(60), 4001]
+    assert torch.equal(views.batch(numbers), one_by_one(views, sources, mode, numbers))
+
+
+@pytest.mark.parametrize("policy", VIEW_POLICIES.values(), ids=lambda policy: policy.name)
+def test_a_view_does_not_depend_on_threads(policy: ViewPolicy) -> None:
+    """They are so large that several are rendered at once."""
+    views = make(noise(10, (120, 130)), policy, size=(3, 96, 96))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(views.batch(range(10)))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_boxes_resampled_in_8_bits_are_those_of_pillow() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8))
+    policy = ViewPolicy("boxes", crop_scale=(1.0, 1.0), pool=40)  # a box of the whole image, as far as aspects allow
+    plain, rounded = (
+        make([image], replace(policy, resampling=how), size=(3, 8, 8), interpolation="bicubic").batch(range(40))
+        for how in ("float", "8-bit")
+    )
+    assert 0 < (unit(plain) - unit(rounded)).abs().max() * 255 < 2.5
+    levels = unit(rounded) * 255
+    assert (levels - levels.round()).abs().max() < 1e-3
+    whole = pixels(image.resize((8, 8), Image.Resampling.BICUBIC)) * 255
+    # where the first try fits in neither direction, the box is the whole image
+    closest = (levels - whole).abs().amax((1, 2, 3)).min()
+    assert closest < 1.5
+
+
+def test_there_is_no_end_of_views_without_a_pool() -> None:
+    views = make(noise(3), VIEW_POLICIES["rich-endless"], labels=None)
+    assert views.per_image is None
+    assert views.images == 3
+    far = [0, 3, 3 * 10**12, 3 * 10**12 + 3]
+    batch = views.batch(far)
+    assert len({view.numpy().tobytes() for view in batch}) == 4
+    assert torch.equal(views.batch(far[2:]), batch[2:])
+    with pytest.raises(IndexError, match="numbered from 0"):
+        views.batch([2**53])
 
 
 def test_views_neither_use_nor_disturb_global_generators() -> None:

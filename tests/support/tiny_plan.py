@@ -45,10 +45,10 @@ class Notebook:
         yield from items
 
 
-def make_views(images: int = IMAGES, per_image: int = 4) -> Views:
+def make_views(images: int = IMAGES, per_image: int | None = 4) -> Views:
     generator = np.random.default_rng(0)
     pictures = [Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)) for _ in range(images)]
-    policy = ViewPolicy("shifted", pad=1, pool=images * per_image)
+    policy = ViewPolicy("shifted", pad=1, pool=None if per_image is None else images * per_image)
     return Views(
         pictures, policy, size=(1, 8, 8), mean=[0.5], std=[0.3], interpolation="bilinear", crop_pct=1.0, seed=0
     )

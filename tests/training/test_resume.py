@@ -54,6 +54,19 @@ def test_stopped_anywhere_a_run_goes_on_bit_by_bit(tmp_path: Path, stop_at: int)
     assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("stop_at", [0, 3, 4, 6])
+def test_a_run_without_an_end_of_views_goes_on_bit_by_bit(tmp_path: Path, stop_at: int) -> None:
+    whole, folder, asked = Case(dropout=0.5), tmp_path / "cut", iter(range(100))
+    whole.run(views=make_views(per_image=None))
+    folder.mkdir()
+    with pytest.raises(InterruptedRunError):
+        Case(dropout=0.5).run(views=make_views(per_image=None), folder=folder, stop=lambda: next(asked) == stop_at)
+    again = Case(dropout=0.5)
+    again.run(views=make_views(per_image=None), folder=folder, resume=True)
+    assert state_digest(again.student) == state_digest(whole.student)
+    assert again.objective.calls == 8 - stop_at
+
+
 LONG_ROWS = [(0, 10), (0, 12), (1, 10), (1, 20), (1, 23)]
 
 

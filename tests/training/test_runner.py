@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from netgraft.data.view_policy import ViewPolicy
 from netgraft.data.views import Views
 from netgraft.modules import state_digest
 from netgraft.plan import Phase, Plan, TrainingSchedule
+from netgraft.training.cache_storage import MemoryStorage
 from netgraft.training.runner import Runner
 from netgraft.training.sampling import batch_indices
 from tests.support.processes import call
@@ -111,7 +113,8 @@ def test_adapters_have_their_own_rate() -> None:
 
 def by_hand(case: Case, views: Views, seed: int) -> None:
     """The two phases of ``case`` in plain torch: rates and schedule in closed form."""
-    images = views.batch(range(len(views))).contiguous(memory_format=torch.channels_last)
+    shown = len(views) if views.per_image is not None else 6 * IMAGES
+    images = views.batch(range(shown)).contiguous(memory_format=torch.channels_last)
     case.teacher.eval()
     with torch.no_grad():
         front, target = case.teacher[0](images), case.teacher(images)
@@ -125,7 +128,9 @@ def by_hand(case: Case, views: Views, seed: int) -> None:
         optimizer = torch.optim.Adam([{"params": adapters}, {"params": body}])
         case.block.train()
         for step in range(4):
-            chosen = batch_indices(seed, number, step, images=IMAGES, per_image=4, batch_size=8)
+            chosen = batch_indices(
+                seed, number, step, images=IMAGES, per_image=views.per_image, batch_size=8, epochs_before=3 * number
+            )
             grafted = case.exit(case.block(case.enter(front[chosen])))
             output = case.head(grafted) if number else case.teacher[2](grafted)
             loss = ((output - target[chosen]) ** 2).sum() / 8
@@ -149,6 +154,39 @@ def test_steps_equal_a_loop_written_by_hand(cache_gib: float) -> None:
     ):
         # the loss is summed in another order, and Adam divides that rounding by small gradients; a thousandth of a step
         torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_without_an_end_of_views_steps_see_new_ones_and_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the loop by hand, which renders the very views of each step."""
+    views = make_views(per_image=None)
+    shown: list[list[int]] = []
+    rooms: list[Any] = []
+    batch, allocate = views.batch, MemoryStorage.allocate
+
+    def watched_batch(indices: Any) -> Tensor:
+        shown.append([int(index) for index in indices])
+        return batch(indices)
+
+    def watched_allocate(*given: Any) -> Tensor | None:
+        rooms.append(given)
+        return allocate(*given)
+
+    monkeypatch.setattr(views, "batch", watched_batch)
+    monkeypatch.setattr(MemoryStorage, "allocate", watched_allocate)
+    case, reference = Case(dropout=0.0), Case(dropout=0.0)
+    case.run(views=views, runner=Runner(accelerator="cpu", precision="32", seed=5))
+    steps = shown[1:]  # behind the examples of a forward
+    expected = [
+        batch_indices(5, phase, step, images=IMAGES, per_image=None, batch_size=8, epochs_before=3 * phase).tolist()
+        for phase in range(2)
+        for step in range(4)
+    ]
+    assert steps == expected
+    assert len({number for step in steps for number in step}) == 8 * 8
+    assert not rooms
+    by_hand(reference, make_views(per_image=None), seed=5)
+    for value, wanted in zip(case.student.state_dict().values(), reference.student.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-5)
 
 
 def noise(side: int, channels: int) -> list[Image.Image]:

@@ -169,3 +169,29 @@ def test_batches_of_a_plan_are_those_of_its_phases() -> None:
 def test_the_smallest_batch_may_be_the_last_of_an_epoch(sizes: list[tuple[int, bool]], expected: int | None) -> None:
     schedules = [TrainingSchedule(4, size, 1e-3, whole_epochs=whole) for size, whole in sizes]
     assert Batches(0, images=12, per_image=4, schedules=schedules).smallest() == expected
+
+
+def test_without_an_end_of_views_no_step_of_a_plan_sees_one_twice() -> None:
+    schedules = [
+        TrainingSchedule(7, 8, 1e-3),
+        TrainingSchedule(5, 5, 1e-3, whole_epochs=True),
+        TrainingSchedule(3, 40, 1e-3),
+        TrainingSchedule(4, 12, 1e-3),
+    ]
+    batches = Batches(3, images=12, per_image=None, schedules=schedules)
+    seen: list[int] = []
+    last_epoch = -1
+    for phase, schedule in enumerate(schedules):
+        shown = [int(view) for step in range(schedule.steps) for view in batches.indices(phase, step)]
+        # each epoch shows each image once, all by their next view; a phase begins with an epoch of its own
+        for start in range(0, len(shown), 12):
+            epoch = shown[start : start + 12]
+            last_epoch += 1
+            assert {view // 12 for view in epoch} == {last_epoch}
+            assert len({view % 12 for view in epoch}) == len(epoch)
+        seen += shown
+    assert len(set(seen)) == len(seen)
+    # a step is a function of its number
+    assert torch.equal(batches.indices(2, 1), Batches(3, 12, None, schedules).indices(2, 1))
+    orders = {tuple(view % 12 for view in seen[start : start + 12]) for start in range(0, 48, 12)}
+    assert len(orders) == 4
