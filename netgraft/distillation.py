@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from netgraft.data.given_images import names, pictures
-from netgraft.data.image_set import ImageSet, PictureStore
+from netgraft.data.image_set import HeldPictures, ImageSet, PictureStore
 from netgraft.data.subsets import hold_out as choose_held_out
 from netgraft.data.view_policy import ViewPolicy, find_policy
 from netgraft.data.views import Views
@@ -305,6 +305,7 @@ def prepare(
     notes = _notes(paired, new_layers(student, paired), measured) if notes_due else ()
     if reason := why_not_made_by_name(student, data_config):
         notes += (f"{reason}; a saved student opens with netgraft.load_student(folder, model=...), one made as it was",)
+    notes += made.notes
     for note in notes:
         (reporter or SilentReporter()).note(note)
     return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity, derivation, notes)
@@ -528,11 +529,11 @@ def distill(
 
 def _held_out(
     asked: Any,
-    images: list[Image.Image],
+    images: Sequence[Image.Image],
     labels: Sequence[int] | None,
     amount: float | None,
     views: str | ViewPolicy | Views | None,
-) -> tuple[list[Image.Image], Sequence[int] | None, ImageSet | None]:
+) -> tuple[Sequence[Image.Image], Sequence[int] | None, ImageSet | None]:
     """Return images to learn from, their labels, and those that are held out; without labels: they may be learned."""
     if amount is None or amount == 0:
         return images, labels, None
@@ -546,4 +547,5 @@ def _held_out(
         "held out", len(out), PictureStore([images[at] for at in out]), names=tuple(named[at] for at in out)
     )
     few = sorted(set(range(len(images))).difference(out))
-    return [images[at] for at in few], None if labels is None else [labels[at] for at in few], kept_back
+    kept: Sequence[Image.Image] = images.part(few) if isinstance(images, HeldPictures) else [images[at] for at in few]
+    return kept, None if labels is None else [labels[at] for at in few], kept_back

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from netgraft.data.image_files import decode
-from netgraft.data.image_set import ImageSet
+from netgraft.data.image_set import HeldPictures, ImageSet
 from netgraft.data.sources import open_data
 from netgraft.errors import RequestError
 
@@ -30,8 +30,11 @@ CHANNELS = (1, 3, 4)
 """Of grey, coloured and transparent images."""
 
 
-def pictures(images: Any) -> tuple[list[Image.Image], list[int] | None]:
+def pictures(images: Any) -> tuple[Sequence[Image.Image], list[int] | None]:
     """Return images one by one, and the label of each where all come with one.
+
+    Those of a folder or of an :class:`netgraft.data.image_set.ImageSet` of files are decoded when they are asked for,
+    but for the first, which are held.
 
     Args:
         images: PIL images; paths of image files, of a folder or an archive (all images below, whatever their folders);
@@ -42,6 +45,12 @@ def pictures(images: Any) -> tuple[list[Image.Image], list[int] | None]:
     Raises:
         RequestError: It is something else, or floats lie outside of 0 to 1, as normalised ones do; says what came.
     """
+    if isinstance(images, HeldPictures):
+        return images, None
+    if isinstance(images, ImageSet):
+        return images.pictures(range(len(images))), None if images.labels is None else list(map(int, images.labels))
+    if isinstance(images, str | Path):
+        return _from_path(images), None
     found: list[Image.Image] = []
     labels: list[int] = []
     for image, label in _each(images):
@@ -78,11 +87,7 @@ Pair = tuple[Image.Image, int | None]
 
 
 def _each(images: Any) -> Iterator[Pair]:
-    if isinstance(images, ImageSet):
-        yield from _labelled(images.load_many(range(len(images))), images.labels)
-    elif isinstance(images, str | Path):
-        yield from ((image, None) for image in _from_path(images))
-    elif isinstance(images, DataLoader):
+    if isinstance(images, DataLoader):
         for batch in images:
             yield from _from_batch(batch)
     elif isinstance(images, Dataset) or _is_numbered(images):
@@ -164,17 +169,17 @@ def _several(image: Any) -> list[Image.Image]:
     if isinstance(image, tuple | list) and len(image) == 1:
         [image] = image
     if isinstance(image, str | Path):
-        return _from_path(image)
+        return list(_from_path(image))
     if isinstance(image, Image.Image | Tensor | np.ndarray):
         return _unstacked(image)
     raise _unknown(image)
 
 
-def _from_path(path: str | Path) -> list[Image.Image]:
+def _from_path(path: str | Path) -> Sequence[Image.Image]:
     if Path(path).is_file() and not str(path).lower().endswith((".tar", ".tgz", ".tar.gz")):
         return [decode(Path(path).read_bytes(), str(path))]
     train = open_data(str(path)).train
-    return train.load_many(range(len(train)))
+    return train.pictures(range(len(train)))
 
 
 def _unstacked(images: Image.Image | Tensor | NDArray[Any]) -> list[Image.Image]:

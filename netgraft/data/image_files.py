@@ -99,6 +99,8 @@ class ImageFiles(Protocol):
     names: tuple[str, ...]
     unreadable: tuple[str, ...]
     """Names of images in formats that this installation can't read."""
+    in_any_order: bool
+    """Whether any file is read at once, whichever was read before, on several threads too."""
 
     def read(self, positions: Sequence[int]) -> list[bytes]:
         """Return the content of the files at ``positions``."""
@@ -147,6 +149,7 @@ class FolderFiles:
         if not found:
             raise RequestError(_no_image(location, all_found))
         self.location = location
+        self.in_any_order = True
         self.names = tuple(sorted(found, key=_by_folder))
         self.unreadable = tuple(sorted(set(all_found) - set(found)))
 
@@ -203,6 +206,7 @@ class TarFiles:
         self._offsets = [position for _, position, _, _ in entries]
         self._sizes = [size for _, _, size, _ in entries]
         self._contents = [content for *_, content in entries] if keep else None
+        self.in_any_order = keep or not self._compressed
         self._stream: Iterator[bytes] | None = None
         self._stream_position = 0
         self._process = 0
@@ -347,6 +351,7 @@ def _image_paths(location: Path) -> Iterator[str]:
         if own in above or folders > MOST_FOLDERS:
             what = "a link to a folder above it" if own in above else f"more than {MOST_FOLDERS:,} folders"
             raise RequestError(f"expected folders of images in {location}, got {what}, {here}; remove it")
+        above_it = f"{inside.as_posix()}/" if inside.parts else ""  # a path for each of many files takes the longer
         with os.scandir(here) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
@@ -355,7 +360,7 @@ def _image_paths(location: Path) -> Iterator[str]:
                     waiting.append((inside / entry.name, above | {own}))
                 elif _is_image(entry.name):
                     _check_is_file(entry)
-                    yield (inside / entry.name).as_posix()
+                    yield above_it + entry.name
 
 
 def _check_is_file(entry: os.DirEntry[str]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 from numpy.typing import NDArray
 from PIL import Image
 
 from netgraft.data.image_files import ImageFiles, decode
 from netgraft.errors import RequestError
+
+HELD_BYTES = 2**30
+"""Of decoded images that are held by default."""
 
 
 class ImageStore(Protocol):
@@ -82,6 +86,21 @@ class ImageSet:
                 raise IndexError(f"{self.name} has images 0 to {self.size - 1}, not {index}")
         return self.store.images(indices)
 
+    def pictures(self, indices: Sequence[int], held_bytes: int = HELD_BYTES) -> Sequence[Image.Image]:
+        """Return several images that are decoded when they are asked for, but for the first, which are held.
+
+        Args:
+            indices: Which.
+            held_bytes: Of decoded images that are held; all of them where files can't be read in any order.
+
+        Raises:
+            IndexError: There is no such image.
+            RequestError: An image that is held is broken; says which file.
+        """
+        if not _in_any_order(self.store):
+            return self.load_many(indices)
+        return HeldPictures(self, indices, held_bytes)
+
     def part(self, indices: Sequence[int], name: str) -> ImageSet:
         """Return some of the images, in the order given, as a set of their own.
 
@@ -101,6 +120,58 @@ class ImageSet:
     def without_labels(self) -> ImageSet:
         """Return the same images without what is known of their classes."""
         return replace(self, labels=None, classes=None, class_names=None)
+
+
+class HeldPictures(Sequence[Image.Image]):
+    """Some images of a set: the first are held in memory, the others decoded whenever they are asked for.
+
+    Args:
+        images: The set.
+        indices: Which of its images.
+        held_bytes: Of decoded images that are held.
+
+    Raises:
+        IndexError: There is no such image.
+        RequestError: An image that is held is broken; says which file.
+    """
+
+    def __init__(self, images: ImageSet, indices: Sequence[int], held_bytes: int) -> None:
+        self._images, self._indices = images, tuple(indices)
+        self._held: dict[int, Image.Image] = {}
+        for position, index in enumerate(self._indices):
+            picture = images.load(index)
+            held_bytes -= picture.width * picture.height * len(picture.getbands())
+            if held_bytes < 0:
+                break
+            self._held[position] = picture
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def part(self, positions: Sequence[int]) -> HeldPictures:
+        """Return some of the images, of which those that are held anywhere are held here."""
+        part = copy.copy(self)
+        part._indices = tuple(self._indices[position] for position in positions)
+        part._held = {new: self._held[old] for new, old in enumerate(positions) if old in self._held}
+        return part
+
+    @overload
+    def __getitem__(self, position: int) -> Image.Image: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> list[Image.Image]: ...
+
+    def __getitem__(self, position: int | slice) -> Image.Image | list[Image.Image]:
+        if isinstance(position, slice):
+            return [self[each] for each in range(*position.indices(len(self)))]
+        position = range(len(self))[position]
+        return self._held[position] if position in self._held else self._images.load(self._indices[position])
+
+
+def _in_any_order(store: ImageStore) -> bool:
+    if isinstance(store, PartStore):
+        return _in_any_order(store.whole)
+    return isinstance(store, FileStore) and store.files.in_any_order
 
 
 @dataclass(frozen=True)

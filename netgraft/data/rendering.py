@@ -122,7 +122,7 @@ def jitter(views: Tensor, factors: Tensor) -> None:
     scale = 2**20
     total = (grey(views) * scale).int().sum((1, 2, 3), keepdim=True)
     exact = torch.float32 if views.device.type == "mps" else torch.float64  # there is no other on MPS
-    level = (total.to(exact) / (scale * views[0, 0].numel())).float()
+    level = (total.to(exact) / (scale * views[0, 0].numel())).to(views.dtype)
     views.mul_(contrast).add_(level * (1 - contrast)).clamp_(0, 1)
     if views.shape[1] == 3:
         luma = grey(views).mul_(1 - saturation)

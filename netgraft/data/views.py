@@ -7,7 +7,6 @@ What it shows is drawn in ``view_recipes.py``; its pixels are computed in ``rend
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +20,7 @@ from timm.data.transforms import str_to_pil_interp
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from netgraft.data.held_sources import HELD_BYTES, HeldSources
 from netgraft.data.image_modes import to_8_bits
 from netgraft.data.image_set import image_mode
 from netgraft.data.rendering import Rendering
@@ -39,7 +39,7 @@ class Views:
     copy would add nothing but memory.
 
     Args:
-        images: PIL images of any mode and size; converted once.
+        images: PIL images of any mode and size.
         policy: How the views are made.
         size: Channels, height and width of the model's input.
         mean: Of each channel, images being in 0 to 1.
@@ -50,6 +50,7 @@ class Views:
         seed: Of all views.
         labels: Class of each image.
         crop_mode: The model's own, one of timm's.
+        held_bytes: How many bytes of images are held; others are asked of ``images`` again. No view depends on it.
 
     Raises:
         ValueError: No images, labels together with a policy that mixes images, or another number of them.
@@ -70,6 +71,7 @@ class Views:
         seed: int,
         labels: Sequence[int] | None = None,
         crop_mode: str = "center",
+        held_bytes: int = HELD_BYTES,
     ) -> None:
         if not images:
             raise ValueError("expected images to make views of, got no images; hand in at least one")
@@ -85,7 +87,7 @@ class Views:
         self.size = size
         self.seed = seed
         self.per_image = None if policy.pool is None else max(1, math.ceil(policy.pool / len(images)))
-        self._rendering = Rendering(
+        self.rendering = Rendering(
             size=size,
             mode="bilinear" if interpolation == "bilinear" else "bicubic",
             resized=policy.crop_scale is not None,
@@ -95,9 +97,12 @@ class Views:
             std=torch.tensor(std, dtype=torch.float32).view(-1, 1, 1),
         )
         self._labels = None if labels is None else torch.tensor(labels, dtype=torch.long)
-        upright = (to_8_bits(image, f"image {number}") for number, image in enumerate(images))
+        self._images: Sequence[Image.Image] = images
+        self._interpolation = interpolation
+        self._mode = mode
+        self._evaluation: Any = None
         if policy.crop_scale is None:
-            evaluation = create_transform(
+            self._evaluation = create_transform(
                 (channels, height, width),
                 is_training=False,
                 interpolation=interpolation,
@@ -105,11 +110,18 @@ class Views:
                 crop_mode=crop_mode,
                 normalize=False,
             )
-            self._sources = [evaluation(image.convert(mode)) for image in upright]
-        else:
-            shorter = math.ceil(max(height, width) / math.sqrt(policy.crop_scale[0] * ASPECT[0]))
-            self._sources = [pil_to_tensor(_shrink(image.convert(mode), shorter, interpolation)) for image in upright]
-        self._extents = np.array([source.shape[1:] for source in self._sources], dtype=np.int64)
+        self.sources = HeldSources(len(images), self._source, held_bytes)
+        if self.sources.all_held:
+            self._images = ()
+
+    def _source(self, number: int) -> Tensor:
+        """Return what views of an image start from, uint8 (C, h, w)."""
+        image = to_8_bits(self._images[number], f"image {number}").convert(self._mode)
+        if self.policy.crop_scale is None:
+            source: Tensor = self._evaluation(image)
+            return source
+        shorter = math.ceil(max(self.size[1:]) / math.sqrt(self.policy.crop_scale[0] * ASPECT[0]))
+        return pil_to_tensor(_shrink(image, shorter, self._interpolation))
 
     @classmethod
     def configured(
@@ -161,29 +173,35 @@ class Views:
         return how if isinstance(how, Views) else cls.configured(images, how, data_config, seed=seed, labels=labels)
 
     def __len__(self) -> int:
-        return NUMBERS if self.per_image is None else len(self._sources) * self.per_image
+        return NUMBERS if self.per_image is None else len(self.sources) * self.per_image
 
     @property
     def images(self) -> int:
         """How many images they show."""
-        return len(self._sources)
+        return len(self.sources)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know: how many images are decoded again and again."""
+        if self.sources.all_held:
+            return ()
+        return (
+            f"{self.sources.held:,} of {self.images:,} images are held in memory; the others are decoded whenever a "
+            "view needs them",
+        )
 
     def identity(self) -> dict[str, Any]:
         """Return all that decides the views, as plain values: policy, preprocessing, seed, labels, pixels' SHA-256."""
-        pixels = hashlib.sha256()
-        for source in self._sources:
-            pixels.update(f"{tuple(source.shape)} {source.dtype}\0".encode())
-            pixels.update(source.contiguous().numpy().tobytes())
         return {
             "policy": self.policy,
             "size": self.size,
-            "mean": self._rendering.mean.flatten().tolist(),
-            "std": self._rendering.std.flatten().tolist(),
-            "interpolation": self._rendering.mode,
+            "mean": self.rendering.mean.flatten().tolist(),
+            "std": self.rendering.std.flatten().tolist(),
+            "interpolation": self.rendering.mode,
             "seed": self.seed,
             "per_image": self.per_image,
             "labels": None if self._labels is None else self._labels.tolist(),
-            "pixels": pixels.hexdigest(),
+            "pixels": self.sources.digest,
         }
 
     def labels(self, indices: Sequence[int] | Tensor) -> Tensor | None:
@@ -194,7 +212,7 @@ class Views:
         """
         if self._labels is None:
             return None
-        return self._labels[torch.from_numpy(self._numbers(indices) % len(self._sources))]
+        return self._labels[torch.from_numpy(self._numbers(indices) % len(self.sources))]
 
     def batch(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Return views, computed when they are asked for, whatever the batch that they are in.
@@ -208,10 +226,29 @@ class Views:
         Raises:
             IndexError: There is no view of that number.
         """
-        return self._rendering.render(self._sources, self._recipes(self._numbers(indices)))
+        return self.rendering.render(self.sources, self.recipes(indices))
 
-    def _recipes(self, numbers: NDArray[np.int64]) -> Recipes:
-        return draw(self.policy, self.seed, numbers, self._extents, self.size[1:])
+    def ahead(self, indices: Sequence[int] | Tensor) -> None:
+        """Begin to decode the images of views that will be asked for next, where they aren't held.
+
+        Args:
+            indices: Numbers of the views, (B,).
+        """
+        if not self.sources.all_held:
+            recipes = self.recipes(indices)
+            seen = np.concatenate([recipes.first.images, recipes.second.images[recipes.mixed]])
+            self.sources.ahead(np.unique(seen).tolist())
+
+    def recipes(self, indices: Sequence[int] | Tensor) -> Recipes:
+        """Return what views show.
+
+        Args:
+            indices: Numbers of the views, (B,).
+
+        Raises:
+            IndexError: There is no view of that number.
+        """
+        return draw(self.policy, self.seed, self._numbers(indices), self.sources.extents, self.size[1:])
 
     def _numbers(self, indices: Sequence[int] | Tensor) -> NDArray[np.int64]:
         if isinstance(indices, Tensor):

@@ -87,7 +87,7 @@ class DistillJob(DistillOptions, Job):
         teacher = self.teacher_model(source)
         named = None if self.class_map is None else read_class_map(self.class_map)
         source, matched = self._matched(source, test, teacher, named)
-        few = source.train.load_many(subset.indices)
+        few = source.train.pictures(subset.indices)
         check_answers(teacher, few, resolve_model_data_config(teacher))
         about = find(self.method).about
         classes = source.train.classes or class_count(teacher)

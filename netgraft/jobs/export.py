@@ -176,7 +176,7 @@ def _calibration(folder: Path, data: str | None, data_root: Path | None) -> tupl
                 "still there; give --data FOLDER"
             )
         others = found.others
-        return found.few[:MOST_CALIBRATION], [] if others is None else _spread(others, MOST_HELD_OUT)
+        return list(found.few[:MOST_CALIBRATION]), [] if others is None else _spread(others, MOST_HELD_OUT)
     source = open_data(data, root=data_root)
     if source.test is not None:
         return _spread(source.train, MOST_CALIBRATION), _spread(source.test, MOST_HELD_OUT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Photographs:
         source: The data set, where other photographs lie.
     """
 
-    few: list[Image.Image]
+    few: Sequence[Image.Image]
     source: DataSource
 
     @property
@@ -51,6 +52,6 @@ def find_photographs(folder: Path, *, data_root: Path | None = None) -> Photogra
         source = open_data((config.get("options") or {}).get("data") or config["data"], root=data_root)
         if (subset.dataset, subset.population) != (source.name, len(source.train)):
             return None
-        return Photographs(source.train.load_many(subset.indices), source)
+        return Photographs(source.train.pictures(subset.indices), source)
     except (RequestError, OSError, KeyError, TypeError, AttributeError):
         return None

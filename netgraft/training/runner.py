@@ -24,6 +24,7 @@ from lightning_fabric.plugins.environments import (
 from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, distributed, nn
 
+from netgraft.data.device_views import DeviceViews
 from netgraft.data.views import Views
 from netgraft.errors import RequestError, RunError
 from netgraft.modules import keep_statistics, without_gradients
@@ -196,7 +197,8 @@ class Runner(DeviceOptions):
             start = session.restore(resume, groups)
             if start.phase < len(plan.phases):
                 with without_gradients(modules):
-                    examples = views.batch(range(min(len(views), timed_images(views.size))))
+                    rendered = views if device.type == "cpu" else DeviceViews(views, device)
+                    examples = rendered.batch(range(min(len(views), timed_images(views.size))))
                     examples = examples.to(device).to(memory_format=torch.channels_last)
                     if session.precision == "auto":
                         session.precision = processes.of_first(_faster_precision(plan.phases[0], examples, reporter))
@@ -204,7 +206,7 @@ class Runner(DeviceOptions):
                     endless = views.per_image is None
                     limit = None if self.cache_gib is None else int(self.cache_gib * 2**30)
                     cache = FrozenCache(
-                        views=views,
+                        views=rendered,
                         order=ReadingOrder.never_again() if endless else ReadingOrder.of(readings, len(views)),
                         device=device,
                         storages=storages(device, limit, folder, sharing=processes.count),
@@ -316,6 +318,8 @@ class _Loop:
         part = processes.part(batch)
         labels = self.views.labels(part)
         outputs = self.cache.read(frozen.all(), part)
+        if not self.cache.order.repeated and step + 1 < self.plan.phases[number].schedule.steps:
+            self.views.ahead(processes.part(self.batches.indices(number, step + 1)))
         inputs = frozen.inputs(
             outputs,
             None if labels is None else labels.to(device, non_blocking=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ LABELED: dict[str, Any] = {
 }
 
 
-def check(found: list[Image.Image]) -> None:
+def check(found: Sequence[Image.Image]) -> None:
     assert {image.mode for image in found} == {"RGB"}
     assert np.array_equal(np.stack([np.asarray(image) for image in found]), PIXELS)
 
