@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.speed import evaluation, heap, load, lower_bound, methods, published, scaling, startup
+from benchmarks.speed import (
+    evaluation,
+    heap,
+    load,
+    lower_bound,
+    methods,
+    pools,
+    published,
+    scaling,
+    startup,
+    views,
+)
 
 BENCHMARKS = {
     "published": published.main,
@@ -15,6 +26,8 @@ BENCHMARKS = {
     "evaluation": evaluation.main,
     "heap": heap.main,
     "load": load.main,
+    "views": views.main,
+    "pools": pools.main,
 }
 
 

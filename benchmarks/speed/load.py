@@ -20,7 +20,19 @@ from netgraft.training.waiting import SAID as WAITING
 
 REPEATS = 3
 
-TASK = ("distill", "--init", "slice", "--precision", "32", "--block-steps", "0", "--join-steps", "20", "--json", "--quiet")
+TASK = (
+    "distill",
+    "--init",
+    "slice",
+    "--precision",
+    "32",
+    "--block-steps",
+    "0",
+    "--join-steps",
+    "20",
+    "--json",
+    "--quiet",
+)
 
 BUSY = """
 import torch

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.speed.timing import RESULTS
 
-ORDER = ("published", "limit", "methods", "growth", "startup", "evaluation", "heap", "load")
+ORDER = ("published", "limit", "methods", "growth", "startup", "evaluation", "heap", "load", "views", "pools")
 
 
 def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -21,8 +21,13 @@ def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for name, value in result.get("medians", {}).items():
         # seconds of whole runs say less than their ratios
         if "ratios" not in result:
-            unit = "" if name.startswith(("seconds", "MiB")) else " s"
+            unit = "" if name.startswith(("seconds", "milliseconds", "MiB")) else " s"
             yield (f"{result['name']}: {name}", f"{value:g}{unit}", _target(result["name"], targets.get(name)))
+    for name, value in result.get("on_demand", {}).items():
+        yield (f"{result['name']}: {name}, decoded on demand", f"{value:g} x", "at least 1")
+    for name, line in result.get("fits", {}).items():
+        text = f"{line['start']:g} + {line['slope']:g} each, {line['explained']:.1%} of the variance"
+        yield (f"{result['name']}: {name}", text, "a straight line")
 
 
 def _target(benchmark: str, target: float | None) -> str:
