@@ -22,12 +22,14 @@ from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.data.views import Views
 from netgraft.training.heap import keep_freed_memory
 
-SIZES = {32: ((32, 32), 1.0, 256), 224: ((500, 375), 0.9, 32)}
+SIZES = {32: ((32, 32), 1.0, 256), 224: ((500, 375), 0.9, 16)}
 """Pixels of a view -> width and height of the images, crop_pct, views in a batch."""
 
 IMAGES = 20
 
 THREADS = (1, 2)
+
+REPEATS = 3
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
@@ -80,7 +82,7 @@ def made(size: int) -> dict[str, Callable[[], Any]]:
     ]
     found: dict[str, Callable[[], Any]] = {}
     for how in ("float", "8-bit"):
-        policy = replace(VIEW_POLICIES["rich"], resampling=how)
+        policy = replace(VIEW_POLICIES["rich"], arithmetic=how)
         views = Views(
             pictures,
             policy,
@@ -112,8 +114,9 @@ def main() -> None:
             for run in runs.values():
                 run()
             found = side_by_side(
-                {name: lambda run=run, count=count: seconds(run) / count for name, run in runs.items()}
-            )  # type: ignore[misc]
+                {name: lambda run=run, count=count: seconds(run) / count for name, run in runs.items()},  # type: ignore[misc]
+                REPEATS,
+            )
             measured |= {f"{name}, {where}": values for name, values in found.items()}
             for how in ("float", "8-bit"):
                 ratios[f"{how}, {where}"] = ratio(found, "torchvision", how)

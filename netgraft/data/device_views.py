@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from netgraft.data.rendering import jitter
 from netgraft.data.view_recipes import Ingredients, Recipes
 from netgraft.data.views import Views
 
@@ -164,10 +163,8 @@ class DeviceViews:
         views = packed.boxes(self._at(images), boxes[:, :2], (high, wide), self._dtype).permute(0, 3, 1, 2)
         if rendering.resized:
             views = self._resized(views, boxes[:, 2], boxes[:, 3])
-        views = views / 255
         views = torch.where(self._at(shown.mirrored)[:, None, None, None], views.flip(-1), views)
-        if rendering.coloured:
-            jitter(views, self._at(shown.colours).to(self._dtype))
+        rendering.finish(views, self._at(shown.colours).to(self._dtype))
         return views
 
     def _resized(self, boxes: Tensor, heights: Tensor, widths: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class Rendering:
         size: Channels, height and width of a view.
         mode: ``bilinear`` or ``bicubic``, of boxes that are resized; both are antialiased.
         resized: Whether boxes are resized; they have the view's size otherwise.
-        bytes_between: Whether a resized box is rounded to 8 bits, as image libraries do.
+        bytes_between: Whether a resized box is rounded to 8 bits, as image libraries do, and colours change at once.
         coloured: Whether colours are changed.
         mean: Of each channel, images being in 0 to 1, (C, 1, 1).
         std: Likewise.
@@ -96,9 +96,16 @@ class Rendering:
             view.copy_(crop.flip(-1) if mirrored else crop)
         if self.resized and not self.bytes_between:
             views.clamp_(0, 255)  # bicubic overshoots
+        self.finish(views, torch.from_numpy(shown.colours))
+
+    def finish(self, views: Tensor, colours: Tensor) -> None:
+        """Bring (B, C, H, W) from levels 0 to 255 to 0 to 1, in place, in colours that are scaled by (B, 3) factors."""
+        if self.coloured and self.bytes_between:
+            jitter_at_once(views, colours)
+            return
         views.div_(255)
         if self.coloured:
-            jitter(views, torch.from_numpy(shown.colours))
+            jitter(views, colours)
 
     def _resized(self, source: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
         box = source[None, :, top : top + height, left : left + width]
@@ -127,6 +134,25 @@ def jitter(views: Tensor, factors: Tensor) -> None:
     if views.shape[1] == 3:
         luma = grey(views).mul_(1 - saturation)
         views.mul_(saturation).add_(luma).clamp_(0, 1)
+
+
+def jitter_at_once(views: Tensor, factors: Tensor) -> None:
+    """Bring whole levels 0 to 255 (B, C, H, W) to 0 to 1, in place, with the factors of :func:`jitter`, clipped once.
+
+    Without clipping in between, the three changes are ``b c s x + b c (1 - s) luma(x) + b (1 - c) mean(luma(x))``.
+    """
+    pixels = views[0, 0].numel()
+    # whole numbers below 2^24 add up exactly in any order
+    exact = torch.float32 if pixels * 255 < 2**24 or views.device.type == "mps" else torch.float64
+    sums = views.sum((2, 3), keepdim=True, dtype=exact)
+    mean = (grey(sums) / pixels).to(views.dtype)
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
+    scale = brightness * contrast / 255
+    level = mean * (brightness * (1 - contrast) / 255)
+    if views.shape[1] == 3:
+        level = grey(views).mul_(scale * (1 - saturation)).add_(level)
+        scale = scale * saturation
+    views.mul_(scale).add_(level).clamp_(0, 1)
 
 
 def grey(views: Tensor) -> Tensor:

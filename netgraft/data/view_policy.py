@@ -10,7 +10,7 @@ MOST_PADDING = 2048  # pixels
 
 MOST_VIEWS = 10**9  # their order alone takes 12 GB
 
-RESAMPLINGS = ("float", "8-bit")
+ARITHMETICS = ("float", "8-bit")
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class ViewPolicy:
         cutmix: Probability that a view is a cutmix of two images (Yun et al., ICCV 2019).
         pool: How many views in all; never fewer than one an image. None for no end of them: every step of a run sees
             views that no step has seen.
-        resampling: ``float`` computes a resized box in float32; ``8-bit`` in fixed point, rounded to 8 bits, as image
-            libraries do: several times as fast, and the same bits on any processor. They differ by a level or two.
+        arithmetic: ``float`` resizes boxes in float32, and clips after each change of colour; ``8-bit`` is faster: it
+            resizes in fixed point, rounded to 8 bits, as image libraries do, and changes brightness, contrast and
+            saturation by one affine map, clipped once.
 
     Raises:
         ValueError: A value outside its range, or both kinds of crop.
@@ -51,7 +52,7 @@ class ViewPolicy:
     mixup: float = 0.0
     cutmix: float = 0.0
     pool: int | None = 16384
-    resampling: str = "float"
+    arithmetic: str = "float"
 
     def __post_init__(self) -> None:
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
@@ -63,8 +64,8 @@ class ViewPolicy:
                 f"pad must be from 0 to {MOST_PADDING:,} and pool None or from 0 to {MOST_VIEWS:,}, got {self.pad} and "
                 f"{self.pool}; give others"
             )
-        if self.resampling not in RESAMPLINGS:
-            raise RequestError(f"resampling must be one of {', '.join(RESAMPLINGS)}, not {self.resampling!r}")
+        if self.arithmetic not in ARITHMETICS:
+            raise RequestError(f"arithmetic must be one of {', '.join(ARITHMETICS)}, not {self.arithmetic!r}")
         if not 0 <= self.colour <= 1:
             raise ValueError(f"colour must lie within [0, 1], not {self.colour}")
         if not 0 <= self.hflip <= 1:
@@ -80,7 +81,7 @@ class ViewPolicy:
     def __str__(self) -> str:
         parts = []
         if self.crop_scale is not None:
-            how = "" if self.resampling == "float" else f" ({self.resampling})"
+            how = "" if self.arithmetic == "float" else f" ({self.arithmetic})"
             parts.append(f"random resized crops of {self.crop_scale[0]:.0%} to {self.crop_scale[1]:.0%}{how}")
         if self.pad:
             parts.append(f"random crops after {self.pad} pixels of zeros")
@@ -101,7 +102,7 @@ _RICH = ViewPolicy("rich", crop_scale=(0.25, 1.0), hflip=0.5, colour=0.4, mixup=
 
 VIEW_POLICIES: dict[str, ViewPolicy] = {
     "rich": _RICH,
-    "rich-endless": replace(_RICH, name="rich-endless", pool=None, resampling="8-bit"),
+    "rich-endless": replace(_RICH, name="rich-endless", pool=None, arithmetic="8-bit"),
     "crop": ViewPolicy("crop", pad=4, hflip=0.5),
     "plain": ViewPolicy("plain", pool=0),
 }

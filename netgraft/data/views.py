@@ -91,7 +91,7 @@ class Views:
             size=size,
             mode="bilinear" if interpolation == "bilinear" else "bicubic",
             resized=policy.crop_scale is not None,
-            bytes_between=policy.resampling == "8-bit",
+            bytes_between=policy.arithmetic == "8-bit",
             coloured=policy.colour > 0,
             mean=torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1),
             std=torch.tensor(std, dtype=torch.float32).view(-1, 1, 1),

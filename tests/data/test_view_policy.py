@@ -24,7 +24,7 @@ from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
         {"mixup": math.inf},
         {"pool": 10**12},
         {"pad": 10**9},
-        {"resampling": "16-bit"},
+        {"arithmetic": "16-bit"},
     ],
 )
 def test_policies_out_of_range_are_refused(wrong: dict[str, Any]) -> None:

@@ -86,19 +86,19 @@ def test_a_view_does_not_depend_on_its_batch(policy: ViewPolicy, channels: int) 
     assert torch.equal(views.batch([5]), views.batch([3, 5, 9])[1:2])
 
 
-def coloured(image: Tensor, factors: Sequence[float]) -> Tensor:
-    """Brightness, contrast around the mean luma, and saturation, one after another."""
+def coloured(image: Tensor, factors: Sequence[float], highest: float) -> Tensor:
+    """Brightness, contrast around the mean luma, and saturation, one after another, clipped at 1 - highest, highest."""
     brightness, contrast, saturation = (torch.tensor(factor, dtype=torch.float32) for factor in factors)
 
     def luma(of: Tensor) -> Tensor:
         return of if len(of) == 1 else (of[0] * 0.299 + of[1] * 0.587 + of[2] * 0.114)[None]
 
-    image = (image * brightness).clamp(0, 1)
+    image = (image * brightness).clamp(1 - highest, highest)
     total = sum(int(value * 2**20) for value in luma(image).flatten().tolist())
     mean = torch.tensor(total / (2**20 * image[0].numel()), dtype=torch.float32)
-    image = (image * contrast + mean * (1 - contrast)).clamp(0, 1)
+    image = (image * contrast + mean * (1 - contrast)).clamp(1 - highest, highest)
     if len(image) == 1:
-        return image
+        return image.clamp(0, 1)
     return (image * saturation + luma(image) * (1 - saturation)).clamp(0, 1)
 
 
@@ -132,12 +132,13 @@ def one_by_one(views: Views, sources: Sequence[Tensor], mode: str, numbers: Sequ
         h, w = min(h, rows), min(w, columns)
         y, x = int(top * (rows - h + 1)), int(left * (columns - w + 1))
         box = source[None, :, y : y + h, x : x + w]
-        box = box.clone() if policy.resampling == "8-bit" else box.float()
+        box = box.clone() if policy.arithmetic == "8-bit" else box.float()
         image = torch.nn.functional.interpolate(box, (height, width), mode=mode, antialias=True)[0].float()
         image = image.clamp(0, 255) / 255
         if flip < policy.hflip:
             image = image.flip(-1)
-        return coloured(image, [1 + policy.colour * (2 * factor - 1) for factor in factors]) if policy.colour else image
+        factors = [1 + policy.colour * (2 * factor - 1) for factor in factors]
+        return coloured(image, factors, highest=1 if policy.arithmetic == "float" else 1e3)
 
     made = []
     for number in numbers:
@@ -163,7 +164,11 @@ def test_views_are_what_a_plain_program_makes_one_by_one(name: str, mode: str, c
     views = make(images, VIEW_POLICIES[name], interpolation=mode, **settings)
     sources = [pil_to_tensor(image.convert("L" if channels == 1 else "RGB")) for image in images]
     numbers = [*range(60), 4001]
-    assert torch.equal(views.batch(numbers), one_by_one(views, sources, mode, numbers))
+    found, expected = views.batch(numbers), one_by_one(views, sources, mode, numbers)
+    if name == "rich":
+        assert torch.equal(found, expected)
+    else:  # the same affine map, multiplied out
+        assert (found - expected).abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("policy", VIEW_POLICIES.values(), ids=lambda policy: policy.name)
@@ -187,7 +192,7 @@ def test_boxes_resampled_in_8_bits_are_those_of_pillow() -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8))
     policy = ViewPolicy("boxes", crop_scale=(1.0, 1.0), pool=40)  # a box of the whole image, as far as aspects allow
     plain, rounded = (
-        make([image], replace(policy, resampling=how), size=(3, 8, 8), interpolation="bicubic").batch(range(40))
+        make([image], replace(policy, arithmetic=how), size=(3, 8, 8), interpolation="bicubic").batch(range(40))
         for how in ("float", "8-bit")
     )
     assert 0 < (unit(plain) - unit(rounded)).abs().max() * 255 < 2.5

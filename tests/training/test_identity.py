@@ -93,7 +93,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "mixup": 0.0,
         "cutmix": 0.0,
         "pool": 16384,
-        "resampling": "float",
+        "arithmetic": "float",
     },
     "TrainingSchedule": {
         "adapter_lr": None,
