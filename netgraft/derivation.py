@@ -333,6 +333,7 @@ class Deriver:
         state = self._solved(self._narrowed(self._first, kept), kept).state_dict()
         # of a block whose branches are left out norms may stay that nothing reads
         student.load_state_dict({name: state[name] for name in student.state_dict()})
+        student.to(self.anatomy.probe.device)
         return self._derivation(student.eval(), self._choice(widths, {}), kept, self._error_of(student))
 
     def derive(self, budget: Sequence[Amount]) -> Derivation:

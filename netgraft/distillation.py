@@ -106,6 +106,9 @@ class Distillation:
         """Carry out the plan; the first half of :meth:`run`. Arguments and errors like those of :meth:`Runner.run`."""
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+        for model in (self.teacher, self.model):
+            # whole, also where no phase runs all of it: both are measured there
+            model.to(self.runner.fabric.device)
         return self.runner.run(
             self.plan,
             self.views,

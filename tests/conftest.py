@@ -21,6 +21,12 @@ def pytest_report_header() -> str:
     return f"attacks: {VARIABLE}={rotation()}"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("cuda") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Return the folder with the real images and the trained teacher."""

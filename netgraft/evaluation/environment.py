@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+
+from netgraft import __version__
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """
     return {
         "versions": {
-            "netgraft": version("netgraft"),
+            "netgraft": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "timm": timm.__version__,

@@ -48,8 +48,9 @@ class _Mix:
             return None
         assert isinstance(layer.weight, Tensor)
         assert layer.bias is None or isinstance(layer.bias, Tensor)
-        bias = None if layer.bias is None else layer.bias.detach().double()
-        return cls(layout, layer.weight.detach().double().flatten(1), bias)
+        # on the CPU: not every device has float64
+        bias = None if layer.bias is None else layer.bias.detach().cpu().double()
+        return cls(layout, layer.weight.detach().cpu().double().flatten(1), bias)
 
     def then(self, later: _Mix) -> _Mix:
         """Return both as one: ``x -> B(Ax + a) + b`` is ``BA`` and then ``Ba + b``."""
@@ -86,16 +87,16 @@ def _absorb(layer: nn.Module, mix: _Mix) -> None:
     weight = layer.weight
     assert isinstance(weight, nn.Parameter)
     # a linear layer behind a flattened map has a column for each channel and position
-    columns = weight.unflatten(1, (mix.matrix.shape[0], -1)).double()
+    columns = weight.unflatten(1, (mix.matrix.shape[0], -1)).cpu().double()
     mixed = torch.einsum("ojp...,ji->oip...", columns, mix.matrix).flatten(1, 2)
     if mix.bias is not None:
         own = layer.bias
         assert isinstance(own, nn.Parameter), "foldability asks for one"
         added = torch.einsum("ojp,j->o", columns.flatten(2), mix.bias)
-        layer.bias = nn.Parameter((own.double() + added).to(own.dtype), requires_grad=own.requires_grad)
+        layer.bias = nn.Parameter((own.cpu().double() + added).to(own), requires_grad=own.requires_grad)
     # contiguous: convolutions round differently in another memory format, and files keep none
     layer.weight = nn.Parameter(
-        mixed.to(weight.dtype).clone(memory_format=torch.contiguous_format), requires_grad=weight.requires_grad
+        mixed.to(weight).clone(memory_format=torch.contiguous_format), requires_grad=weight.requires_grad
     )
     if isinstance(layer, nn.Conv2d):
         layer.in_channels = mixed.shape[1]

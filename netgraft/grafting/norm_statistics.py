@@ -58,7 +58,9 @@ def measure_statistics(model: nn.Module, batches: Iterable[Tensor]) -> int:
 
     def count(norm: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         assert isinstance(norm, _Norm)
-        values = arguments[0].detach().transpose(0, 1).flatten(1).double()
+        flat = arguments[0].detach().transpose(0, 1).flatten(1)
+        # Apple's devices have no float64; from others so much had better not be moved
+        values = (flat.cpu() if flat.device.type == "mps" else flat).double()
         counts[norm] += values.shape[1]
         sums[norm] += torch.stack([values.sum(1), values.square().sum(1)]).cpu()
 
@@ -83,7 +85,7 @@ def _hold(norm: nn.modules.batchnorm._BatchNorm, mean: Tensor, variance: Tensor)
     assert norm.running_var is not None
     own = norm.weight.device
     old_mean, old_variance, weight, bias = (
-        tensor.detach().double().cpu() for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        tensor.detach().cpu().double() for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
     slope = weight / (old_variance + norm.eps).sqrt()
     norm.weight.copy_((slope * (variance + norm.eps).sqrt()).to(own))

@@ -228,7 +228,7 @@ class _ChannelPropagation:
         self, wide: nn.Module, narrow: nn.Module, entry: _Value, outputs: int, kept: int, grouped: bool = False
     ) -> _Value:
         assert isinstance(wide.weight, Tensor)
-        score = wide.weight.detach().double().flatten(1).square().sum(1)
+        score = wide.weight.detach().cpu().double().flatten(1).square().sum(1)
         if kept > outputs:
             raise _NotATwinError("the student is wider than the teacher")
         stream = _Stream(outputs, kept, score)

@@ -293,7 +293,11 @@ class PreparedDerivation(PreparedDistillation):
         start = None
         if self.test is not None and self.test.labels is not None:
             logits, labels = predictions(
-                load_student(folder / START), self.test, self.asked.data_config, reporter, "evaluating the start"
+                load_student(folder / START).to(self.runner.fabric.device),
+                self.test,
+                self.asked.data_config,
+                reporter,
+                "evaluating the start",
             )
             start = round(top1(logits, labels), 4)
         chosen = {name: value for name, value in _read_choice(folder / CHOICE).items() if name != "kept"}

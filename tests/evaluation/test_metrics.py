@@ -255,7 +255,7 @@ def test_latency_refuses_nothing_to_measure(batch: int, repeats: int) -> None:
         latency(Recorder(), (1, 1, 3), batch=batch, repeats=repeats)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_cuda_gives_the_same_figures_as_the_cpu() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
     images, labels = torch.randn(6, 3, 8, 8), torch.zeros(6, dtype=torch.long)
