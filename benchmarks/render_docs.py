@@ -58,6 +58,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
     "docs/export.md": {"results: int8": ("benchmarks.studies.int8", "table")},
     "docs/attacks.md": {"results: attacks": ("benchmarks.attacks.table",)},
     "docs/options.md": {"options": ("benchmarks.option_table",)},
+    "docs/gpu.md": {"results: gpu": ("benchmarks.gpu.table",)},
     "docs/splitting.md": {"results: splitting": ("benchmarks.splitting.table",)},
     "docs/without-labels.md": {"results: estimates": ("benchmarks.studies.unlabelled_estimates", "table")},
     "docs/speed.md": {"results": ("benchmarks.speed.table", f"{RESULTS}/speed")},

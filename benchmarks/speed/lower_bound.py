@@ -2,15 +2,20 @@
 
 The bare loop runs the scion forward and backward and the frozen suffix forward and backward to its input, in the same
 precision, on tensors already in memory. It updates no weights, reads no views, logs nothing. Filling the cache is
-compared with a bare forward of the teacher over as many images in memory.
+compared with a bare forward of the teacher over as many images in memory. ``benchmarks.gpu`` measures that on a GPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.timing import median, ratio, seconds, side_by_side, write
+from benchmarks.speed.timing import REPEATS, median, ratio, seconds, side_by_side, write
 from benchmarks.studies.cifar_task import faster_precision, task
 from netgraft.distillation import Distillation
 from netgraft.modules import without_gradients
@@ -19,12 +24,38 @@ from netgraft.training.frozen_cache import split_before_training
 from netgraft.training.fusion import fused_copies
 from netgraft.training.precision import autocast, compute_dtype
 from netgraft.training.runner import Runner
+from netgraft.training.sampling import batch_indices
 
 CHUNK = 256
 
 
+def _as_it_is(what: Any) -> Any:
+    return what
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the bare loop runs its steps.
+
+    Attributes:
+        compiled: From what is run forward to what computes the same.
+        captured: From a step, which takes nothing and works on the same tensors each time, to what repeats it.
+    """
+
+    compiled: Callable[[nn.Module], nn.Module] = _as_it_is
+    captured: Callable[[Callable[[], None]], Callable[[], None]] = _as_it_is
+
+
+EAGER = Way()
+
+
 class BareLoop:
-    """The unavoidable arithmetic of a prepared task."""
+    """The unavoidable arithmetic of a prepared task.
+
+    Args:
+        prepared: Its plan is of logits alone, as ``netgraft``'s.
+        precision: ``32`` or ``bf16``.
+    """
 
     def __init__(self, prepared: Distillation, precision: str) -> None:
         self.plan, self.precision = prepared.plan, precision
@@ -38,8 +69,8 @@ class BareLoop:
             trained = nn.ModuleList(phase.trainable for phase in self.plan.phases)
             self.copies = fused_copies(models, trained, self.images[:2], compute_dtype(precision))
 
-    def phase(self, phase: Phase) -> float:
-        """Seconds of a phase's steps."""
+    def phase(self, phase: Phase, way: Way = EAGER) -> float:
+        """Seconds of a phase's steps, run in some way; what making it ready takes is left out."""
         with without_gradients(self.modules):
             phase.trainable.requires_grad_(True)
             phase.trainable.train()
@@ -49,15 +80,19 @@ class BareLoop:
                 inputs = self.images
                 for block in prefix:
                     inputs = self.copies.get(block, block)(inputs.clone())
-            target = torch.randn(CHUNK, 10, device=self.device)
-            sizes = self._sizes(phase)
-            parts = {size: (inputs[:size].clone(), target[:size]) for size in set(sizes)}
+                target = torch.randn_like(body(inputs.clone()).float())
+            sizes, whole = self._sizes(phase), way.compiled(body)
+            run = {
+                size: way.captured(partial(self._step, phase, whole, inputs[:size].clone(), target[:size]))
+                for size in sorted(set(sizes))
+            }
 
             def steps() -> None:
                 for size in sizes:
-                    self._step(phase, body, *parts[size])
+                    run[size]()
 
-            self._step(phase, body, *parts[sizes[0]])
+            for step in run.values():
+                step()
             return seconds(steps)
 
     def _sizes(self, phase: Phase) -> list[int]:
@@ -65,7 +100,7 @@ class BareLoop:
         epoch = [len(part) for part in torch.arange(self.count).split(schedule.batch_size)]
         return (epoch * schedule.steps)[: schedule.steps]
 
-    def _step(self, phase: Phase, body: nn.Sequential, inputs: Tensor, target: Tensor) -> None:
+    def _step(self, phase: Phase, body: nn.Module, inputs: Tensor, target: Tensor) -> None:
         with autocast(self.precision, self.device):
             output = body(inputs.clone())
         loss = phase.objective(StepOutputs(output, target, None))["logits"]
@@ -88,37 +123,70 @@ class BareLoop:
             return seconds(run)
 
 
-def main() -> None:
-    """Measure and write the result file."""
-    first = task()
-    precision = faster_precision()
-    bare = BareLoop(task(), precision)
+Prepare = Callable[[Runner], Distillation]
+
+
+def measure(
+    prepare: Prepare,
+    precision: str,
+    *,
+    accelerator: str = "auto",
+    ways: Mapping[str, Way] | None = None,
+    repeats: int = REPEATS,
+) -> dict[str, Any]:
+    """Measure steps and the filling of the cache side by side with the bare loop.
+
+    Args:
+        prepare: Makes the task, anew each time, with a runner.
+        precision: ``32`` or ``bf16``.
+        accelerator: Where all is run.
+        ways: Other ways in which the bare loop runs its steps too.
+        repeats: Of each.
+
+    Returns:
+        All seconds, their medians, and the ratios to the bare loop.
+    """
+    first = prepare(Runner(accelerator=accelerator))
+    bare = BareLoop(prepare(Runner(accelerator=accelerator)), precision)
     filling: dict[str, list[float]] = {"netgraft": [], "bare": []}
     views = len({int(i) for i in _read(first)})
 
     def netgraft() -> float:
-        prepared = task(runner=Runner(precision=precision))
+        prepared = prepare(Runner(accelerator=accelerator, precision=precision))
         trained = prepared.runner.run(prepared.plan, prepared.views)
         filling["netgraft"].append(trained.frozen_seconds)
         return trained.seconds - trained.frozen_seconds
 
-    def bare_loop() -> float:
-        filling["bare"].append(bare.teacher(views))
-        return sum(bare.phase(phase) for phase in bare.plan.phases)
+    def bare_loop(way: Way = EAGER) -> float:
+        if way is EAGER:
+            filling["bare"].append(bare.teacher(views))
+        return sum(bare.phase(phase, way) for phase in bare.plan.phases)
 
-    steps = side_by_side({"netgraft": netgraft, "bare": bare_loop})
+    others = {f"bare, {name}": partial(bare_loop, way) for name, way in (ways or {}).items()}
+    steps = side_by_side({"netgraft": netgraft, "bare": bare_loop, **others}, repeats)
+    return {
+        "precision": precision,
+        "views": views,
+        "seconds": {"steps": steps, "filling": filling},
+        "medians": {
+            **{f"steps, {name}": median(values) for name, values in steps.items()},
+            **{f"filling, {name}": median(values) for name, values in filling.items()},
+        },
+        "ratios": {
+            "steps": ratio(steps, "netgraft", "bare"),
+            **{name: ratio(steps, name, "bare") for name in others},
+            "filling": ratio(filling, "netgraft", "bare"),
+        },
+    }
+
+
+def main() -> None:
+    """Measure and write the result file."""
     write(
         "limit",
         {
             "task": "cifar10-jpeg, VGG16 to half, 10 shots, preset reference, 840 steps",
-            "precision": precision,
-            "views": views,
-            "seconds": {"steps": steps, "filling": filling},
-            "medians": {
-                **{f"steps, {name}": median(values) for name, values in steps.items()},
-                **{f"filling, {name}": median(values) for name, values in filling.items()},
-            },
-            "ratios": {"steps": ratio(steps, "netgraft", "bare"), "filling": ratio(filling, "netgraft", "bare")},
+            **measure(lambda runner: task(runner=runner), faster_precision()),
             "targets": {"steps": 1.15},
         },
     )
@@ -126,8 +194,6 @@ def main() -> None:
 
 def _read(prepared: Distillation) -> list[int]:
     """The views that the plan reads."""
-    from netgraft.training.sampling import batch_indices
-
     views = prepared.views
     return [
         int(index)
