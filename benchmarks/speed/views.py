@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,9 @@ def made(size: int) -> dict[str, Callable[[], Any]]:
             crop_pct=crop_pct,
             seed=0,
         )
-        found[how] = lambda views=views: views.batch(range(count))
+        found[how] = partial(views.batch, range(count))
     transforms = ByTransforms(pictures, size)
-    found["torchvision"] = lambda: transforms.batch(range(count))
+    found["torchvision"] = partial(transforms.batch, range(count))
     return found
 
 
