@@ -1,8 +1,7 @@
-"""Views a second, rendered by the CPU and, where the project can, by the device."""
+"""Views a second, rendered by the CPU and by the device."""
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.gpu.result_file import PartResult, Setting
+from netgraft.data.device_views import DeviceViews
 from netgraft.data.sources import open_data
 from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.data.views import Views
@@ -28,12 +28,6 @@ IMAGES = 100
 def measure(setting: Setting, result: PartResult) -> None:
     """Measure each policy at each size on each device."""
     there = Runner(accelerator=setting.device).fabric.device
-    renderers: dict[str, Callable[[Views, Tensor], Tensor]] = {"CPU": Views.batch}
-    on_device = renderer_of(there)
-    if on_device is None:
-        result.put("left out", "rendering on the device, for which views have no way")
-    else:
-        renderers["device"] = on_device
     seconds = 0.1 if setting.tiny else max(1.0, setting.seconds_left() / (4 * len(VIEW_POLICIES) * len(SIDES)))
     for side in SIDES:
         images, batch = photographs(10 if setting.tiny else IMAGES, side), 8 if setting.tiny else BATCHES[side]
@@ -48,8 +42,8 @@ def measure(setting: Setting, result: PartResult) -> None:
                 crop_pct=1.0,
                 seed=0,
             )
-            for where, render in renderers.items():
-                rate = views_a_second(views, render, batch, seconds)
+            for where, render in {"CPU": views.batch, "device": DeviceViews(views, there).batch}.items():
+                rate = views_a_second(render, len(views), batch, seconds)
                 result.put(f"{name}, {side} pixels, {where}", {"views a second": float(f"{rate:.4g}")}, dtype="float32")
 
 
@@ -59,19 +53,19 @@ def photographs(count: int, side: int) -> list[Image.Image]:
     return [image.convert("RGB").resize((side * 5 // 4, side * 5 // 4)) for image in digits]
 
 
-def renderer_of(device: torch.device) -> Callable[[Views, Tensor], Tensor] | None:
-    """Return how views are rendered on a device; None where they can't be."""
-    if "device" not in inspect.signature(Views.batch).parameters:
-        return None
-    return lambda views, numbers: views.batch(numbers, device=device)  # type: ignore[call-arg]
+def views_a_second(render: Callable[[Tensor], Tensor], views: int, batch: int, seconds: float) -> float:
+    """Render batches one after another for some seconds, the first one unmeasured; return views a second.
 
-
-def views_a_second(views: Views, render: Callable[[Views, Tensor], Tensor], batch: int, seconds: float) -> float:
-    """Render batches one after another for some seconds, the first one unmeasured; return views a second."""
-    wait(render(views, torch.arange(batch) % len(views)))
+    Args:
+        render: From numbers of views to views.
+        views: How many there are.
+        batch: How many are rendered at a time.
+        seconds: How long.
+    """
+    wait(render(torch.arange(batch) % views))
     done, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
-        wait(render(views, torch.arange(done, done + batch) % len(views)))
+        wait(render(torch.arange(done, done + batch) % views))
         done += batch
     return done / (time.perf_counter() - start)
 

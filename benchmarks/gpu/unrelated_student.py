@@ -34,6 +34,10 @@ TEMPERATURE = 8.0
 
 SHOTS = 10
 
+WIDE_CROPS = ViewPolicy(
+    "wide crops", crop_scale=(0.02, 1.0), hflip=0.5, colour=0.4, cutmix=1.0, pool=None, arithmetic="8-bit"
+)
+
 EVALUATION = 0.15
 """Part of the time that is kept for the measuring."""
 
@@ -82,7 +86,7 @@ def task(data: DataSource, *, samples: int, batch: int, runner: Runner, tiny: bo
         build_student(name, teacher=stock, seed=runner.seed),
         data.train.load_many(subset.indices),
         method=KD(temperature=TEMPERATURE, steps=samples // batch, batch_size=batch, schedule="constant"),
-        views=ViewPolicy("wide crops", crop_scale=(0.02, 1.0), hflip=0.5, colour=0.4, cutmix=1.0, pool=samples),
+        views=WIDE_CROPS,
         init="random",
         inherit="none",
         runner=runner,

@@ -256,8 +256,11 @@ def test_rendering_is_rehearsed(rehearsal: Rehearsal) -> None:
     setting, result = rehearsal("rendering")
     rendering.measure(setting, result)
     rates = {name: row["views a second"] for name, row in result.measured.items() if isinstance(row, dict)}
-    assert {name for name in rates if name.endswith("CPU")} == {
-        f"{policy}, {side} pixels, CPU" for policy in ("rich", "crop", "plain") for side in (32, 224)
+    assert rates.keys() == {
+        f"{policy}, {side} pixels, {where}"
+        for policy in ("rich", "rich-endless", "crop", "plain")
+        for side in (32, 224)
+        for where in ("CPU", "device")
     }
     assert min(rates.values()) > 0
 
