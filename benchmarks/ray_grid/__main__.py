@@ -129,6 +129,7 @@ def compute(
     began = time.perf_counter()
     grid = Grid(results, NODES, threads=1, executor=measured(executor, overheads, stand_ins=stand_ins))
     grid.run(cells, count, lambda: False)
+    counted = before_half or list(overheads.values())  # of grids too small to be halved
     computed = results.scratch / "computed"
     twice = {path.name for path in computed.glob("*") if len(path.read_text().splitlines()) > 1}
     twice |= {name for name, times in count.finished_cells.items() if times > 1}
@@ -138,10 +139,10 @@ def compute(
         "twice": sorted(twice),
         "failures": count.failures,
         "started_again": sorted(name for name, times in count.started_cells.items() if times > 1),
-        "overhead_cells": len(before_half),
-        "overhead_median": round(statistics.median(before_half), 3),
-        "overhead_mean": round(statistics.fmean(before_half), 3),
-        "overhead_largest": round(max(before_half), 3),
+        "overhead_cells": len(counted),
+        "overhead_median": round(statistics.median(counted), 3),
+        "overhead_mean": round(statistics.fmean(counted), 3),
+        "overhead_largest": round(max(counted), 3),
     }
 
 

@@ -338,9 +338,8 @@ def connected(address: str | None) -> Iterator[None]:
     """Connect this process to a cluster, quietly.
 
     Args:
-        address: ``HOST:PORT`` of its head, from one of its nodes; ``ray://HOST:PORT`` from elsewhere. If None, what
-            ``RAY_ADDRESS`` names, or a cluster that runs on this machine, or else a new one on this machine alone,
-            which ends with the connection.
+        address: ``HOST:PORT`` of its head, from one of its nodes. If None, what ``RAY_ADDRESS`` names, or a cluster
+            that runs on this machine, or else a new one on this machine alone, which ends with the connection.
 
     Raises:
         RequestError: There is no cluster.
