@@ -70,6 +70,6 @@ def test_what_is_lost_or_computed_twice_is_named(tmp_path: Path) -> None:
 
 def test_the_table_has_a_line_for_each_grid() -> None:
     header, rule, *lines = table().partition("\n\n")[0].splitlines()
-    assert header.count("|") == rule.count("|") == 8
+    assert header.count("|") == rule.count("|") == 10
     assert lines
-    assert all(line.count("|") == 8 for line in lines)
+    assert all(line.count("|") == 10 for line in lines)
