@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from netgraft.errors import RunError
 from netgraft.training.runner import Runner
 from tests.support.tiny_plan import LONG, SHARED, Case, IndependentPhases, Squared, make_views
 
@@ -109,3 +110,37 @@ def independent_runs(folder: str) -> None:
         path.unlink()
     assert independent_run(killed, resume=True) == [0, 0]
     assert independent_run(without, resume=True) == [0, 0]
+
+
+def shared_pair(folder: Path, *, resume: bool = False, dies: int = -1) -> list[int]:
+    """Carry out the usual case on two processes that share its batches; one is killed in its second phase, if asked.
+
+    Returns:
+        The exit codes: 3 of a process that is told of the other one's death.
+    """
+
+    def work() -> None:
+        runner = Runner(accelerator="cpu", precision="32", devices=2, checkpoint_seconds=0)
+        rank = runner.fabric.global_rank
+        case = Case(norm=False, schedules=SHARED, objective=Squared(surprise_at=7 * (rank == dies) - 1, surprise=die))
+        try:
+            runner.run(case.plan, make_views(7), folder=folder, resume=resume)
+        except RunError as error:
+            assert str(error) == "another process of this run has died; what was saved stays, go on with --resume"  # noqa: PT017
+            os._exit(3)
+        torch.save(case.student.state_dict(), folder / f"rank{rank}.pt")
+
+    folder.mkdir(exist_ok=True)
+    return two_processes(work)
+
+
+def killed_pairs(folder: str) -> None:
+    """Run a pair through, and pairs of which one is killed and that go on; a subprocess calls this."""
+    torch.set_num_threads(1)
+    root = Path(folder)
+    assert shared_pair(root / "whole") == [0, 0]
+    assert shared_pair(root / "first", dies=0) == [-9, 3]
+    assert shared_pair(root / "second", dies=1) == [3, -9]
+    for name in ("first", "second"):
+        assert not (root / name / "rank0.pt").exists()
+        assert shared_pair(root / name, resume=True) == [0, 0]

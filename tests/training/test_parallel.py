@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from netgraft.errors import RunError
 from netgraft.plan import Feature, Phase, TrainingSchedule
-from netgraft.training.parallel import independent_groups, phases_of_process
+from netgraft.training.parallel import Processes, independent_groups, phases_of_process, told_of_deaths
 from netgraft.training.runner import Runner
 from tests.support.processes import call
 from tests.support.tiny_plan import IndependentPhases, make_views, rows
@@ -133,3 +135,65 @@ def test_two_processes_train_the_very_student_of_one(
     assert lines(folder / "metrics-1.jsonl") == {1: every[1]}
     assert rows(folder) == [(0, 10), (0, 12), (2, 10), (2, 11)]
     assert rows(folder, "metrics-1.jsonl") == [(1, 10), (1, 20), (1, 23)]
+
+
+# --- one of them dies
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of runs that share batches: whole, and gone on with after one process was killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    process = call("killed_pairs", str(folder), script=folder / "run.py")
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    return folder
+
+
+@pytest.mark.parametrize("who", ["first", "second"])
+def test_a_pair_of_which_one_was_killed_goes_on_to_the_same_bits(killed: Path, who: str) -> None:
+    for rank in range(2):
+        expected = torch.load(killed / "whole" / f"rank{rank}.pt", weights_only=True)
+        got = torch.load(killed / who / f"rank{rank}.pt", weights_only=True)
+        assert list(got) == list(expected)
+        for name, value in expected.items():
+            assert torch.equal(got[name], value), name
+
+
+class Second:
+    """Of two processes, all that is asked of Fabric before anything is exchanged."""
+
+    global_rank, world_size = 1, 2
+
+
+def test_a_process_whose_starter_is_dead_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes(Second())  # type: ignore[arg-type]
+    stopped: list[int] = []
+
+    def train(number: int) -> None:
+        assert processes.everywhere(True)
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        with pytest.raises(RunError, match="another process of this run has died"):
+            processes.everywhere(True)
+        stopped.append(number)
+        raise RunError("as it was said")
+
+    with pytest.raises(RunError, match="has died"):
+        processes.each_alone(range(2), train, nn.ModuleList())
+    assert stopped == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"), True),
+        (RuntimeError("Connection reset by peer"), True),
+        (torch.distributed.DistBackendError("NCCL error"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+    ],
+)
+def test_only_broken_connections_are_deaths(error: RuntimeError, told: bool) -> None:
+    with pytest.raises(RunError if told else type(error)) as raised, told_of_deaths():
+        raise error
+    assert (raised.value is error) is not told
