@@ -353,6 +353,21 @@ def test_two_processes_make_one_student_and_one_summary() -> None:
     assert refused.stderr.count("already holds a run") == 1
 
 
+def test_torchrun_starts_the_processes_of_one_run() -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    asked = [*QUICK, "--init", "slice", "--device", "cpu", "--devices", "2", "--out", "run"]
+    done = subprocess.run(
+        [*torchrun, "-m", "netgraft", *asked], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("load the student") == 1
+    assert done.stderr.count("opening images and models: done") == 1
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["devices"] == 2
+    student = timm.create_model("local-dir:run/student", pretrained=True)
+    assert state_digest(student) == result["student_digest"]
+
+
 def test_output_into_a_closed_pipe_is_no_failure() -> None:
     reading, writing = os.pipe()
     os.close(reading)

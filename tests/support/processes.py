@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from netgraft.errors import RunError
+from netgraft.training.launchers import is_first_process
 from netgraft.training.runner import Runner
 from tests.support.tiny_plan import LONG, SHARED, Case, IndependentPhases, Squared, make_views
 
@@ -144,3 +145,19 @@ def killed_pairs(folder: str) -> None:
     for name in ("first", "second"):
         assert not (root / name / "rank0.pt").exists()
         assert shared_pair(root / name, resume=True) == [0, 0]
+
+
+def started_by_srun() -> None:
+    """Start Fabric in two processes as srun starts them, in a step of a larger allocation; a subprocess calls this."""
+
+    def work() -> None:
+        rank = os.environ.pop("LOCAL_RANK")
+        step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_ID": "3", "SLURM_JOB_NAME": "fit"}
+        seen = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+        os.environ |= {**step, **seen, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}
+        runner = Runner(accelerator="cpu", devices=2)
+        assert (runner.fabric.global_rank, runner.fabric.world_size) == (int(rank), 2)
+        assert is_first_process() is (rank == "0")
+        assert runner.fabric.broadcast(rank) == "0"
+
+    assert two_processes(work) == [0, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from lightning_fabric.plugins.environments import SLURMEnvironment
@@ -10,6 +11,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from netgraft.errors import RequestError
 from netgraft.training.launchers import Launch, is_first_process
 from netgraft.training.runner import Runner
+from tests.support.processes import call
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -118,3 +120,9 @@ def test_a_plain_run_in_an_allocation_is_a_plain_run(monkeypatch: pytest.MonkeyP
     fabric = Runner(accelerator="cpu").fabric
     assert (fabric.world_size, fabric.global_rank) == (1, 0)
     assert dict(os.environ) == before
+
+
+def test_processes_that_srun_has_started_find_one_another(tmp_path: Path) -> None:
+    process = call("started_by_srun", script=tmp_path / "run.py")
+    _, error = process.communicate(timeout=180)
+    assert process.returncode == 0, error
