@@ -12,9 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from netgraft.evaluation.environment import environment
 from netgraft.files import write_text
 
 
@@ -111,13 +108,15 @@ def surroundings(device: str) -> dict[str, Any]:
     Args:
         device: ``cuda`` or ``cpu``.
     """
+    # not every part computes by itself, and these take seconds to import
+    import torch
+
+    from netgraft.evaluation.environment import environment
+
     found = environment(torch.device(device, 0) if device == "cuda" else torch.device(device))
-    versions = {**found["versions"], "cuda": torch.version.cuda, "cudnn": _cudnn(device), "driver": _driver(device)}
+    cudnn = torch.backends.cudnn.version() if device == "cuda" else None
+    versions = {**found["versions"], "cuda": torch.version.cuda, "cudnn": cudnn, "driver": _driver(device)}
     return {**found, "versions": versions}
-
-
-def _cudnn(device: str) -> int | None:
-    return torch.backends.cudnn.version() if device == "cuda" else None
 
 
 def _driver(device: str) -> str | None:

@@ -57,7 +57,7 @@ class Task:
 _FEW = ("--shots", "2", "--views", "plain", "--steps", "2")
 
 DISTILLED: Mapping[str, Task] = {
-    "digits": Task(("distill", "--shots", "10"), ("distill", *_FEW)),
+    "digits": Task(("distill", "--shots", "10"), ("distill", "--eval-data", "{pictures}", *_FEW)),
     "vgg": Task(
         (
             *("distill", "--data", "cifar10-jpeg", "--teacher", TEACHER, "--teacher-weights", WEIGHTS),
