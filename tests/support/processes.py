@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -67,6 +68,8 @@ def two_processes(work: Callable[[], None]) -> list[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    # PyTorch does at the first step, in each process anew
+    importlib.import_module("torch._dynamo")
     children = []
     for rank in range(2):
         child = os.fork()
