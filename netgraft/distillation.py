@@ -208,8 +208,8 @@ def prepare(
         blocks: Merge the paired blocks to so many; as many as there are if None.
         fresh: Modules of a student that is kept which start at random, such as a new head; they learn at the whole
             rate.
-        views: How views are made of the images, a policy or the name of one (``rich``, ``crop``, ``plain``), or views
-            of them; the preset's own if None, ``rich`` where the method is an object.
+        views: How views are made of the images, a policy or the name of one (``rich``, ``rich-endless``, ``crop``,
+            ``plain``), or views of them; the preset's own if None, ``rich`` where the method is an object.
         labels: Class of each image, by its position among the teacher's, or True for those that the data set gives;
             only for methods of the labeled track, and images' own labels are passed over without it. Views then show
             one image each.

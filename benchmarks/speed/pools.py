@@ -30,11 +30,11 @@ from netgraft.data.views import Views
 
 POOL, CHOSEN = 100_000, 20_000
 
-COUNTS = (500, 1000, 1500, 2000)
+COUNTS = (100, 200, 300, 400)
 
 SIZES = (64, 128, 192, 256)
 
-HELD = 64 * 2**20
+HELD = 16 * 2**20
 
 BATCH, BATCHES = 32, 6
 

@@ -100,6 +100,10 @@ def made(size: int) -> dict[str, Callable[[], Any]]:
     return found
 
 
+def _seconds_a_view(run: Callable[[], Any], count: int) -> float:
+    return seconds(run) / count
+
+
 def main() -> None:
     """Measure and write the result file."""
     keep_freed_memory()  # as the command does
@@ -114,10 +118,7 @@ def main() -> None:
             where = f"{size} pixels, {threads} thread{'s' if threads > 1 else ''}"
             for run in runs.values():
                 run()
-            found = side_by_side(
-                {name: lambda run=run, count=count: seconds(run) / count for name, run in runs.items()},  # type: ignore[misc]
-                REPEATS,
-            )
+            found = side_by_side({name: partial(_seconds_a_view, run, count) for name, run in runs.items()}, REPEATS)
             measured |= {f"{name}, {where}": values for name, values in found.items()}
             for how in ("float", "8-bit"):
                 ratios[f"{how}, {where}"] = ratio(found, "torchvision", how)

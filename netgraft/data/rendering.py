@@ -79,14 +79,14 @@ class Rendering:
 
     @staticmethod
     def _mix(views: Tensor, others: Tensor, recipes: Recipes, mixed: NDArray[np.intp]) -> None:
-        is_mixup = recipes.mixup[mixed]
-        rows, weights = mixed[is_mixup], torch.from_numpy(recipes.weights[mixed[is_mixup], None, None, None])
-        if len(rows):
-            views[rows] = views[rows].mul_(weights).add_(others[is_mixup].mul_(1 - weights))
-        for place in np.flatnonzero(~is_mixup).tolist():
-            row = mixed[place]
-            top, bottom, left, right = recipes.cuts[row].tolist()
-            views[row, :, top:bottom, left:right] = others[place, :, top:bottom, left:right]
+        one = np.float32(1)
+        for other, row in zip(others, mixed.tolist(), strict=True):
+            if recipes.mixup[row]:
+                weight = recipes.weights[row]
+                views[row].mul_(float(weight)).add_(other.mul_(float(one - weight)))
+            else:
+                top, bottom, left, right = recipes.cuts[row].tolist()
+                views[row, :, top:bottom, left:right] = other[:, top:bottom, left:right]
 
     def _show(self, views: Tensor, sources: Sequence[Tensor], shown: Ingredients) -> None:
         """Fill (B, C, H, W) with one image a row, in 0 to 1."""

@@ -163,7 +163,7 @@ class DistillOptions(JobOptions):
     """Hyper-parameters as text, over the preset's."""
     views: str | None = option(
         None,
-        "Views that are made of the images, if not the preset's.",
+        "Views that are made of the images, if not the preset's; rich-endless shows no view twice, for long runs.",
         choices=tuple(VIEW_POLICIES),
         scope="run",
         section="method",

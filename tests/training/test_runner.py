@@ -171,6 +171,8 @@ def test_without_an_end_of_views_steps_see_new_ones_and_nothing_is_kept(monkeypa
         rooms.append(given)
         return allocate(*given)
 
+    ahead: list[list[int]] = []
+    monkeypatch.setattr(views, "ahead", lambda indices: ahead.append(indices.tolist()))
     monkeypatch.setattr(views, "batch", watched_batch)
     monkeypatch.setattr(MemoryStorage, "allocate", watched_allocate)
     case, reference = Case(dropout=0.0), Case(dropout=0.0)
@@ -182,6 +184,8 @@ def test_without_an_end_of_views_steps_see_new_ones_and_nothing_is_kept(monkeypa
         for step in range(4)
     ]
     assert steps == expected
+    # while a step is taken, the images of the next one are decoded
+    assert ahead == [*expected[1:4], *expected[5:]]
     assert len({number for step in steps for number in step}) == 8 * 8
     assert not rooms
     by_hand(reference, make_views(per_image=None), seed=5)
