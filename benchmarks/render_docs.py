@@ -44,6 +44,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: ideas": ("benchmarks.studies.grafting_variants", "table"),
         "results: families": (*TABLE, f"{RESULTS}/families-cifar10"),
         "results: kept rates": ("benchmarks.studies.kept_rates", "table"),
+        "results: kept imagenet": (*TABLE, f"{RESULTS}/kept-imagenet"),
     },
     "docs/deriving.md": {
         "results: derived cifar10": (*TABLE, f"{RESULTS}/derived-cifar10"),

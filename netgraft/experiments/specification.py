@@ -14,7 +14,7 @@
 
     [[run]]
     method = ["kd", "at"]
-    name = "{method}"              # of a row of the table; {option} stands for an option's value
+    name = "{method}"              # of a row of the table; {option} stands for an option's value, {pair} for the pair's name
     settings = { steps = 1450 }    # hyper-parameters
 
     [[published]]                  # figures of others, shown beside
@@ -333,7 +333,7 @@ class _Asked:
                 OPTIONS[name].check(value)
         for values in itertools.product(*self.options.values()):
             options: dict[str, Any] = dict(zip(self.options, values, strict=True))
-            row = _named(self.template, {"method": "netgraft", **options})
+            row = _named(self.template, {"pair": self.pair, "method": "netgraft", **options})
             size = "".join(f"{options[key]}{word}" for key, word in SIZES.items() if key in options)
             for subset, seed in itertools.product(self.subsets, self.seeds):
                 seeded = {**options, "subset_seed": subset, "seed": subset if seed is None else seed}

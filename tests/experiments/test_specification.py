@@ -91,6 +91,20 @@ def test_the_training_seed_is_the_subsets_unless_it_is_named(
         assert cell.arguments() == f"distill --method kd --subset-seed {subset} --seed {seed}".split()
 
 
+def test_rows_of_pairs_with_the_same_models_are_told_apart_by_the_pairs_names(tmp_path: Path) -> None:
+    text = """
+    [[pair]]
+    name = "kept"
+    student_weights = "mine.safetensors"
+    [[pair]]
+    name = "new"
+    [[run]]
+    method = ["kd", "at"]
+    name = "{pair}, {method}"
+    """
+    assert [cell.row for cell in parse(text, tmp_path).cells] == ["kept, kd", "kept, at", "new, kd", "new, at"]
+
+
 def test_pairs_have_folders_of_their_own(tmp_path: Path) -> None:
     text = """
     [[pair]]
