@@ -148,7 +148,7 @@ def test_published_figures_may_stand_in_lists(tmp_path: Path) -> None:
         ("[[run]]\nmethod =", "can't read"),
         ("[[run]]\nmethods = 'kd'", r"\[\[run\]\] has no 'methods'; it takes .*method"),
         ("title = 'x'\nrun = [1]", "expected a table"),
-        ("[[run]]\nname = '{init}'", "name '{init}' asks for 'init'; it can hold method"),
+        ("[[run]]\nname = '{init}'", "name '{init}' asks for 'init'; it can hold pair, method"),
         ("[[run]]\ninit = ['slice', 'random']", r"two cells are called netgraft-subset0; .*\{method\}-\{init\}"),
         ("[commen]\n[[run]]\n", "has no 'commen'"),
         ("[[run]]\n[[published]]\nname = 'x'", "needs name, shots, top1 and source"),
