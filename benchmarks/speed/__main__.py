@@ -14,11 +14,13 @@ from benchmarks.speed import (
     published,
     scaling,
     startup,
+    usable,
     views,
 )
 
 BENCHMARKS = {
     "published": published.main,
+    "usable": usable.main,
     "limit": lower_bound.main,
     "methods": methods.main,
     "growth": scaling.main,

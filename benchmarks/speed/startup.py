@@ -58,7 +58,7 @@ def main() -> None:
         {
             "seconds": measured,
             "medians": {name: median(values) for name, values in measured.items()},
-            "targets": {"netgraft --help": 0.3, "start to first step": 5.0},
+            "targets": {"netgraft --help": 0.2, "start to first step": 3.0},
         },
     )
 

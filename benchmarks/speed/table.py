@@ -10,7 +10,11 @@ from typing import Any
 
 from benchmarks.speed.timing import RESULTS
 
-ORDER = ("published", "limit", "methods", "growth", "startup", "evaluation", "heap", "load", "views", "pools")
+ORDER = ("published", "usable", "limit", "methods", "growth", "startup", "evaluation", "heap", "load", "views", "pools")
+
+
+AT_MOST = {"limit", "startup", "evaluation", "usable"}
+"""Benchmarks whose targets are bounds from above."""
 
 
 def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -33,7 +37,7 @@ def rows(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 def _target(benchmark: str, target: float | None) -> str:
     if target is None:
         return ""
-    return f"at most {target:g}" if benchmark in {"limit", "startup", "evaluation"} else f"at least {target:g}"
+    return f"at most {target:g}" if benchmark in AT_MOST else f"at least {target:g}"
 
 
 def table(folder: Path = RESULTS) -> str:
