@@ -168,11 +168,11 @@ class Second:
 
 def test_a_process_whose_starter_is_dead_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     processes = Processes(Second())  # type: ignore[arg-type]
-    stopped: list[int] = []
+    starter, stopped = os.getppid(), list[int]()
 
     def train(number: int) -> None:
         assert processes.everywhere(True)
-        monkeypatch.setattr(os, "getppid", lambda: 1)
+        monkeypatch.setattr(os, "getppid", lambda: starter + 1)
         with pytest.raises(RunError, match="another process of this run has died"):
             processes.everywhere(True)
         stopped.append(number)
