@@ -24,6 +24,10 @@ def _said_by_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in SAID:
         monkeypatch.delenv(name, raising=False)
+    # a number that nothing but these tests knows of: one thread computes
+    now = [1]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: now[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: now.__setitem__(0, number))
 
 
 @pytest.fixture
