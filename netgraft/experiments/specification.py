@@ -14,7 +14,7 @@
 
     [[run]]
     method = ["kd", "at"]
-    name = "{method}"              # of a row of the table; {option} stands for an option's value, {pair} for the pair's name
+    name = "{method}"              # of a row of the table; {option} stands for its value, {pair} for the pair's name
     settings = { steps = 1450 }    # hyper-parameters
 
     [[published]]                  # figures of others, shown beside
@@ -42,7 +42,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from netgraft.data.sources import is_public
 from netgraft.data.text_files import read_text
 from netgraft.errors import RequestError
 from netgraft.jobs.options import DistillOptions, ordered
@@ -154,6 +153,8 @@ class Cell:
 
     def paths(self) -> set[Path]:
         """Return the files and folders of this machine that it is computed from, absolute."""
+        from netgraft.data.sources import is_public  # NumPy, which reading a table does without
+
         named = [str(self.options[name]).removeprefix("local-dir:") for name in PLACES if name in self.options]
         expanded = [Path(os.path.expanduser(name)) for name in named if not is_public(name)]  # noqa: PTH111  # no error
         return {path.absolute() for path in expanded if os.path.exists(path)}  # noqa: PTH110  # nor here

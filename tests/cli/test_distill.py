@@ -361,7 +361,7 @@ def test_torchrun_starts_the_processes_of_one_run() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("load the student") == 1
-    assert done.stderr.count("opening images and models: done") == 1
+    assert done.stderr.count("digits: 2 images a class x 10 classes") == 1
     result = json.loads(Path("run/result.json").read_text())
     assert result["devices"] == 2
     student = timm.create_model("local-dir:run/student", pretrained=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,10 @@ from netgraft.modules import state_digest
 from netgraft.progress import SilentReporter
 from netgraft.training.runner import Runner
 from tests.support.cli import run_json
-from tests.support.second_device import second_device
+from tests.support.second_device import OWN_PROCESS, second_device
 
 WHERE = [
-    pytest.param("second", id="made up"),
+    *([pytest.param("second", id="made up")] if OWN_PROCESS in os.environ else []),
     pytest.param("cuda", marks=pytest.mark.cuda),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import sys
 import tempfile
@@ -57,6 +58,8 @@ TIMES = ("seconds", "train_seconds", "frozen_seconds")
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """Two nodes, the first of which computes nothing and holds the tests' end of the connection."""
+    # Ray's nodes set a handler of their own, which other tests of this process would meet
+    former = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as environment:
         # otherwise Ray kills workers where other programs have taken the memory of the machine
         environment.setenv("RAY_memory_monitor_refresh_ms", "0")
@@ -64,8 +67,10 @@ def cluster() -> Iterator[Any]:
             initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
         )
         started.add_node(num_cpus=1)
+        signal.signal(signal.SIGTERM, former)
         yield started
         started.shutdown()
+    signal.signal(signal.SIGTERM, former)
 
 
 def opened(folder: Path, text: str) -> tuple[ResultStore, tuple[Cell, ...]]:

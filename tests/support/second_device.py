@@ -7,6 +7,7 @@ otherwise, or at another time, can't be seen here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -21,6 +22,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 NAME = "second"
 
+OWN_PROCESS = "NETGRAFT_SECOND_DEVICE"
+"""Set in the environment of a process that is there for the second device alone: PyTorch keeps it until the process
+ends, and must not have computed a gradient before it is made up."""
+
+NO_HOOK = "needs a PyTorch in which Python can make up a device"
+
 _MIXING = {"aten::copy_", "aten::_to_copy", "aten::to", "aten::index", "aten::index_put", "aten::index_put_"}
 """Operations that CUDA tensors may do together with those of the CPU: copies, and indices from there."""
 
@@ -32,7 +39,7 @@ class MixedDevicesError(RuntimeError):
 @cache
 def _registered() -> torch.device:
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
-        pytest.skip("needs a PyTorch in which Python can make up a device")
+        pytest.skip(NO_HOOK)
 
     class Backend(backend_registration._DummyBackendModule):
         def is_available(self) -> bool:
@@ -116,6 +123,8 @@ class _Second(TorchDispatchMode):
 @contextmanager
 def second_device() -> Iterator[torch.device]:
     """Make the device up."""
+    if OWN_PROCESS not in os.environ:
+        pytest.skip(f"needs a process of its own, with {OWN_PROCESS} in its environment")
     device = _registered()
     swapped = torch.__future__.get_swap_module_params_on_conversion()
     # parameters stay the same objects when they move, as they do on CUDA
