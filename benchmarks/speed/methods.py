@@ -40,7 +40,7 @@ def shortened(method: str, precision: str) -> Distillation:
     steps = {}
     for name, option in declared(find(method)).items():
         default = option.default
-        if name.endswith("steps"):
+        if name.endswith("steps") and default is not None:  # None: their sum
             steps[name] = str((default[0] if isinstance(default, tuple) else default) // SHORTER)
     policy = VIEW_POLICIES["rich"]
     return task(
