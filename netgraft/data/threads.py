@@ -1,14 +1,26 @@
-"""Independent pieces of work on as many threads as torch computes with, each piece on one."""
+"""How many threads torch computes with, and independent pieces of work on as many, each piece on one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
 Piece = TypeVar("Piece")
+
+
+@contextmanager
+def computing_with(threads: int) -> Iterator[None]:
+    """Compute with so many threads; the former number comes back."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
 
 
 def share_out(work: Callable[[Piece], object], pieces: Iterable[Piece], *, alone: bool = False) -> None:
@@ -24,16 +36,14 @@ def share_out(work: Callable[[Piece], object], pieces: Iterable[Piece], *, alone
         alone: Take one thread whatever their number.
     """
     mode = torch.is_inference_mode_enabled()
-    threads = torch.get_num_threads()
 
     def do(piece: Piece) -> None:
         with torch.inference_mode(mode), torch.no_grad():
             work(piece)
 
     pieces = list(pieces)
-    workers = 1 if alone else min(threads, len(pieces))
-    torch.set_num_threads(1)  # new threads begin with this number too
-    try:
+    workers = 1 if alone else min(torch.get_num_threads(), len(pieces))
+    with computing_with(1):  # new threads begin with this number too
         if workers < 2:
             for piece in pieces:
                 do(piece)
@@ -41,5 +51,3 @@ def share_out(work: Callable[[Piece], object], pieces: Iterable[Piece], *, alone
         with ThreadPoolExecutor(workers) as pool:
             for done in [pool.submit(do, piece) for piece in pieces]:
                 done.result()
-    finally:
-        torch.set_num_threads(threads)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 
 from netgraft.data.image_set import DataSource
 from netgraft.data.sources import open_data
+from netgraft.data.threads import computing_with
 from netgraft.data.view_policy import find_policy
 from netgraft.evaluation.environment import processor
 from netgraft.evaluation.metrics import macs
@@ -123,7 +123,7 @@ class Estimate:
             alone = job.derives(source)
             teacher, student = (job.teacher_model(source), job.teacher_model(source)) if alone else job.models(source)
             size = resolve_model_data_config(teacher)["input_size"]
-            with _threads(1):
+            with computing_with(1):
                 self._models[key] = _Models(
                     key, alone, teacher, student, size, class_count(teacher), macs(teacher, size)
                 )
@@ -144,7 +144,7 @@ class Estimate:
             options = replace(options, inherit="none")  # the whole twin would be inherited
         paired_by = (*models.key, options)
         if (*paired_by, method) not in self._workloads:
-            with _threads(1):
+            with computing_with(1):
                 if paired_by not in self._pairings:
                     self._pairings[paired_by] = cut_and_pair(
                         models.teacher, models.student, options, input_size=models.size
@@ -218,12 +218,17 @@ def seconds_per_image(model: nn.Module, size: tuple[int, int, int], precision: s
     Returns:
         The shortest time: whatever disturbs a forward can only make it longer.
     """
-    with _threads(1):
+    with computing_with(1):
         count = max(1, min(timed_images(size), int(PRODUCTS / max(1, macs(model, size)))))
     images = torch.zeros(count, *size)
     seconds: list[float] = []
     for threads in {1, torch.get_num_threads()}:
-        with _threads(threads), eval_mode(model), autocast(precision, torch.device("cpu")), torch.inference_mode():
+        with (
+            computing_with(threads),
+            eval_mode(model),
+            autocast(precision, torch.device("cpu")),
+            torch.inference_mode(),
+        ):
             seconds += _timed(lambda: model(images.clone()))
     return min(seconds) / count
 
@@ -242,13 +247,3 @@ def _precisions(asked: str) -> tuple[str, ...]:
     if asked != "auto":
         return (asked,)
     return ("32", "bf16") if any(flag in processor() for flag in FAST_BFLOAT16) else ("32",)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    former = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(former)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import nn
 
+from netgraft.data.threads import computing_with
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.environment import environment
 from netgraft.files import write_text
@@ -23,7 +24,6 @@ from netgraft.progress import ProgressReporter, SilentReporter
 from netgraft.training.parallel import told_of_deaths
 from netgraft.training.run_log import log_figures
 from netgraft.training.runner import Runner
-from netgraft.training.threads import computing_with
 
 OPENING = "opening images and models"
 

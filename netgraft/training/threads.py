@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from netgraft.data.threads import computing_with
 
 SAID = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Variables by which a user says how many threads there are."""
@@ -26,17 +27,6 @@ LONG = 0.8  # seconds, after which no further round is made
 def number_is_said() -> bool:
     """Whether the environment says how many threads there are."""
     return any(name in os.environ for name in SAID)
-
-
-@contextmanager
-def computing_with(threads: int) -> Iterator[None]:
-    """Compute with so many threads; the former number comes back."""
-    former = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(former)
 
 
 @torch.no_grad()

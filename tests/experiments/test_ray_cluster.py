@@ -23,7 +23,7 @@ from netgraft.experiments.cell_process import INTERRUPTED, LEASHED, CellRun, Mes
 from netgraft.experiments.results import ResultStore
 from netgraft.experiments.scheduler import Grid
 from netgraft.experiments.specification import Cell
-from tests.experiments.test_scheduler import Notes, never
+from tests.experiments.test_scheduler import SMALL, Notes, never
 
 NEEDS = "needs the extra netgraft[ray]"
 
@@ -31,18 +31,7 @@ ray = pytest.importorskip("ray", reason=NEEDS)
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason=NEEDS)
 ray_cluster = pytest.importorskip("netgraft.experiments.ray_cluster", reason=NEEDS)
 
-KD = """
-title = "Small"
-[common]
-data = "digits"
-shots = 1
-precision = "32"
-views = "plain"
-[[run]]
-method = "kd"
-subsets = [0, 1]
-settings = { steps = 600 }
-"""
+KD = f"{SMALL}subsets = [0, 1]\nsettings = {{ steps = 600 }}\n"
 
 BROKEN = """
 [[run]]

@@ -26,7 +26,7 @@ from netgraft.experiments.scheduler import Grid
 from netgraft.experiments.specification import Cell, Experiment
 from netgraft.jobs.run_folder import RunFolder
 
-KD = """
+SMALL = """
 title = "Small"
 [common]
 data = "digits"
@@ -35,8 +35,9 @@ precision = "32"
 views = "plain"
 [[run]]
 method = "kd"
-settings = { steps = 3 }
 """
+
+KD = f"{SMALL}settings = {{ steps = 3 }}\n"
 
 
 BROKEN_FIRST = KD.replace(

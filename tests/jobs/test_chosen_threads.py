@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from netgraft.data.threads import computing_with
 from netgraft.jobs import chosen_threads
 from netgraft.jobs.chosen_threads import ChosenThreads
 from netgraft.jobs.distill import DistillJob
 from netgraft.jobs.run_folder import RunFolder
 from netgraft.training.options import DeviceOptions
-from netgraft.training.threads import SAID, computing_with
+from netgraft.training.threads import SAID
 from tests.support.tiny_plan import Notebook
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from netgraft.training.threads import SAID, computing_with, fastest_number, number_is_said
+from netgraft.data.threads import computing_with
+from netgraft.training.threads import SAID, fastest_number, number_is_said
 
 
 @pytest.fixture(autouse=True)
