@@ -54,13 +54,14 @@ settings = {{ steps = 1 }}
 
 @dataclass
 class Count:
-    """An observer that counts, and does something once half of the cells are finished and another one has begun."""
+    """An observer that counts, and does something once half of the cells are finished and another one computes."""
 
     half: int
     at_half: Callable[[], None]
     started_cells: Counter[str] = field(default_factory=Counter)
     finished_cells: Counter[str] = field(default_factory=Counter)
     failures: dict[str, str] = field(default_factory=dict)
+    computing: set[str] = field(default_factory=set)
     waits: bool = True
 
     def started(self, cell: Cell) -> None:
@@ -71,14 +72,20 @@ class Count:
         """Nothing to count."""
 
     def progressed(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        """Look whether the time has come."""
-        if self.waits and self.finished_cells.total() >= self.half:
-            self.waits = False
-            self.at_half()
+        """Look whether the time has come: after a report as after an end, since either may be the last of the two."""
+        self.computing.add(cell.name)
+        self._look()
 
     def finished(self, cell: Cell, result: Mapping[str, Any]) -> None:
         """Count it."""
         self.finished_cells[cell.name] += 1
+        self.computing.discard(cell.name)
+        self._look()
+
+    def _look(self) -> None:
+        if self.waits and self.computing and self.finished_cells.total() >= self.half:
+            self.waits = False
+            self.at_half()
 
     def failed(self, cell: Cell, reason: str) -> None:
         """Keep the reason."""

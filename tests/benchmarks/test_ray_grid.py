@@ -48,6 +48,22 @@ def test_a_grid_without_faults_is_the_same_again(tmp_path: Path) -> None:
     assert len({cell["student_digest"] for cell in found[0]}) == 4
 
 
+@pytest.mark.parametrize("last", ["end", "report"])
+def test_half_is_noticed_whichever_comes_last(tmp_path: Path, last: str) -> None:
+    _, cells = opened(tmp_path / "grid")
+    noticed: list[str] = []
+    count = ray_grid.Count(2, lambda: noticed.append("half"))
+    count.progressed(cells[0], {})
+    count.finished(cells[0], {})
+    events = {"end": lambda: count.finished(cells[1], {}), "report": lambda: count.progressed(cells[2], {})}
+    count.progressed(cells[1], {})
+    events.pop("report" if last == "end" else "end")()
+    assert noticed == []
+    events.popitem()[1]()
+    count.progressed(cells[3], {})
+    assert noticed == ["half"]
+
+
 def test_what_is_lost_or_computed_twice_is_named(tmp_path: Path) -> None:
     results, cells = opened(tmp_path / "faulty")
     lost, twice = cells[0].name, cells[1].name
