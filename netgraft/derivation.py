@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -114,6 +114,8 @@ class Derivation:
         init: How it started: ``solve``, or ``slice`` for the teacher's weights as they are.
         error: Of the start's logits on views that took no part: mean squared difference from the teacher's, in parts of
             their variance.
+        projections: Of streams in other bases than the teacher's, what takes its channels to the student's: (student's
+            width, teacher's width).
 
     Examples:
         >>> import netgraft
@@ -133,6 +135,7 @@ class Derivation:
     data_config: Mapping[str, Any]
     init: Literal["solve", "slice"] = "solve"
     error: float = 0.0
+    projections: Mapping[Atom, Tensor] = field(default_factory=dict)
 
     def save(self, folder: str | Path) -> None:
         """Write a student folder, which :func:`netgraft.load_student` opens.
@@ -159,7 +162,8 @@ class Derivation:
         selections = []
         for cut in pairing.teacher.cuts:
             axis = outputs[cut.name][1 if cut.layout == "NCHW" else -1]
-            selections.append(axis.indices(self.kept))
+            stream = next((atom for atom in axis.atoms() if atom in self.projections), None)
+            selections.append(axis.indices(self.kept) if stream is None else self.projections[stream])
         left_out = tuple(absences(self.anatomy.blocks, self.kept))
         return replace(pairing, init=self.init, selections=tuple(selections), left_out=left_out, start_error=self.error)
 
@@ -167,6 +171,11 @@ class Derivation:
         """Return the channels that stay of each place that was narrowed, by its name, as JSON can hold them."""
         names = {place.atom: place.name for place in self.anatomy.all_places}
         return {names[atom]: channels.tolist() for atom, channels in self.kept.items()}
+
+    def named_projections(self) -> dict[str, Tensor]:
+        """Return the projections by the names of the streams' places."""
+        names = {place.atom: place.name for place in self.anatomy.all_places}
+        return {names[atom]: matrix for atom, matrix in self.projections.items()}
 
 
 class SampledViews:
@@ -216,7 +225,7 @@ class Deriver:
         force: Widths that are given and not chosen, by the names of their places; 0 leaves a block out.
         options: Which channels go, and how many of each layer.
         init: How students start: ``solve``, or ``slice`` for the teacher's weights as they are.
-        anatomy: Of the teacher, where it was taken apart before.
+        anatomy: Of the teacher, where it was taken apart before; its streams stay in their bases then.
         reporter: Told what happens.
 
     Raises:
@@ -242,7 +251,7 @@ class Deriver:
         self._init = init
         self._data_config = data_config
         self._reporter = reporter or SilentReporter()
-        self.anatomy = anatomy or Anatomy.on_noise(teacher, data_config["input_size"])
+        self.anatomy = anatomy or self._taken_apart(protect)
         self._samples = SampledViews(views, data_config["input_size"], self.anatomy.probe.device, self._reporter)
         forced = _forced(self.anatomy, force or {})
         settled = _protected(self.anatomy, protect) | {
@@ -250,6 +259,22 @@ class Deriver:
         }
         self._open = [place for place in self.anatomy.all_places if place.name not in settled]
         self._first = self._round(self.anatomy, self._open, forced)
+
+    def _taken_apart(self, protect: Sequence[str]) -> Anatomy:
+        """Return the teacher's anatomy: in other bases where widths are chosen by what they cost at the logits."""
+        size = self._data_config["input_size"]
+        if self.scores_in_closed_form:
+            anatomy = Anatomy.with_streams(self._teacher, size)
+            stay = _protected(anatomy, protect)
+            if anatomy.bases is None or any(place.is_normed and place.name not in stay for place in anatomy.places):
+                return anatomy
+        return Anatomy.on_noise(self._teacher, size)
+
+    @property
+    def scores_in_closed_form(self) -> bool:
+        """Whether channels go by what the layers behind can't make up for, and widths by their errors."""
+        options = self._options
+        return self._init == "solve" and options.criterion == "surgeon" and options.allocation != "uniform"
 
     def _round(self, anatomy: Anatomy, among: Sequence[Place | Block], forced: Mapping[Atom, int]) -> Round:
         return Round(
@@ -304,18 +329,22 @@ class Deriver:
     def _limits(self, budget: Sequence[Amount]) -> list[Limit]:
         return self._first.limits({amount.unit: amount.limit(self._first.cost(amount.unit)({})) for amount in budget})
 
-    def taken_up(self, student: nn.Module, kept: Mapping[str, Tensor], error: float) -> Derivation:
+    def taken_up(
+        self, student: nn.Module, kept: Mapping[str, Tensor], error: float, projections: Mapping[str, Tensor]
+    ) -> Derivation:
         """Return a derivation that was made and saved before.
 
         Args:
             student: As it started.
             kept: Channels of each place that was narrowed, by its name.
             error: Of its logits, as it was then.
+            projections: From the teacher's streams to the student's, by the names of their places.
         """
         places = {place.name: place.atom for place in self.anatomy.all_places}
         channels = {places[name]: numbers for name, numbers in kept.items()}
         choice = self._choice({atom: len(numbers) for atom, numbers in channels.items()}, {})
-        return self._derivation(student, choice, channels, error)
+        derivation = self._derivation(student, choice, channels, error)
+        return replace(derivation, projections={places[name]: matrix for name, matrix in projections.items()})
 
     def like(self, student: nn.Module) -> Derivation:
         """Start a student of given widths in closed form: the library says which channels it takes.
@@ -325,7 +354,10 @@ class Deriver:
 
         Raises:
             RequestError: It is no smaller twin of the teacher.
+            ValueError: The teacher was taken apart in other bases than its own.
         """
+        if self.anatomy.bases is not None:
+            raise ValueError("a named student has its teacher's bases; give the anatomy of the teacher as it is")
         widths = widths_like(self.anatomy, student)
         narrower = [place for place in self.anatomy.places if widths[place.atom] < place.width]
         kept = {place.atom: kept_channels(self._first.order(place), widths[place.atom]) for place in narrower}
@@ -382,7 +414,12 @@ class Deriver:
             errors = {each.atom: dict(zip(each.widths, each.errors, strict=True)) for each in options}
         choice = self._choice({atom: len(channels) for atom, channels in kept.items()}, errors)
         library = self.library if self.scores else None
-        return replace(self._derivation(student, choice, kept, self._error_of(student)), library=library)
+        bases, projections = self.anatomy.bases, {}
+        if bases is not None:
+            student = bases.with_layer_norms(student, self._teacher, kept).requires_grad_()
+            projections = {atom: bases.projection(atom, kept).float() for atom in bases.atoms}
+        derivation = self._derivation(student, choice, kept, self._error_of(student))
+        return replace(derivation, library=library, projections=projections)
 
     def _next_round(self, student: nn.Module) -> tuple[Round, dict[Atom, Atom]]:
         """Return what narrows a student of the teacher further, and which of the teacher's channels its own are."""

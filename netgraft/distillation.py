@@ -20,6 +20,7 @@ from netgraft.data.subsets import hold_out as choose_held_out
 from netgraft.data.view_policy import ViewPolicy, find_policy
 from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver, derive
+from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.twins import anatomy_of_wider_twin
 from netgraft.distillation_result import DistillationResult
 from netgraft.errors import RequestError, RunError
@@ -275,6 +276,7 @@ def prepare(
     notes_due = derivation is None and options.init in {"auto", "keep"}
     if derivation is None and init == "solve":
         with eval_mode(teacher):
+            anatomy = anatomy or Anatomy.on_noise(teacher, data_config["input_size"])
             derivation = Deriver(teacher, made, data_config, anatomy=anatomy, reporter=reporter).like(student)
     # what is derived has its weights already
     options = replace(options, init=init if derivation is None else "random")

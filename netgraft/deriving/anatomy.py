@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -14,7 +14,9 @@ from netgraft.deriving.following import ChannelMap, Product, follow_channels
 from netgraft.deriving.narrowing import proven_blocks, proven_places
 from netgraft.deriving.places import Block, Place, find_blocks, find_places
 from netgraft.deriving.statistics import capture
+from netgraft.deriving.stream_bases import StreamBases, with_stream_norms
 from netgraft.errors import RequestError
+from netgraft.modules import eval_mode
 from netgraft.splitting.split import legal_cuts, split
 
 
@@ -29,6 +31,7 @@ class Anatomy:
         blocks: What can be left out; proven.
         probe: Images that it was followed on.
         cuts: Names of the modules that it can be cut behind; empty where it can't be cut.
+        bases: Of its streams, where it isn't the teacher itself but computes the same in other bases.
     """
 
     model: nn.Module
@@ -37,6 +40,7 @@ class Anatomy:
     blocks: tuple[Block, ...]
     probe: Tensor
     cuts: tuple[str, ...]
+    bases: StreamBases | None = None
 
     @classmethod
     def of(cls, model: nn.Module, probe: Tensor) -> Anatomy:
@@ -73,8 +77,29 @@ class Anatomy:
             model: A classifier, in any mode.
             input_size: Channels, height and width of its images.
         """
-        probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
-        return cls.of(model, probe.to(next(model.parameters()).device))
+        return cls.of(model, _noise(model, input_size))
+
+    @classmethod
+    def with_streams(cls, model: nn.Module, input_size: Sequence[int]) -> Anatomy:
+        """Take a model apart with norms of streams where it has layer norms, if streams can become narrower then.
+
+        Args:
+            model: A classifier, in any mode; unchanged.
+            input_size: Channels, height and width of its images.
+
+        Raises:
+            RequestError: Like :meth:`of`.
+        """
+        probe = _noise(model, input_size)
+        _refuse_broken(model)
+        with eval_mode(model):
+            other = with_stream_norms(model, follow_channels(model, probe[:1]), probe)
+        if other is None:
+            return cls.of(model, probe)
+        anatomy = cls.of(other, probe)
+        if not any(place.is_normed for place in anatomy.places):
+            return cls.of(model, probe)
+        return replace(anatomy, bases=StreamBases(other, anatomy.found))
 
     @property
     def all_places(self) -> tuple[Place | Block, ...]:
@@ -115,6 +140,11 @@ class Anatomy:
             return None
         norm = model.get_submodule(name)
         return norm if isinstance(norm, nn.modules.batchnorm._BatchNorm) else None
+
+
+def _noise(model: nn.Module, input_size: Sequence[int]) -> Tensor:
+    probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
+    return probe.to(next(model.parameters()).device)
 
 
 def segment_of_layers(segments: list[nn.Module], model: nn.Module) -> dict[str, int]:

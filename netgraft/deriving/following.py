@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from netgraft.deriving.axes import ONE, Atom, Axis, concatenated, cut_out, divided, merged, unify
+from netgraft.deriving.stream_norm import StreamNorm
 from netgraft.errors import RequestError
 from netgraft.modules import eval_mode
 
@@ -40,6 +41,7 @@ class Product:
         outputs: What it gives.
         groups: Of a grouped convolution, the axis of its groups; None elsewhere.
         inside: Names of the modules in whose forward it is carried out, the outermost first.
+        norm: Name of the layer norm whose output it takes in, in another form perhaps; empty where there is none.
     """
 
     axes: Axes
@@ -49,6 +51,7 @@ class Product:
     outputs: Axis
     groups: Axis | None = None
     inside: tuple[str, ...] = ()
+    norm: str = ""
 
 
 @dataclass
@@ -62,6 +65,8 @@ class ChannelMap:
             called once.
         inputs: Axes of the first tensor that each module takes in, by its name; of those that are called once.
         outputs: Axes of what each module gives, likewise; of those that give one tensor.
+        layer_norms: What each layer norm takes its mean over, by its name.
+        stream_norms: What each norm of a stream takes its mean square over, by its name.
     """
 
     tensors: dict[str, Axes] = field(default_factory=dict)
@@ -69,6 +74,8 @@ class ChannelMap:
     norms: dict[str, str] = field(default_factory=dict)
     inputs: dict[str, Axes] = field(default_factory=dict)
     outputs: dict[str, Axes] = field(default_factory=dict)
+    layer_norms: dict[str, Axis] = field(default_factory=dict)
+    stream_norms: dict[str, Axis] = field(default_factory=dict)
 
     def free_atoms(self) -> list[Atom]:
         """Return what can be narrowed, in the order of the parameters that carry it."""
@@ -162,6 +169,8 @@ class _Follower(TorchDispatchMode):
         self._normed: dict[str, tuple[str, _Made]] = {}
         self._norm_calls: Counter[str] = Counter()
         self._inside: list[str] = []
+        self._normed_by: dict[int, str] = {}  # of what a layer norm gave, in whatever form, the layer norm
+        self._modules = dict(model.named_modules())
         self._map = ChannelMap()
         saved = model.state_dict().keys()
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -248,6 +257,8 @@ class _Follower(TorchDispatchMode):
             made = [self._broadcast(tensors, outputs[0])]
         else:
             made = [self._unfollowed(name, tensors, output) for output in outputs]
+        if len(tensors) == 1 and id(tensors[0]) in self._normed_by:
+            self._normed_by |= {id(output): self._normed_by[id(tensors[0])] for output in outputs}
         for output, axes in zip(outputs, made, strict=False):
             self._enter(output, axes)
         for output in outputs[len(made) :]:
@@ -307,7 +318,14 @@ class _Follower(TorchDispatchMode):
         taps = math.prod(weight.shape[2:])
         self._map.products.append(
             Product(
-                (images, out, within), math.prod(sizes) * taps, layer, channels, out, of_groups, tuple(self._inside)
+                (images, out, within),
+                math.prod(sizes) * taps,
+                layer,
+                channels,
+                out,
+                of_groups,
+                tuple(self._inside),
+                self._normed_by.get(id(inputs), ""),
             )
         )
         self._makers[id(outputs[0])] = _Made(layer, out, (id(outputs[0]),))
@@ -322,7 +340,8 @@ class _Follower(TorchDispatchMode):
             unify(one, other)
         layer = self._layers.get(id(right), "")
         axes = (*many, rows, inner, columns)
-        self._map.products.append(Product(axes, 1, layer, inner, columns, inside=tuple(self._inside)))
+        norm = self._normed_by.get(id(left), "")
+        self._map.products.append(Product(axes, 1, layer, inner, columns, inside=tuple(self._inside), norm=norm))
         return (*many, rows, columns)
 
     def matrix_product(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
@@ -360,6 +379,9 @@ class _Follower(TorchDispatchMode):
             if isinstance(value, Tensor):
                 for one, other in zip(normalized, self.axes(value), strict=True):
                     unify(one, other)
+        if self._inside and len(normalized) == 1:
+            self._map.layer_norms[self._inside[-1]] = normalized[0]
+            self._normed_by[id(outputs[0])] = self._inside[-1]
         return [axes]
 
     def group_norm(self, args: Any, kwargs: Any, outputs: list[Tensor]) -> list[Axes]:
@@ -380,8 +402,12 @@ class _Follower(TorchDispatchMode):
         axes = self.axes(source)
         chosen = range(len(axes)) if dims is None or dims == [] else ([dims] if isinstance(dims, int) else dims)
         reduced = {dim % len(axes) for dim in chosen}
-        for dim in reduced:
-            axes[dim].fix("one value is taken of all of them")
+        if self._inside and isinstance(self._modules[self._inside[-1]], StreamNorm):
+            # a sum of squares: what is zero adds nothing to it
+            self._map.stream_norms[self._inside[-1]] = axes[-1]
+        else:
+            for dim in reduced:
+                axes[dim].fix("one value is taken of all of them")
         keep = len(axes) == output.dim()
         return tuple(ONE if dim in reduced else axis for dim, axis in enumerate(axes) if keep or dim not in reduced)
 

@@ -18,7 +18,7 @@ from netgraft.deriving.absence import ABSENCES
 from netgraft.deriving.anatomy import Anatomy, segment_of_layers, states_in_front
 from netgraft.deriving.choice import Options
 from netgraft.deriving.compensation import add_to_output, compensated
-from netgraft.deriving.narrowing import Kept
+from netgraft.deriving.narrowing import Kept, silence, tensors_of, touched
 from netgraft.deriving.places import Block, Place
 from netgraft.deriving.selection import Reader, Removal, kept_channels, surgeon_removal
 from netgraft.deriving.statistics import input_moments
@@ -236,14 +236,17 @@ def score_widths(
     for place in anatomy.places:
         of_place = [readers[product.layer] for product in place.readers]
         removal = removal_of(place, of_place)
-        first = min(segment_of[reader.name] for reader in of_place)
+        # what else depends on the channels must see that they are gone
+        first = 0 if place.is_normed else min(segment_of[reader.name] for reader in of_place)
         errors = []
         widths = place.widths(sizes)
         for width in widths:
             kept = {place.atom: kept_channels(removal.order, width)}
             originals = [_compensate(anatomy, model, reader, kept) for reader in of_place]
+            if place.is_normed:
+                originals.append(_silence(anatomy, model, kept))
             errors.append(error(first))
-            for restore in originals:
+            for restore in reversed(originals):
                 restore()
         yield Entry(place, removal, (*widths, place.width), (*errors, 0.0))
 
@@ -285,5 +288,19 @@ def _compensate(anatomy: Anatomy, model: nn.Module, reader: Reader, kept: Kept) 
         for tensor, old in zip(changed, saved, strict=True):
             if tensor is not None and old is not None:
                 tensor.copy_(old)
+
+    return restore
+
+
+def _silence(anatomy: Anatomy, model: nn.Module, kept: Kept) -> Callable[[], None]:
+    """Make zero, in place, whatever writes channels that are gone; return what undoes it."""
+    changed = {name: tensor for name, tensor in tensors_of(model) if touched(anatomy.found.tensors[name], kept)}
+    saved = {name: tensor.clone() for name, tensor in changed.items()}
+    for name, tensor in changed.items():
+        silence(tensor, anatomy.found.tensors[name], kept)
+
+    def restore() -> None:
+        for name, tensor in changed.items():
+            tensor.copy_(saved[name])
 
     return restore

@@ -33,9 +33,9 @@ def narrow(model: nn.Module, found: ChannelMap, kept: Kept, blocks: Sequence[Blo
     """
     narrowed = copy.deepcopy(model)
     leave_out(narrowed, absences(blocks, kept))
-    for name, tensor in list(_tensors(narrowed)):
+    for name, tensor in list(tensors_of(narrowed)):
         axes = found.tensors[name]
-        if _touched(axes, kept):
+        if touched(axes, kept):
             replace_tensor(narrowed, name, _selected(tensor, axes, kept))
     tell_sizes(narrowed, {**_groups(found, kept), **_heads(model, found, kept)})
     return narrowed
@@ -50,7 +50,7 @@ def _groups(found: ChannelMap, kept: Kept) -> dict[str, dict[str, int]]:
     """Return the groups that convolutions have left."""
     left = {}
     for product in found.products:
-        if product.groups is not None and _touched((product.groups,), kept):
+        if product.groups is not None and touched((product.groups,), kept):
             left[product.layer] = {
                 "groups": product.groups.kept_size(lambda atom: len(kept[atom]) if atom in kept else atom.size)
             }
@@ -126,12 +126,13 @@ def _can_go(exact: nn.Module, blocks: Sequence[Block], probe: Tensor) -> bool:
     images = probe.cpu().double()
     try:
         with eval_mode(shorter), eval_mode(empty):
-            return _agree(shorter(images), empty(images))
+            return agree(shorter(images), empty(images))
     except Exception:  # whatever a forward raises that counts on the block
         return False
 
 
-def _agree(got: Tensor, expected: Tensor) -> bool:
+def agree(got: Tensor, expected: Tensor) -> bool:
+    """Whether float64 logits are the same but for rounding."""
     scale = expected.abs().max().clamp_min(1e-30)
     return bool(torch.isfinite(got).all()) and torch.allclose(got / scale, expected / scale, rtol=0, atol=1e-9)
 
@@ -139,14 +140,25 @@ def _agree(got: Tensor, expected: Tensor) -> bool:
 def without(model: nn.Module, found: ChannelMap, kept: Kept) -> nn.Module:
     """Return a copy of ``model`` as wide as before, in which the channels that don't stay are zero."""
     masked = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, tensor in _tensors(masked):
-            for dim, axis in enumerate(found.tensors[name]):
-                if _touched((axis,), kept):
-                    gone = torch.ones(axis.size, dtype=torch.bool)
-                    gone[axis.indices(kept)] = False
-                    tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+    for name, tensor in tensors_of(masked):
+        silence(tensor, found.tensors[name], kept)
     return masked
+
+
+@torch.no_grad()
+def silence(tensor: Tensor, axes: Axes, kept: Kept) -> None:
+    """Make a tensor zero, in place, wherever channels stand that are gone.
+
+    Args:
+        tensor: Parameter or buffer.
+        axes: Of it.
+        kept: Channels that stay.
+    """
+    for dim, axis in enumerate(axes):
+        if touched((axis,), kept):
+            gone = torch.ones(axis.size, dtype=torch.bool)
+            gone[axis.indices(kept)] = False
+            tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
 
 
 def is_proven(model: nn.Module, found: ChannelMap, kept: Kept, probe: Tensor) -> bool:
@@ -159,7 +171,7 @@ def _narrows(exact: nn.Module, found: ChannelMap, kept: Kept, probe: Tensor) -> 
     narrowed, masked = narrow(exact, found, kept), without(exact, found, kept)
     try:
         with eval_mode(narrowed), eval_mode(masked):
-            return _agree(*(each(probe.cpu().double()) for each in (narrowed, masked)))
+            return agree(*(each(probe.cpu().double()) for each in (narrowed, masked)))
     except Exception:  # whatever a forward raises that counts on its widths
         return False
 
@@ -169,18 +181,20 @@ def _exact(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).cpu().double()
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield all parameters and buffers with their names."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
-def _touched(axes: Axes, kept: Kept) -> bool:
+def touched(axes: Axes, kept: Kept) -> bool:
+    """Whether some of these channels are gone."""
     return any(atom in kept for axis in axes for atom in axis.atoms())
 
 
 def _selected(tensor: Tensor, axes: Axes, kept: Kept) -> Tensor:
     value = tensor.detach()
     for dim, axis in enumerate(axes):
-        if _touched((axis,), kept):
+        if touched((axis,), kept):
             value = value.index_select(dim, axis.indices(kept).to(value.device))
     return value.contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -27,12 +27,17 @@ class Place:
         atom: The channels.
         readers: Layers that sum over it, in the order of the forward: where what leaves can be made up for.
         layers: All layers that have it on one of their sides.
+        held: Channels that go last: the direction of the mean of a stream, which a layer norm needs.
+        is_normed: Whether a norm takes a mean square over it: channels that are gone change it, even if nothing else
+            reads them.
     """
 
     name: str
     atom: Atom
     readers: tuple[Product, ...]
     layers: tuple[str, ...]
+    held: tuple[int, ...] = ()
+    is_normed: bool = False
 
     @property
     def width(self) -> int:
@@ -152,6 +157,7 @@ def find_places(found: ChannelMap) -> list[Place]:
     summed_without_weights = {
         atom for product in found.products if not product.layer for atom in product.inputs.atoms()
     }
+    streams = {atom for axis in found.stream_norms.values() for atom in axis.atoms()}
     places = []
     for atom in found.free_atoms():
         if atom in summed_without_weights or atom.size < 2:
@@ -160,7 +166,8 @@ def find_places(found: ChannelMap) -> list[Place]:
         writers = [each for each in found.products if each.layer and atom in each.outputs.atoms()]
         if readers and writers and not any(_is_unsuited(each, atom) for each in readers):
             layers = dict.fromkeys(each.layer for each in (*writers, *readers))
-            places.append(Place(writers[0].layer, atom, tuple(readers), tuple(layers)))
+            held = (0,) if atom in streams else ()
+            places.append(Place(writers[0].layer, atom, tuple(readers), tuple(layers), held, bool(held)))
     order = {product.layer: number for number, product in reversed(list(enumerate(found.products)))}
     return _named_apart(sorted(places, key=lambda place: order[place.name]))
 
@@ -183,5 +190,5 @@ def _named_apart(places: Sequence[Place]) -> list[Place]:
     for place in places:
         number = seen[place.name] = seen.get(place.name, 0) + 1
         name = place.name if number == 1 else f"{place.name}#{number}"
-        named.append(Place(name, place.atom, place.readers, place.layers))
+        named.append(replace(place, name=name))
     return named

@@ -156,6 +156,25 @@ def seen_in(block: nn.Module, state: Tensor, layer: nn.Module) -> Seen:
         state: What it takes in; changed where the block works in place.
         layer: Convolution or linear layer, called by the block.
     """
+    calls, follow = _followed(block, state, layer)
+    return Seen(calls[0], follow.addend)
+
+
+@torch.no_grad()
+def scale_behind(model: nn.Module, images: Tensor, layer: nn.Module) -> Tensor:
+    """Return what a layer's output is multiplied by, channel by channel, up to what can't be followed: (O,).
+
+    Args:
+        model: Around the layer, which it calls.
+        images: What it takes in; changed where the model works in place.
+        layer: Convolution or linear layer.
+    """
+    _, follow = _followed(model, images, layer)
+    assert follow.way is not None
+    return follow.way.scale
+
+
+def _followed(block: nn.Module, state: Tensor, layer: nn.Module) -> tuple[list[LayerCall], _Follow]:
     calls: list[LayerCall] = []
     follow = _Follow()
 
@@ -167,4 +186,4 @@ def seen_in(block: nn.Module, state: Tensor, layer: nn.Module) -> Seen:
 
     with suppress(_Finished), follow:
         capture(block, state, {"": layer}, seen)
-    return Seen(calls[0], follow.addend)
+    return calls, follow

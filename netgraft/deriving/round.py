@@ -86,6 +86,8 @@ class Round:
     @cached_property
     def readers(self) -> dict[str, Reader]:
         """Layers that sum over places, with the moments of what they take in."""
+        if self.anatomy.bases is not None:
+            self.anatomy.bases.turn(self._samples.batches)
         return readers_of(self.anatomy, self._samples.batches)
 
     @property

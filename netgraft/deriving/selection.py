@@ -124,7 +124,11 @@ def surgeon_removal(place: Place, readers: Sequence[Reader]) -> Removal:
     Source: Hassibi & Stork, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", NIPS 1992,
     equations 5 and 6, with one channel's weights in the place of a single one.
     """
-    return _remove(place, readers, lambda left, losses: int(losses.argmin()))
+    held = torch.zeros(place.width, dtype=torch.bool)
+    held[list(place.held)] = True
+    return _remove(
+        place, readers, lambda left, losses: int(losses.masked_fill(held[left], torch.finfo(losses.dtype).max).argmin())
+    )
 
 
 def removal_in_order(order: Tensor, place: Place, readers: Sequence[Reader]) -> Removal:

@@ -171,3 +171,5 @@ def tell_sizes(model: nn.Module, counts: Mapping[str, Mapping[str, int]]) -> Non
             layer.out_features, layer.in_features = layer.weight.shape
         elif isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.weight is not None:
             layer.num_features = len(layer.weight)
+        elif isinstance(layer, nn.LayerNorm) and layer.weight is not None:
+            layer.normalized_shape = tuple(layer.weight.shape)

@@ -109,6 +109,36 @@ class ChannelSelection(nn.Module):
         return state.index_select(self.dim, self.channels)
 
 
+class ChannelProjection(nn.Module):
+    """What crosses a cut in another basis, of which some channels are left; nothing is learned.
+
+    Args:
+        matrix: From the channels that cross to those that are wanted, (N, C).
+        layout: Of what crosses: ``NCHW``, or one with channels last.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, matrix: Tensor, layout: str) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix.clone(), persistent=False)
+        self.dim = 1 if layout == "NCHW" else -1
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Return the channels: (B, C, H, W) becomes (B, N, H, W), (B, ..., C) becomes (B, ..., N)."""
+        return (state.movedim(self.dim, -1) @ self.matrix.to(state.dtype).T).movedim(-1, self.dim)
+
+
+def onto_start(start: Tensor, layout: str) -> nn.Module:
+    """Return what takes a teacher's channels to those that its student starts with.
+
+    Args:
+        start: Their indices (N,), or the matrix (N, C) where the student is in another basis.
+        layout: Of what crosses the cut: ``NCHW``, or one with channels last.
+    """
+    return (ChannelProjection if start.is_floating_point() else ChannelSelection)(start, layout)
+
+
 class LinearAdapter(nn.Linear):
     """A linear layer (..., in) -> (..., out) on the channels, the identity at first if widths are equal.
 

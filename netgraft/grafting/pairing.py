@@ -35,7 +35,8 @@ class Pairing:
         init: How the other blocks start: ``random`` (as they were built), ``kept`` (with weights that the student came
             with), ``slice`` or ``solve``.
         selections: For each cut, which of the teacher's channels the student starts with, as indices
-            (student width,); empty if ``init`` is ``random`` or ``kept``.
+            (student width,), or as a matrix (student width, teacher width) where the student is in another basis;
+            empty if ``init`` is ``random`` or ``kept``.
         left_out: The teacher's residual blocks that the student does without, where it starts as the teacher's.
         start_error: How far its logits are from the teacher's where its start was solved: mean squared difference in
             parts of their variance.

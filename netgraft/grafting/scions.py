@@ -137,7 +137,9 @@ def _enter(pairing: Pairing, cut: int, form: AdapterForm) -> AnyAdapter:
 
 def _selects(pairing: Pairing, cut: int) -> bool:
     """Whether an adapter starts as a choice of the teacher's channels; only adapters of maps, channels first, can."""
-    return bool(pairing.selections) and pairing.student.cuts[cut].layout == "NCHW"
+    if not pairing.selections or pairing.student.cuts[cut].layout != "NCHW":
+        return False
+    return not pairing.selections[cut].is_floating_point()
 
 
 def _exit(pairing: Pairing, cut: int, form: AdapterForm) -> AnyAdapter:

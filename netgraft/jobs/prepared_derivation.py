@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from timm.data import resolve_model_data_config
 from torch import nn
 
@@ -43,6 +45,9 @@ from netgraft.training.runner import Runner
 
 LIBRARY, START, CHOICE = "library.json", "start", "derived.json"
 """What a run folder holds besides: all that could be chosen, the student before training, and what was chosen."""
+
+BASES = "bases.safetensors"
+"""What takes the teacher's streams to those of the student, where these are in other bases."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +123,7 @@ class PreparedDerivation(PreparedDistillation):
             force=_parse_widths(self.job.force),
             options=asked.deriving,
             init=asked.init,
-            anatomy=asked.anatomy,
+            anatomy=self._teachers_own_anatomy(),
         )
         if asked.twin is None:
             self._deriver.check(asked.budget)
@@ -132,6 +137,13 @@ class PreparedDerivation(PreparedDistillation):
                     f"--allocation {asked.deriving.allocation} asks no library; leave --library out, or --allocation"
                 )
             self._deriver.library = self._read_library(self.job.library)
+
+    def _teachers_own_anatomy(self) -> Anatomy | None:
+        """Return what a named twin is compared with; None where the student is derived."""
+        asked = self.asked
+        if asked.twin is None:
+            return None
+        return asked.anatomy or Anatomy.on_noise(asked.teacher, asked.data_config["input_size"])
 
     @property
     def runner(self) -> Runner:
@@ -150,9 +162,11 @@ class PreparedDerivation(PreparedDistillation):
 
     @cached_property
     def _identity(self) -> str:
-        """Of what a library depends on: teacher, views and the order in which channels go."""
+        """Of what a library depends on: teacher, views, bases of channels, and the order in which they go."""
         criterion = self.asked.deriving.criterion
         besides = {} if criterion == DerivingOptions().criterion else {"criterion": criterion}
+        if self._deriver.anatomy.bases is not None:
+            besides["bases"] = "principal"
         return fingerprint(teacher=state_digest(self.asked.teacher), views=self.asked.views.identity(), **besides)
 
     @property
@@ -255,6 +269,8 @@ class PreparedDerivation(PreparedDistillation):
         derived.save(folder / START)
         if twin is None:
             reporter.note(str(derived.choice))
+        if derived.projections:
+            save_file(derived.named_projections(), folder / BASES)
         chosen = {"kept": derived.kept_names(), "start_error": derived.error, **derived.choice.to_json()}
         write_text(folder / CHOICE, json.dumps(chosen) + "\n")
 
@@ -285,7 +301,8 @@ class PreparedDerivation(PreparedDistillation):
     def _derived(self, folder: Path) -> Derivation:
         chosen = _read_choice(folder / CHOICE)
         channels = {name: torch.tensor(numbers, dtype=torch.long) for name, numbers in chosen["kept"].items()}
-        return self._deriver.taken_up(load_student(folder / START), channels, chosen["start_error"])
+        projections = _read_bases(folder / BASES)
+        return self._deriver.taken_up(load_student(folder / START), channels, chosen["start_error"], projections)
 
     def finish(self, folder: Path, reporter: ProgressReporter) -> dict[str, Any]:
         """Save and compare as always; and say what was derived, and how good it was before training."""
@@ -315,6 +332,17 @@ def _read_choice(path: Path) -> dict[str, Any]:
             f"{path} is damaged ({error!r}); remove it, and --resume derives the student again"
         ) from error
     return chosen
+
+
+def _read_bases(path: Path) -> dict[str, torch.Tensor]:
+    if not path.exists():
+        return {}
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RequestError(
+            f"{path} is damaged ({error}); remove it and {CHOICE}, and --resume derives the student again"
+        ) from error
 
 
 def _sizes(model: nn.Module) -> dict[str, list[int]]:

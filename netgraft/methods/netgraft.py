@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.errors import RequestError
-from netgraft.grafting.adapters import AdapterForm, AnyAdapter, ChannelSelection
+from netgraft.grafting.adapters import AdapterForm, AnyAdapter, onto_start
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.scions import Scion, assemble, graft, join, make_scions
 from netgraft.losses import LogitMSE, NormalizedLogits, RelativeError, SoftTargets
@@ -280,7 +280,7 @@ class NetGraft:
         return [
             (
                 Feature(position),
-                Feature(number, ChannelSelection(pairing.selections[number], pairing.teacher.cuts[number].layout)),
+                Feature(number, onto_start(pairing.selections[number], pairing.teacher.cuts[number].layout)),
             )
             for position, number in zip(positions, at, strict=True)
             if number < len(pairing.selections)
