@@ -251,27 +251,34 @@ class Deriver:
         self._init = init
         self._data_config = data_config
         self._reporter = reporter or SilentReporter()
-        self.anatomy = anatomy or self._taken_apart(protect)
+        if anatomy is None:
+            self.anatomy, stay = self._taken_apart(protect)
+        else:
+            self.anatomy, stay = anatomy, _protected(anatomy, protect)
         self._samples = SampledViews(views, data_config["input_size"], self.anatomy.probe.device, self._reporter)
         forced = _forced(self.anatomy, force or {})
-        settled = _protected(self.anatomy, protect) | {
-            place.name for place in self.anatomy.all_places if place.atom in forced
-        }
+        settled = stay | {place.name for place in self.anatomy.all_places if place.atom in forced}
         self._open = [place for place in self.anatomy.all_places if place.name not in settled]
         self._first = self._round(self.anatomy, self._open, forced)
 
-    def _taken_apart(self, protect: Sequence[str]) -> Anatomy:
-        """Return the teacher's anatomy: in other bases where widths are chosen by what they cost at the logits."""
+    def _taken_apart(self, protect: Sequence[str]) -> tuple[Anatomy, set[str]]:
+        """Return the teacher's anatomy, and the names of the places that are protected.
+
+        It is in other bases where widths are chosen by what they cost at the logits, and a stream may become narrower.
+        """
         size = self._data_config["input_size"]
-        if self.scores_in_closed_form:
-            anatomy = Anatomy.with_streams(self._teacher, size)
-            stay = _protected(anatomy, protect)
-            if anatomy.bases is None or any(place.is_normed and place.name not in stay for place in anatomy.places):
-                return anatomy
-        return Anatomy.on_noise(self._teacher, size)
+        if not self._scores_in_closed_form:
+            anatomy = Anatomy.on_noise(self._teacher, size)
+            return anatomy, _protected(anatomy, protect)
+        anatomy = Anatomy.with_streams(self._teacher, size)
+        stay = _protected(anatomy, protect)
+        if anatomy.bases is not None and all(place.name in stay for place in anatomy.places if place.is_normed):
+            # its own bases serve as well, and its other places have the same names
+            return Anatomy.on_noise(self._teacher, size), stay
+        return anatomy, stay
 
     @property
-    def scores_in_closed_form(self) -> bool:
+    def _scores_in_closed_form(self) -> bool:
         """Whether channels go by what the layers behind can't make up for, and widths by their errors."""
         options = self._options
         return self._init == "solve" and options.criterion == "surgeon" and options.allocation != "uniform"

@@ -144,7 +144,7 @@ class Anatomy:
 
 def _noise(model: nn.Module, input_size: Sequence[int]) -> Tensor:
     probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
-    return probe.to(next(model.parameters()).device)
+    return probe.to(next(model.parameters()))
 
 
 def segment_of_layers(segments: list[nn.Module], model: nn.Module) -> dict[str, int]:

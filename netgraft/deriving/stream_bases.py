@@ -244,8 +244,9 @@ class StreamBases:
         def seen(name: str) -> Any:
             def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
                 rows = output.flatten(0, -2)
-                chosen = torch.randint(len(rows), (min(ROWS, len(rows)),), generator=generator)
-                of_norm[name].add(rows[chosen.to(rows.device)])
+                if len(rows) > ROWS:
+                    rows = rows[torch.randint(len(rows), (ROWS,), generator=generator).to(rows.device)]
+                of_norm[name].add(rows)
 
             return hook
 
