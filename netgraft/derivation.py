@@ -28,6 +28,7 @@ from netgraft.deriving.round import Round
 from netgraft.deriving.rounds import composed, correspondence, rounds_to
 from netgraft.deriving.selection import kept_channels
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
+from netgraft.deriving.turning import Turning, turned
 from netgraft.deriving.twins import widths_like
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import macs, shortest_milliseconds
@@ -259,7 +260,9 @@ class Deriver:
         forced = _forced(self.anatomy, force or {})
         settled = stay | {place.name for place in self.anatomy.all_places if place.atom in forced}
         self._open = [place for place in self.anatomy.all_places if place.name not in settled]
-        self._first = self._round(self.anatomy, self._open, forced)
+        # what others do chooses by the weights as they are
+        turning = turned if self._options.criterion == "surgeon" else None
+        self._first = self._round(self.anatomy, self._open, forced, turning)
 
     def _taken_apart(self, protect: Sequence[str]) -> tuple[Anatomy, set[str]]:
         """Return the teacher's anatomy, and the names of the places that are protected.
@@ -283,13 +286,16 @@ class Deriver:
         options = self._options
         return self._init == "solve" and options.criterion == "surgeon" and options.allocation != "uniform"
 
-    def _round(self, anatomy: Anatomy, among: Sequence[Place | Block], forced: Mapping[Atom, int]) -> Round:
+    def _round(
+        self, anatomy: Anatomy, among: Sequence[Place | Block], forced: Mapping[Atom, int], turning: Turning | None
+    ) -> Round:
         return Round(
             anatomy,
             self._samples,
             self._options,
             among=among,
             forced=forced,
+            turning=turning,
             stopwatch=shortest_milliseconds,
             reporter=self._reporter,
         )
@@ -421,10 +427,10 @@ class Deriver:
             errors = {each.atom: dict(zip(each.widths, each.errors, strict=True)) for each in options}
         choice = self._choice({atom: len(channels) for atom, channels in kept.items()}, errors)
         library = self.library if self.scores else None
-        bases, projections = self.anatomy.bases, {}
+        bases, projections = self._first.measured.bases, {}
         if bases is not None:
             student = bases.with_layer_norms(student, self._teacher, kept).requires_grad_()
-            projections = {atom: bases.projection(atom, kept).float() for atom in bases.atoms}
+            projections = {atom: bases.projection(atom, kept).float() for atom in bases.turns}
         derivation = self._derivation(student, choice, kept, self._error_of(student))
         return replace(derivation, library=library, projections=projections)
 
@@ -434,7 +440,8 @@ class Deriver:
         teachers = correspondence(anatomy, self.anatomy)
         still_open = {place.atom for place in self._open}
         among = [place for place in anatomy.all_places if teachers.get(place.atom) in still_open]
-        return self._round(anatomy, among, {}), teachers
+        # the student has the bases of the first round, in which the teacher's outputs are its targets
+        return self._round(anatomy, among, {}, None), teachers
 
     def _derivation(self, student: nn.Module, choice: Choice, kept: Kept, error: float) -> Derivation:
         return Derivation(student, None, choice, kept, self.anatomy, self._data_config, self._init, error)
@@ -450,14 +457,14 @@ class Deriver:
     def _narrowed(self, present: Round, kept: Kept) -> nn.Module:
         """Return the model with fewer channels: each layer makes up for those that it lost, unless slices are asked."""
         if self._init == "slice":
-            anatomy = present.anatomy
+            anatomy = present.measured
             return narrow(anatomy.model, anatomy.found, kept, anatomy.blocks).eval()
-        return narrowed_start(present.anatomy, present.readers, kept)
+        return narrowed_start(present.measured, present.readers, kept)
 
     def _solved(self, student: nn.Module, kept: Kept) -> nn.Module:
         """Solve the weights of a narrowed student front to back, in place, unless slices are asked."""
         if self._init == "solve":
-            solved = solve_front_to_back(self.anatomy, student, kept, self._samples.batches)
+            solved = solve_front_to_back(self._first.measured, student, kept, self._samples.batches)
             for _ in self._reporter.track(solved, total=len(self.anatomy.layers), name="solving layers"):
                 pass
         # a teacher may be frozen, and a student is there to learn

@@ -99,7 +99,7 @@ class Anatomy:
         anatomy = cls.of(other, probe)
         if not any(place.is_normed for place in anatomy.places):
             return cls.of(model, probe)
-        return replace(anatomy, bases=StreamBases(other, anatomy.found))
+        return replace(anatomy, bases=StreamBases.of(anatomy.found))
 
     @property
     def all_places(self) -> tuple[Place | Block, ...]:

@@ -22,6 +22,7 @@ from netgraft.deriving.narrowing import Kept, narrow
 from netgraft.deriving.options import DerivingOptions
 from netgraft.deriving.places import Block, Place
 from netgraft.deriving.selection import Reader, Removal, kept_channels, removal_in_order, surgeon_removal
+from netgraft.deriving.turning import Turning
 from netgraft.deriving.weight_norm import weight_norm_order
 from netgraft.errors import RequestError
 from netgraft.progress import ProgressReporter
@@ -61,6 +62,8 @@ class Round:
         options: Which channels go, and how many of each layer.
         among: Places whose widths are chosen.
         forced: Widths that are given and not chosen.
+        turning: Gives a model that computes the same in better bases, when statistics are first needed; None to take
+            the model as it is.
         stopwatch: Of the device at hand.
         reporter: Told what happens.
     """
@@ -73,6 +76,7 @@ class Round:
         *,
         among: Sequence[Place | Block],
         forced: Mapping[Atom, int],
+        turning: Turning | None,
         stopwatch: Stopwatch,
         reporter: ProgressReporter,
     ) -> None:
@@ -80,15 +84,19 @@ class Round:
         self.reporter = reporter
         self._samples, self._options = samples, options
         self._among, self._forced = among, forced
+        self._turning = turning
         self._stopwatch = stopwatch
         self._library: Library | None = None
 
     @cached_property
+    def measured(self) -> Anatomy:
+        """Of the model that statistics are taken of and students are made of: it computes the same as the given one."""
+        return self.anatomy if self._turning is None else self._turning(self.anatomy, self._samples.batches)
+
+    @cached_property
     def readers(self) -> dict[str, Reader]:
         """Layers that sum over places, with the moments of what they take in."""
-        if self.anatomy.bases is not None:
-            self.anatomy.bases.turn(self._samples.batches)
-        return readers_of(self.anatomy, self._samples.batches)
+        return readers_of(self.measured, self._samples.batches)
 
     @property
     def scores(self) -> bool:
@@ -105,7 +113,7 @@ class Round:
         """All places at several widths."""
         if self._library is None:
             held_back = self._samples.held_back
-            tried = score_widths(self.anatomy, self.readers, held_back, self._removal)
+            tried = score_widths(self.measured, self.readers, held_back, self._removal)
             entries = tuple(self.reporter.track(tried, total=len(self.anatomy.all_places), name="trying widths"))
             views = sum(map(len, self._samples.batches))
             self._library = Library(entries, (views, len(held_back)))

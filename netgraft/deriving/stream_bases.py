@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -196,47 +196,49 @@ def _computes_the_same(exact: nn.Module, changed: nn.Module, images: Tensor) -> 
             return False
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class StreamBases:
-    """The streams of a model with norms of streams; says in which basis each of them is.
+    """The streams of a model with norms of streams, and in which basis each of them is.
 
-    Args:
-        model: With norms of streams, from :func:`with_stream_norms`; it is turned in place.
-        found: Its channels.
+    Attributes:
+        found: The model's channels.
+        turns: Of each stream, what its channels are of the teacher's once the mean is off: (width, width), float64,
+            orthogonal.
     """
 
-    model: nn.Module
     found: ChannelMap
-    turns: dict[Atom, Tensor] = field(default_factory=dict)
+    turns: Mapping[Atom, Tensor]
 
-    def __post_init__(self) -> None:
-        for atom in self.atoms:
-            self.turns[atom] = reflection(atom.size)
-
-    @property
-    def atoms(self) -> tuple[Atom, ...]:
-        """The streams."""
-        return tuple(dict.fromkeys(atom for axis in self.found.stream_norms.values() for atom in axis.atoms()))
+    @classmethod
+    def of(cls, found: ChannelMap) -> StreamBases:
+        """Return those of a model from :func:`with_stream_norms`, whose first channel is the mean's direction."""
+        return cls(
+            found, {atom: reflection(atom.size) for axis in found.stream_norms.values() for atom in axis.atoms()}
+        )
 
     @torch.no_grad()
-    def turn(self, batches: Sequence[Tensor]) -> None:
-        """Turn all streams to their principal directions, in place: the model computes the same.
+    def turned(self, model: nn.Module, batches: Sequence[Tensor]) -> StreamBases:
+        """Turn all streams of a model to their principal directions, in place: it computes the same.
 
         Args:
+            model: In these bases.
             batches: Views (B, C, H, W) each.
         """
-        for atom, moments in self._moments(batches).items():
+        turns = {}
+        tensors = dict(tensors_of(model))
+        for atom, moments in self._moments(model, batches).items():
             # uncentred: what a constant part holds up in the norm counts too
             seconds = [each.covariance(centred=False) for each in moments]
             second = torch.stack([each / each.trace() for each in seconds]).sum(0)
             principal = torch.linalg.eigh(second[1:, 1:]).eigenvectors.flip(1).T
             onto = torch.block_diag(torch.ones(1, 1, dtype=torch.float64), principal)
-            for name, dim, side in list(_sides(self.model, self.found, atom)):
+            for name, dim, side in _sides(model, self.found, atom):
                 if side in {"reads", "writes"}:
-                    _multiply(dict(tensors_of(self.model))[name], dim, onto)
-            self.turns[atom] = onto @ self.turns[atom]
+                    _multiply(tensors[name], dim, onto)
+            turns[atom] = onto @ self.turns[atom]
+        return replace(self, turns=turns)
 
-    def _moments(self, batches: Sequence[Tensor]) -> dict[Atom, list[Moments]]:
+    def _moments(self, model: nn.Module, batches: Sequence[Tensor]) -> dict[Atom, list[Moments]]:
         """Return moments of what the norms of each stream give."""
         generator = torch.Generator().manual_seed(0)
         of_norm = {name: Moments.empty(axis.size) for name, axis in self.found.stream_norms.items()}
@@ -250,11 +252,11 @@ class StreamBases:
 
             return hook
 
-        hooks = [self.model.get_submodule(name).register_forward_hook(seen(name)) for name in of_norm]
+        hooks = [model.get_submodule(name).register_forward_hook(seen(name)) for name in of_norm]
         try:
-            with eval_mode(self.model):
+            with eval_mode(model):
                 for images in batches:
-                    self.model(images.clone())
+                    model(images.clone())
         finally:
             for hook in hooks:
                 hook.remove()
@@ -272,7 +274,7 @@ class StreamBases:
             teacher: With the layer norms that there were.
             kept: Channels that the student has, of each stream that was narrowed.
         """
-        for atom in self.atoms:
+        for atom in self.turns:
             onto = self._basis_of(atom, kept)
             width = len(onto)
             gain = math.sqrt(atom.size / width)

@@ -1,0 +1,38 @@
+"""A copy of a model that computes the same in other bases, in which its channels are worth unequally much."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from netgraft.deriving.anatomy import Anatomy
+
+Turning = Callable[[Anatomy, Sequence[Tensor]], Anatomy]
+"""From the anatomy of a copy, whose weights it may change in place, and views (B, C, H, W) each, to that of a model that
+computes the same. Names of modules and places, and atoms, stay."""
+
+
+def _turn_streams(anatomy: Anatomy, batches: Sequence[Tensor]) -> Anatomy:
+    if anatomy.bases is None:
+        return anatomy
+    return replace(anatomy, bases=anatomy.bases.turned(anatomy.model, batches))
+
+
+TURNINGS: tuple[Turning, ...] = (_turn_streams,)
+"""One after another."""
+
+
+def turned(anatomy: Anatomy, batches: Sequence[Tensor]) -> Anatomy:
+    """Return the anatomy of a model in other bases that computes the same; the given one is unchanged.
+
+    Args:
+        anatomy: Of the teacher.
+        batches: Views (B, C, H, W) each, that statistics are taken of.
+    """
+    anatomy = replace(anatomy, model=copy.deepcopy(anatomy.model))
+    for turning in TURNINGS:
+        anatomy = turning(anatomy, batches)
+    return anatomy
