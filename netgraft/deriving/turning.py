@@ -11,8 +11,8 @@ from torch import Tensor
 from netgraft.deriving.anatomy import Anatomy
 
 Turning = Callable[[Anatomy, Sequence[Tensor]], Anatomy]
-"""From the anatomy of a copy, whose weights it may change in place, and views (B, C, H, W) each, to that of a model that
-computes the same. Names of modules and places, and atoms, stay."""
+"""From the anatomy of a copy, whose weights it may change in place, and views (B, C, H, W) each, to that of a model
+that computes the same. Names of modules and places, and atoms, stay."""
 
 
 def _turn_streams(anatomy: Anatomy, batches: Sequence[Tensor]) -> Anatomy:
