@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from netgraft.data.given_images import pictures
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
-from netgraft.deriving.anatomy import Anatomy
+from netgraft.deriving.anatomy import Anatomy, noise
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.budget import Amount, budget_of
 from netgraft.deriving.choice import Limit
@@ -273,7 +273,7 @@ class Deriver:
         if not self._scores_in_closed_form:
             anatomy = Anatomy.on_noise(self._teacher, size)
             return anatomy, _protected(anatomy, protect)
-        anatomy = Anatomy.with_streams(self._teacher, size)
+        anatomy = Anatomy.with_streams(self._teacher, noise(self._teacher, size))
         stay = _protected(anatomy, protect)
         if anatomy.bases is not None and all(place.name in stay for place in anatomy.places if place.is_normed):
             # its own bases serve as well, and its other places have the same names

@@ -27,6 +27,7 @@ from netgraft.deriving.library import readers_of, score_widths
 from netgraft.deriving.narrowing import narrow
 from netgraft.deriving.selection import kept_channels
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
+from netgraft.deriving.turning import turned
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import macs
 from netgraft.models.creation import build_model
@@ -58,9 +59,10 @@ def check(name: str) -> dict[str, Any]:
 
 
 def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
-    anatomy = Anatomy.of(model, images[:2])
+    anatomy = Anatomy.with_streams(model, images[:2])
     size = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     views = torch.randn(3 * VIEWS, *size, generator=torch.Generator().manual_seed(2)).split(VIEWS)
+    anatomy = turned(anatomy, views[:2])
     readers = readers_of(anatomy, views[:2])
     entries = list(score_widths(anatomy, readers, views[2], sizes=WIDTHS))
     cost = Macs(anatomy.found, anatomy.blocks)
@@ -73,9 +75,12 @@ def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
     student = narrowed_start(anatomy, readers, kept)
     for _ in solve_front_to_back(anatomy, student, kept, views[:2]):
         pass
+    if anatomy.bases is not None:
+        student = anatomy.bases.with_layer_norms(student, model, kept)
     everything = {place.atom: torch.arange(place.width) for place in anatomy.places}
     with torch.no_grad():
-        expected, teacher = student(images), model(images)
+        # what is turned was proven to be the teacher in float64
+        expected, teacher = student(images), anatomy.model(images)
         whole = narrow(model, anatomy.found, everything).eval()(images)
         with tempfile.TemporaryDirectory() as folder:
             # the size that the model was made for, whatever it was tried on
@@ -85,6 +90,7 @@ def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
     return {
         "places": len(anatomy.places),
         "blocks": len(anatomy.blocks),
+        "streams": sum(place.is_normed for place in anatomy.places),
         "left_out": sum(widths[block.atom] == 0 for block in anatomy.blocks),
         "macs": macs(student, size) / macs(model, size),
         "macs_reckoned": cost(widths) / cost({}),

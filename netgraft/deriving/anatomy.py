@@ -77,20 +77,19 @@ class Anatomy:
             model: A classifier, in any mode.
             input_size: Channels, height and width of its images.
         """
-        return cls.of(model, _noise(model, input_size))
+        return cls.of(model, noise(model, input_size))
 
     @classmethod
-    def with_streams(cls, model: nn.Module, input_size: Sequence[int]) -> Anatomy:
+    def with_streams(cls, model: nn.Module, probe: Tensor) -> Anatomy:
         """Take a model apart with norms of streams where it has layer norms, if streams can become narrower then.
 
         Args:
             model: A classifier, in any mode; unchanged.
-            input_size: Channels, height and width of its images.
+            probe: Images (B, C, H, W), two for instance.
 
         Raises:
             RequestError: Like :meth:`of`.
         """
-        probe = _noise(model, input_size)
         _refuse_broken(model)
         with eval_mode(model):
             other = with_stream_norms(model, follow_channels(model, probe[:1]), probe)
@@ -142,7 +141,8 @@ class Anatomy:
         return norm if isinstance(norm, nn.modules.batchnorm._BatchNorm) else None
 
 
-def _noise(model: nn.Module, input_size: Sequence[int]) -> Tensor:
+def noise(model: nn.Module, input_size: Sequence[int]) -> Tensor:
+    """Return two images of noise, (2, C, H, W), where a model finds them and in its precision."""
     probe = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
     return probe.to(next(model.parameters()))
 

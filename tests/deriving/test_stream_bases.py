@@ -177,7 +177,7 @@ def test_a_narrower_stream_with_layer_norms_computes_what_the_one_of_zeros_does(
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
             module.eps = 1e-14  # what is added to a mean square is not the same in both
-    anatomy = Anatomy.with_streams(model, SIZE)
+    anatomy = Anatomy.with_streams(model, probe(2).double())
     bases, stream = anatomy.bases, stream_of(anatomy)
     assert bases is not None
     bases = bases.turned(anatomy.model, [probe(seed=1).double()])
@@ -285,4 +285,4 @@ def test_a_named_twin_is_not_made_in_other_bases(few: list[Any]) -> None:
 
 def test_what_has_nothing_to_narrow_is_refused_as_before() -> None:
     with pytest.raises(RequestError, match="nothing that could become narrower"):
-        Anatomy.with_streams(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), (3, 4, 4))
+        Anatomy.with_streams(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), torch.randn(2, 3, 4, 4))
