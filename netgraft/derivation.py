@@ -33,7 +33,7 @@ from netgraft.deriving.twins import widths_like
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import macs, shortest_milliseconds
 from netgraft.evaluation.teacher_answers import check_answers
-from netgraft.grafting.pairing import FAR, Pairing
+from netgraft.grafting.pairing import FAR, Pairing, without_cuts
 from netgraft.models.card import model_name
 from netgraft.models.own_modules import as_classifier, preprocessing
 from netgraft.models.students import save_student
@@ -156,10 +156,14 @@ class Derivation:
     def start(self, pairing: Pairing) -> Pairing:
         """Return a pairing of teacher and student that says how the student started.
 
+        Blocks are merged over cuts where both differ by more than a basis: the student's layer norms have no weights of
+        their own any more.
+
         Args:
             pairing: Of the teacher and of this student.
         """
-        outputs = self.anatomy.found.outputs
+        outputs, normed = self.anatomy.found.outputs, self.anatomy.found.normed
+        pairing = without_cuts(pairing, [cut.name in normed for cut in pairing.teacher.cuts])
         selections = []
         for cut in pairing.teacher.cuts:
             axis = outputs[cut.name][1 if cut.layout == "NCHW" else -1]

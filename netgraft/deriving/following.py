@@ -67,6 +67,7 @@ class ChannelMap:
         outputs: Axes of what each module gives, likewise; of those that give one tensor.
         layer_norms: What each layer norm takes its mean over, by its name.
         stream_norms: What each norm of a stream takes its mean square over, by its name.
+        normed: Names of the modules that give what a norm of a stream gave, in another form perhaps.
     """
 
     tensors: dict[str, Axes] = field(default_factory=dict)
@@ -76,6 +77,7 @@ class ChannelMap:
     outputs: dict[str, Axes] = field(default_factory=dict)
     layer_norms: dict[str, Axis] = field(default_factory=dict)
     stream_norms: dict[str, Axis] = field(default_factory=dict)
+    normed: set[str] = field(default_factory=set)
 
     def free_atoms(self) -> list[Atom]:
         """Return what can be narrowed, in the order of the parameters that carry it."""
@@ -211,7 +213,7 @@ class _Follower(TorchDispatchMode):
             def hook(module: nn.Module, inputs: Any, output: Any) -> None:
                 self._inside.pop()
                 if isinstance(output, Tensor):
-                    self._map.outputs[name] = self.axes(output)
+                    self._note_output(name, module, output)
 
             return hook
 
@@ -225,6 +227,13 @@ class _Follower(TorchDispatchMode):
         for name in [name for name, count in calls.items() if count > 1]:
             for noted in (self._map.inputs, self._map.outputs):
                 noted.pop(name, None)
+
+    def _note_output(self, name: str, module: nn.Module, output: Tensor) -> None:
+        self._map.outputs[name] = self.axes(output)
+        if isinstance(module, StreamNorm):
+            self._normed_by[id(output)] = name
+        if id(output) in self._normed_by:
+            self._map.normed.add(name)
 
     def hold(self, tensor: Tensor, fixed: str) -> None:
         """Enter a tensor whose channels can't be narrowed."""

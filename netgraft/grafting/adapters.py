@@ -166,6 +166,22 @@ class LinearAdapter(nn.Linear):
 Projection = Adapter | LinearAdapter
 
 
+def in_full(start: Tensor, width: int) -> Tensor:
+    """Return what a student starts with as a matrix (N, width).
+
+    Args:
+        start: Indices (N,) of the teacher's channels, or the matrix itself.
+        width: Of the teacher.
+    """
+    return start if start.is_floating_point() else torch.eye(width)[start]
+
+
+@torch.no_grad()
+def start_with(mix: Projection, matrix: Tensor) -> None:
+    """Give a projection the weights (out, in) that it starts with, in place."""
+    mix.weight.copy_(matrix.reshape(mix.weight.shape))
+
+
 class ConvertingAdapter(nn.Sequential):
     """A projection between two layout conversions, on the smaller one of the two maps, where it costs least.
 

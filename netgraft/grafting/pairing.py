@@ -56,6 +56,11 @@ class Pairing:
         return len(self.teacher)
 
     @property
+    def fits_together(self) -> bool:
+        """Whether the student's blocks follow one another without adapters: in bases of its own, or with weights."""
+        return self.init == "kept" or any(start.is_floating_point() for start in self.selections)
+
+    @property
     def starts_close(self) -> bool:
         """Whether the student starts with all layers made of the teacher's, or knows something, and learns slowly."""
         solved = self.init == "solve" and self.start_error < FAR
@@ -286,6 +291,24 @@ def merge_to(pairing: Pairing, blocks: int, *, costs: Sequence[int]) -> Pairing:
         raise ValueError("blocks are merged before the student inherits or is sliced; merge the pairing first")
     kept = balanced_partition(costs, blocks)
     return replace(pairing, teacher=pairing.teacher.merge(kept), student=pairing.student.merge(kept))
+
+
+def without_cuts(pairing: Pairing, unwanted: Sequence[bool]) -> Pairing:
+    """Merge neighbouring pairs of blocks.
+
+    Args:
+        pairing: Teacher and student.
+        unwanted: Of each cut, whether the blocks on both sides of it become one.
+    """
+    kept = [number for number, each in enumerate(unwanted) if not each]
+    if len(kept) == len(unwanted):
+        return pairing
+    return replace(
+        pairing,
+        teacher=pairing.teacher.merge(kept),
+        student=pairing.student.merge(kept),
+        inherited=sum(number < pairing.inherited for number in kept),
+    )
 
 
 def inherit(pairing: Pairing) -> Pairing:

@@ -11,7 +11,17 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from netgraft.grafting.adapters import PLAIN, Adapter, AdapterForm, AnyAdapter, ConvertingAdapter, between, projection
+from netgraft.grafting.adapters import (
+    PLAIN,
+    Adapter,
+    AdapterForm,
+    AnyAdapter,
+    ConvertingAdapter,
+    between,
+    in_full,
+    projection,
+    start_with,
+)
 from netgraft.grafting.foldability import why_not_foldable
 from netgraft.grafting.layout_conversion import form_of
 from netgraft.grafting.pairing import Pairing
@@ -132,11 +142,14 @@ def _enter(pairing: Pairing, cut: int, form: AdapterForm) -> AnyAdapter:
     wide, narrow = pairing.teacher.cuts[cut], pairing.student.cuts[cut]
     if _selects(pairing, cut):
         return Adapter.selecting(pairing.selections[cut], wide.channels, bias=form.bias)
-    return between(wide, narrow, projection(narrow.layout, wide.channels, narrow.channels, form), own=narrow)
+    mix = projection(narrow.layout, wide.channels, narrow.channels, form)
+    if pairing.selections:
+        start_with(mix, in_full(pairing.selections[cut], wide.channels))
+    return between(wide, narrow, mix, own=narrow)
 
 
 def _selects(pairing: Pairing, cut: int) -> bool:
-    """Whether an adapter starts as a choice of the teacher's channels; only adapters of maps, channels first, can."""
+    """Whether an adapter is a convolution that starts as a choice of the teacher's channels."""
     if not pairing.selections or pairing.student.cuts[cut].layout != "NCHW":
         return False
     return not pairing.selections[cut].is_floating_point()
@@ -146,7 +159,11 @@ def _exit(pairing: Pairing, cut: int, form: AdapterForm) -> AnyAdapter:
     wide, narrow = pairing.teacher.cuts[cut], pairing.student.cuts[cut]
     if _selects(pairing, cut):
         return Adapter.placing(pairing.selections[cut], wide.channels, bias=form.bias)
-    return between(narrow, wide, projection(narrow.layout, narrow.channels, wide.channels, form), own=narrow)
+    mix = projection(narrow.layout, narrow.channels, wide.channels, form)
+    if pairing.selections:
+        # a basis is orthogonal, but for the mean
+        start_with(mix, in_full(pairing.selections[cut], wide.channels).T)
+    return between(narrow, wide, mix, own=narrow)
 
 
 def assemble(pairing: Pairing, scions: Sequence[Scion]) -> nn.Sequential:
@@ -159,4 +176,4 @@ def assemble(pairing: Pairing, scions: Sequence[Scion]) -> nn.Sequential:
     Returns:
         The student with every adapter as a visible layer; ``fold`` folds them away.
     """
-    return nn.Sequential(*pairing.student.blocks()[: pairing.inherited], *join(scions, directly=pairing.init == "kept"))
+    return nn.Sequential(*pairing.student.blocks()[: pairing.inherited], *join(scions, directly=pairing.fits_together))

@@ -248,7 +248,7 @@ class NetGraft:
         self, pairing: Pairing, verb: str, scions: Sequence[Scion], run: range, schedule: TrainingSchedule
     ) -> Phase:
         """Make a phase that trains a run of scions between the teacher's blocks in front of it and behind it."""
-        scion = join(scions[run.start : run.stop], directly=pairing.init == "kept")
+        scion = join(scions[run.start : run.stop], directly=pairing.fits_together)
         at = range(pairing.inherited + run.start, pairing.inherited + run.stop)
         numbers = f"block {at[0] + 1}" if len(at) == 1 else f"blocks {at[0] + 1}-{at[-1] + 1}"
         alone = len(at) < len(pairing) - pairing.inherited

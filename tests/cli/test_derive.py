@@ -271,3 +271,26 @@ def test_a_start_that_is_far_off_is_said_to_need_longer_training(
     assert 0.01 < error < 0.5
     assert (f"its logits differ by {error:.0%} of their variance" in said) == is_far
     assert ("(--steps 4000 --objective kl)" in said) == is_far
+
+
+def test_the_bases_of_a_transformer_s_streams_are_taken_up_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run(
+            ["train", "test_vit2", "--data", "digits", "--image-size", "32", "--epochs", "1", "--out", "vit", "--quiet"]
+        )
+        == 0
+    )
+    request = [*FEW, "--data", "digits", "--teacher", "vit", "--image-size", "32", "--keep", "macs=0.5", "--steps", "3"]
+    whole = run_json(capsys, *request, "--out", "whole")
+    assert whole["derived"]["narrowed"]["patch_embed.proj"][1] < 64
+    folder = Path("whole")
+    for name in ("result.json", "student"):
+        (folder / name).rename(folder / f"{name}.gone")
+    again = run_json(capsys, *request, "--out", "whole", "--resume")
+    assert again["student_digest"] == whole["student_digest"]
+    # the answers are those of the start, but for three steps
+    assert abs(again["student_top1"] - again["start_top1"]) < 10
+
+    (folder / "result.json").unlink()
+    (folder / "bases.safetensors").write_bytes(b"no tensors")
+    assert "bases.safetensors is damaged" in fails(capsys, *request, "--out", "whole", "--resume", "--quiet")

@@ -22,8 +22,10 @@ from netgraft.deriving.narrowing import narrow
 from netgraft.deriving.options import DerivingOptions
 from netgraft.deriving.places import Place
 from netgraft.deriving.stream_bases import StreamBases, centring, reflection, with_stream_norms
+from netgraft.distillation import prepare
 from netgraft.errors import RequestError
 from netgraft.evaluation.metrics import macs
+from netgraft.grafting.scions import assemble, graft, make_scions
 from netgraft.models.students import load_student
 from netgraft.modules import parameters
 from tests.support.derivable import Transformer, images, network, randomised
@@ -286,3 +288,28 @@ def test_a_named_twin_is_not_made_in_other_bases(few: list[Any]) -> None:
 def test_what_has_nothing_to_narrow_is_refused_as_before() -> None:
     with pytest.raises(RequestError, match="nothing that could become narrower"):
         Anatomy.with_streams(nn.Sequential(nn.Flatten(), nn.Linear(48, 5)), torch.randn(2, 3, 4, 4))
+
+
+def test_blocks_of_a_student_in_other_bases_are_grafted_and_joined_as_they_are(few: list[Any]) -> None:
+    teacher = confined(vision_transformer(init_values=None), rank=15)
+    views = Views.of(few, VIEW_POLICIES["plain"], CONFIG, seed=0)
+    derived = Deriver(teacher, views, CONFIG, force={"patch_embed.proj": 16}).derive(budget_of({"macs": 0.99}))
+    prepared = prepare(
+        teacher, derived.student, few, method="netgraft", steps=1, views=views, data_config=CONFIG, derivation=derived
+    )
+    pairing = prepared.pairing
+    # behind the last norm both differ by the norm's weights
+    assert list(pairing.teacher.names) == ["norm_pre", "blocks.0", "head"]
+    batch = probe(8)
+    with torch.no_grad():
+        expected = teacher(batch)
+        near = 1e-2 * float(expected.std())
+        scions = make_scions(pairing, trained=False)
+        for number, scion in enumerate(scions, pairing.inherited):
+            grafted = graft(pairing.teacher, scion, range(number, number + 1))
+            torch.testing.assert_close(grafted(batch), expected, rtol=0, atol=near)
+        torch.testing.assert_close(assemble(pairing, scions)(batch), expected, rtol=0, atol=near)
+    result = prepared.run()
+    with torch.no_grad():
+        torch.testing.assert_close(result.student(batch), expected, rtol=0, atol=0.1 * float(expected.std()))
+    assert {type(layer) for layer in result.student.modules()} == {type(layer) for layer in teacher.modules()}
