@@ -257,11 +257,17 @@ class RayCluster:
         self.mark.touch()
         origin = Origin.here(self.mark, self.gpus)
 
-        async def listen() -> None:
-            while True:
+        collecting = asyncio.Lock()
+
+        async def collect() -> None:
+            async with collecting:
                 for name, message in await mailbox.collect.remote(stopping.is_set()):
                     if name in listeners:
                         listeners[name](message)
+
+        async def listen() -> None:
+            while True:
+                await collect()
                 await asyncio.sleep(cell_process.POLL_INTERVAL)
 
         async def compute(run: CellRun, tell: Tell) -> Ended | None:
@@ -273,7 +279,9 @@ class RayCluster:
 
             listeners[run.name] = listener
             try:
-                return await _await_task(task.remote(run, origin, mailbox), messages, stopping)
+                ended = await _await_task(task.remote(run, origin, mailbox), messages, stopping)
+                await collect()  # a task sends its last messages before it ends
+                return ended
             finally:
                 del listeners[run.name]
 

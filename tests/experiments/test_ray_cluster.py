@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from netgraft.experiments.results import ResultStore
 from netgraft.experiments.scheduler import Grid
 from netgraft.experiments.specification import Cell
 from tests.experiments.test_scheduler import SMALL, Notes, never
+from tests.support.held_runs import gate_at
 
 NEEDS = "needs the extra netgraft[ray]"
 
@@ -31,7 +32,7 @@ ray = pytest.importorskip("ray", reason=NEEDS)
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason=NEEDS)
 ray_cluster = pytest.importorskip("netgraft.experiments.ray_cluster", reason=NEEDS)
 
-KD = f"{SMALL}subsets = [0, 1]\nsettings = {{ steps = 600 }}\n"
+KD = f"{SMALL}subsets = [0, 1]\nsettings = {{ steps = 40 }}\n"
 
 BROKEN = """
 [[run]]
@@ -83,39 +84,33 @@ def untimed(path: Path) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in TIMES and "latency" not in name}
 
 
-class Killer(Notes):
-    """Kills a node when two cells have started and one of them trains."""
-
-    def __init__(self, kill: Callable[[], None]) -> None:
-        super().__init__()
-        self.kill = kill
-        self.killed = False
-
-    def progressed(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        super().progressed(cell, event)
-        if self.steps and len(self.events) == 2 and not self.killed:
-            self.killed = True
-            self.kill()
-
-
 def test_a_grid_that_loses_a_node_ends_with_the_files_of_this_machine(cluster: Any, tmp_path: Path) -> None:
     results, cells = opened(tmp_path / "there", KD)
     victim = cluster.add_node(num_cpus=1)
-    notes = Killer(lambda: cluster.remove_node(victim, allow_graceful=False))
-    with on(cluster, results) as grid:
+    notes, killed = Notes(), []
+
+    def kill_once() -> bool:
+        # both nodes have told of a cell, and both cells train
+        if not killed and len(notes.events) == 2 and gate.reached == 2:
+            killed.append(True)
+            cluster.remove_node(victim, allow_graceful=False)
+            gate.open()
+        return False
+
+    with on(cluster, results) as grid, gate_at(tmp_path / "gate") as gate:
         assert grid.workers == 2  # so that each node has a cell
-        grid.run(cells, notes, never)
+        replace(grid, executor=gate.executor(grid.executor)).run(cells, notes, kill_once)
+    assert killed
     assert not notes.reasons
     names = [cell.name for cell in cells]
     assert sorted(name for event, name in notes.events if event == "finished") == names
-    assert notes.killed
     assert sorted(notes.events.count(("started", name)) for name in names) == [1, 2]
     here, _ = opened(tmp_path / "here", KD)
     Grid(here, threads=1).run(cells, Notes(), never)
     for name in names:
         there = untimed(results.folder / f"{name}.json")
         assert there == untimed(here.folder / f"{name}.json")
-        assert (there["threads"], there["steps"]) == (1, 600)
+        assert (there["threads"], there["steps"]) == (1, 40)
     # nothing of the cells or the cluster is left beside them
     assert [path.name for path in results.scratch.iterdir()] == ["answers"]
 
@@ -142,11 +137,11 @@ def test_a_cell_that_fails_is_reported_and_not_retried(
 def test_a_grid_that_is_stopped_goes_on_with_its_cells(cluster: Any, tmp_path: Path) -> None:
     results, cells = opened(tmp_path, KD)
     notes = Notes()
-    logs = [results.work(cell) / "metrics.jsonl" for cell in cells]
-    with on(cluster, results) as grid:
+    with on(cluster, results) as grid, gate_at(tmp_path / "gate") as gate:
         # the second cell waits for a place
         assert grid.workers == 1
-        replace(grid, workers=2).run(cells, notes, lambda: any(log.exists() for log in logs))
+        held = replace(grid, workers=2, executor=gate.executor(grid.executor))
+        held.run(cells, notes, lambda: gate.reached == len(notes.events) == 1)
         [(_, begun), (event, left)] = notes.events
         assert (event, left) == ("left", begun)
         assert "goes on" in notes.reasons[begun]
@@ -155,7 +150,7 @@ def test_a_grid_that_is_stopped_goes_on_with_its_cells(cluster: Any, tmp_path: P
         again = Notes()
         grid.run([cell], again, never)
     assert again.events == [("started", begun), ("finished", begun)]
-    assert again.results[begun]["steps"] == 600
+    assert again.results[begun]["steps"] == 40
     # it went on behind what was saved
     assert again.steps > 0
 
@@ -173,13 +168,15 @@ def test_an_address_without_a_cluster_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("small.toml").write_text(KD)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
-        assert run(["benchmark", "small.toml", "--out", "out", "--ray", address]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith(f"netgraft: expected a Ray cluster at {address}, got none: Connection refused; give ")
-        assert len(said.splitlines()) == 1
+    with socket.socket() as taken:
+        # nobody listens there, and nobody else can
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+            assert run(["benchmark", "small.toml", "--out", "out", "--ray", address]) == 2
+            said = capsys.readouterr().err
+            assert said.startswith(f"netgraft: expected a Ray cluster at {address}, got none: Connection refused; ")
+            assert len(said.splitlines()) == 1
     assert run(["benchmark", "small.toml", "--out", "out", "--ray", "nonsense"]) == 2
     assert "expected a Ray cluster at nonsense, got none" in capsys.readouterr().err
     assert not Path("out").exists()

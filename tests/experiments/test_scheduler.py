@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -22,9 +21,11 @@ import torch
 from netgraft.errors import RequestError
 from netgraft.experiments.cell_process import CellRun
 from netgraft.experiments.results import ResultStore
-from netgraft.experiments.scheduler import Grid
+from netgraft.experiments.scheduler import Grid, on_this_machine
 from netgraft.experiments.specification import Cell, Experiment
 from netgraft.jobs.run_folder import RunFolder
+from tests.support.held_runs import gate_at, hold_cells
+from tests.support.processes import call
 
 SMALL = """
 title = "Small"
@@ -59,7 +60,7 @@ shots = 1
 method = "kd"
 precision = "32"
 views = "plain"
-settings = { steps = 600 }
+settings = { steps = 40 }
 """
 
 
@@ -140,9 +141,16 @@ def test_cells_are_computed_once_and_a_failure_stops_no_other(tmp_path: Path) ->
 def test_several_workers_compute_what_a_run_alone_does(tmp_path: Path) -> None:
     grid, cells, _ = opened(tmp_path, KD.replace("shots = 1", "shots = [1, 2]"))
     notes = Notes()
-    Grid(grid.results, workers=2).run(cells, notes, never)
+    with gate_at(tmp_path / "gate", step=1) as gate:
+
+        def let_both_go() -> bool:
+            if gate.reached == 2:
+                gate.open()
+            return False
+
+        Grid(grid.results, workers=2, executor=gate.executor(on_this_machine)).run(cells, notes, let_both_go)
     assert not notes.reasons
-    # both are at work before one is done
+    # both were at work before one was done
     assert [event for event, _ in notes.events] == ["started", "started", "finished", "finished"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -176,15 +184,15 @@ def test_workers_share_the_threads_of_one_run(tmp_path: Path, monkeypatch: pytes
 def test_a_grid_that_is_stopped_goes_on_with_the_cell(tmp_path: Path) -> None:
     grid, cells, _ = opened(tmp_path, LONG)
     notes = Notes()
-    log = grid.results.work(cells[0]) / "metrics.jsonl"
-    grid.run(cells, notes, log.exists)
+    with gate_at(tmp_path / "gate") as gate:
+        replace(grid, executor=gate.executor(on_this_machine)).run(cells, notes, lambda: gate.reached == 1)
     assert notes.events == [("started", "long-1shot-subset0"), ("left", "long-1shot-subset0")]
     assert "goes on" in notes.reasons["long-1shot-subset0"]
     assert (grid.results.work(cells[0]) / "checkpoint.pt").exists()
     again = Notes()
     grid.run(grid.pending(cells), again, never)
     assert again.events == [("started", "long-1shot-subset0"), ("finished", "long-1shot-subset0")]
-    assert again.results["long-1shot-subset0"]["steps"] == 600
+    assert again.results["long-1shot-subset0"]["steps"] == 40
 
 
 STUBBORN = """
@@ -252,26 +260,31 @@ def test_cells_save_themselves_where_nobody_can_be_told_any_more(
 
 def test_the_first_rerun_takes_over_a_cell_that_outlives_its_killed_grid(tmp_path: Path) -> None:
     grid, cells, source = opened(tmp_path, LONG)
-    out = str(grid.results.folder)
-    command = [sys.executable, "-m", "netgraft.cli.main", "benchmark", str(source), "--out", out, "--workers", "8"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    log = grid.results.work(cells[0]) / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert RunFolder(grid.results.work(cells[0])).is_locked()
-    # who is asked to stop doesn't wait any longer
-    impatient = Notes()
-    grid.run(cells, impatient, lambda: bool(impatient.events))
-    assert impatient.events == [("waiting", "long-1shot-subset0")]
-    notes = Notes()
-    grid.run(grid.pending(cells), notes, never)
+
+    class LettingGo(Notes):
+        def waiting(self, cell: Cell) -> None:
+            super().waiting(cell)
+            gate.open()
+
+    with gate_at(tmp_path / "gate") as gate:
+        command = ["benchmark", str(source), "--out", str(grid.results.folder), "--workers", "8", "--quiet"]
+        process = call("hold_cells", str(gate.folder), *command, script=tmp_path / "run.py", module=hold_cells.__module__)
+        while not gate.reached:
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert RunFolder(grid.results.work(cells[0])).is_locked()
+        # who is asked to stop doesn't wait any longer
+        impatient = Notes()
+        grid.run(cells, impatient, lambda: bool(impatient.events))
+        assert impatient.events == [("waiting", "long-1shot-subset0")]
+        notes = LettingGo()
+        grid.run(grid.pending(cells), notes, never)
     assert notes.events == [(what, "long-1shot-subset0") for what in ("waiting", "started", "finished")]
     # the orphan came to its end; nothing of it is computed again
     assert notes.steps == 0
-    assert notes.results["long-1shot-subset0"]["steps"] == 600
+    assert notes.results["long-1shot-subset0"]["steps"] == 40
 
 
 def test_commands_that_meet_in_a_cell_leave_it_to_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
