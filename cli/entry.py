@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from .signals import interrupt
+from .signals import interrupt, leave
 
 
 def main() -> None:
@@ -15,12 +15,16 @@ def main() -> None:
     # who has asked to ignore Ctrl-C, as nohup does, goes on ignoring it
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
-    from netgraft.training.waiting import wait_briefly
+    try:
+        from netgraft.training.waiting import wait_briefly
 
-    wait_briefly(os.environ)
-    from .main import run_alone
+        wait_briefly(os.environ)
+        from .main import run_alone
 
-    sys.exit(run_alone(sys.argv[1:]))
+        code = run_alone(sys.argv[1:])
+    except KeyboardInterrupt:  # between two imports
+        leave()
+    sys.exit(code)
 
 
 def open_standard_streams() -> None:

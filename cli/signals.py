@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from netgraft.training.launchers import is_first_process
 
@@ -26,11 +27,16 @@ def interrupt(signum: int, frame: FrameType | None) -> None:
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            with suppress(OSError):
-                os.write(2, b"netgraft: interrupted; a run that had begun goes on with --resume\n")
-            os._exit(INTERRUPTED)
+            leave()
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def leave() -> NoReturn:
+    """End the process at once, by one sentence."""
+    with suppress(OSError):
+        os.write(2, b"netgraft: interrupted; a run that had begun goes on with --resume\n")
+    os._exit(INTERRUPTED)
 
 
 class Interruption:

@@ -29,6 +29,7 @@ from netgraft.methods.netgraft import NetGraft
 from netgraft.modules import state_digest
 from netgraft.options import declared
 from tests.support.cli import FEW_STEPS, QUICK, fails, run_json
+from tests.support.processes import HANGS, held_port
 
 COMMAND = [sys.executable, "-m", "netgraft.cli.main"]
 
@@ -52,7 +53,7 @@ class OddMap(nn.Module):
 
 
 def shell(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=240, check=False, **options)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=HANGS, check=False, **options)
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -337,7 +338,8 @@ def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_two_processes_make_one_student_and_one_summary() -> None:
-    done = shell(*QUICK, "--devices", "2", "--device", "cpu")
+    with held_port() as port:
+        done = shell(*QUICK, "--devices", "2", "--device", "cpu", env={**os.environ, "MASTER_PORT": str(port)})
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     assert done.stdout.count("load the student") == 1
@@ -357,7 +359,7 @@ def test_torchrun_starts_the_processes_of_one_run() -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     asked = [*QUICK, "--init", "slice", "--device", "cpu", "--devices", "2", "--out", "run"]
     done = subprocess.run(
-        [*torchrun, "-m", "netgraft", *asked], capture_output=True, text=True, timeout=240, check=False
+        [*torchrun, "-m", "netgraft", *asked], capture_output=True, text=True, timeout=HANGS, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("load the student") == 1

@@ -163,6 +163,14 @@ def test_a_log_that_nobody_reads_any_more_ends_nothing(kind: Callable[[io.String
     assert list(reporter.track(range(3), total=3, name="evaluating")) == [0, 1, 2]
 
 
+def until_shown(stream: io.StringIO, text: str) -> None:
+    """Wait: the bars draw themselves from time to time."""
+    deadline = time.monotonic() + 300
+    while text not in stream.getvalue():
+        assert time.monotonic() < deadline, stream.getvalue()
+        time.sleep(0.02)
+
+
 def test_bars_show_phase_steps_loss_and_notes() -> None:
     stream = Terminal()
     with RichReporter(Console(file=stream, force_terminal=True, width=120)) as reporter:
@@ -170,12 +178,8 @@ def test_bars_show_phase_steps_loss_and_notes() -> None:
         reporter.planned([100, 40, 60])
         reporter.phase_started(2, 3, "graft block 4", 40, 10)
         reporter.progressed(30, {"logits": 0.25})
-        deadline = time.monotonic() + 10
-        while "loss 0.25 (logits)" not in stream.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.02)  # the bars draw themselves from time to time
-        assert "30/40" in stream.getvalue()
-        assert "whole run" in stream.getvalue()
-        assert "130/200" in stream.getvalue()
+        for shown in ("loss 0.25 (logits)", "30/40", "whole run", "130/200"):
+            until_shown(stream, shown)
         reporter.phase_finished(1.5)
         assert list(reporter.track(range(5), total=5, name="evaluating")) == [0, 1, 2, 3, 4]
     assert "[not markup]" in stream.getvalue()
@@ -188,10 +192,7 @@ def test_a_loss_of_many_terms_is_whole_at_80_columns() -> None:
     with RichReporter(Console(file=stream, force_terminal=True, width=80)) as reporter:
         reporter.phase_started(1, 1, "train", 10, 0)
         reporter.progressed(5, terms)
-        deadline = time.monotonic() + 10
-        while "term 11 1" not in stream.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.02)
-    assert "term 11 1" in stream.getvalue()
+        until_shown(stream, "term 11 1")
 
 
 def test_a_loss_is_named_and_its_terms_add_up_to_it() -> None:

@@ -15,6 +15,7 @@ from netgraft.errors import InterruptedRunError
 from netgraft.progress import SilentReporter, in_training_steps, training_steps
 from netgraft.training.runner import Runner
 from tests.support.cli import run_json
+from tests.support.held_runs import gate_at
 from tests.support.processes import heed_ctrl_c
 from tests.support.tiny_plan import Case, Squared, make_views
 
@@ -93,19 +94,20 @@ def test_a_signal_within_a_step_lets_the_run_save_itself(tmp_path: Path) -> None
     assert not in_training_steps()
 
 
-def test_an_interrupted_run_resumes_to_the_same_student(capsys: pytest.CaptureFixture[str]) -> None:
-    request = ["distill", "--shots", "2", "--views", "plain", "--block-steps", "1500,2", "--join-steps", "2"]
+def test_an_interrupted_run_resumes_to_the_same_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    request = ["distill", "--shots", "2", "--views", "plain", "--block-steps", "40,2", "--join-steps", "2"]
     request += ["--precision", "32"]  # not by measurement: two runs are compared
-    running = subprocess.Popen(
-        [*COMMAND, *request, "--out", "run"], stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
-    )
-    while running.poll() is None and not Path("run/metrics.jsonl").exists():
-        time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
-    _, rest = running.communicate(timeout=60)
+    with gate_at(tmp_path / "gate") as gate:
+        command = gate.before([*COMMAND, *request, "--out", "run"])
+        running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c)
+        while not gate.reached:
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.send_signal(signal.SIGINT)
+        _, rest = running.communicate()
     assert running.returncode == 130
     assert "netgraft: stopping as soon as all is saved; Ctrl-C again leaves at once" in rest
-    assert "netgraft: stopped before step" in rest
+    assert "netgraft: stopped before step 21 of phase 1" in rest
     assert "go on with --resume" in rest
     assert "Traceback" not in rest
     assert not Path("run/result.json").exists()

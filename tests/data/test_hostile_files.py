@@ -22,7 +22,7 @@ from netgraft.data.sources import open_data
 from netgraft.errors import RequestError
 from tests.support.image_data import content, write_files
 
-SECONDS = 20.0
+SECONDS = 120.0
 """Far more than any refusal takes, far less than what is refused would."""
 
 

@@ -30,7 +30,7 @@ def test_each_piece_is_done_once_on_a_thread_that_computes_alone(threads: int) -
 def test_several_threads_work_at_the_same_time(threads: int) -> None:
     if threads == 1:
         pytest.skip("there is one")
-    together = threading.Barrier(2, timeout=20)  # passed by two at once, or by none
+    together = threading.Barrier(2, timeout=300)  # passed by two at once, or by none
     share_out(lambda piece: together.wait(), range(2))
 
 

@@ -41,12 +41,12 @@ def test_a_process_ends_with_the_one_that_started_it() -> None:
     process = started()
     assert process.stdin is not None
     process.stdin.close()  # as the end of this process would
-    assert process.wait(60) == -signal.SIGKILL
+    assert process.wait(600) == -signal.SIGKILL
 
 
 def test_a_process_hears_of_ctrl_c() -> None:
     process = started()
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(600) == 130
     assert process.stdin is not None
     process.stdin.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,12 @@ import pytest
 from netgraft.cli.main import run
 
 import netgraft
+from benchmarks.ray_grid.stand_in import StandIn
 from netgraft.errors import RequestError
+from netgraft.experiments import cell_process
 from netgraft.experiments.cell_process import INTERRUPTED, LEASHED, CellRun, Message
 from netgraft.experiments.results import ResultStore
-from netgraft.experiments.scheduler import Grid
+from netgraft.experiments.scheduler import Compute, Grid
 from netgraft.experiments.specification import Cell
 from tests.experiments.test_scheduler import SMALL, Notes, never
 from tests.support.held_runs import gate_at
@@ -113,6 +116,25 @@ def test_a_grid_that_loses_a_node_ends_with_the_files_of_this_machine(cluster: A
         assert (there["threads"], there["steps"]) == (1, 40)
     # nothing of the cells or the cluster is left beside them
     assert [path.name for path in results.scratch.iterdir()] == ["answers"]
+
+
+def test_what_a_cell_has_reported_is_told_before_its_end(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, cells = opened(tmp_path, KD)
+    notes = Notes()
+    # no look into the mailbox falls into the cell's life
+    monkeypatch.setattr(cell_process, "POLL_INTERVAL", 600.0)
+    with on(cluster, results) as grid:
+
+        @asynccontextmanager
+        async def stand_ins(stopping: asyncio.Event) -> AsyncIterator[Compute]:
+            async with grid.executor(stopping) as compute:
+                yield lambda cell, tell: compute(StandIn(**vars(cell)), tell)
+
+        replace(grid, executor=stand_ins).run(cells[:1], notes, never)
+    assert notes.events == [("started", cells[0].name), ("finished", cells[0].name)]
+    assert notes.steps == 1
 
 
 def test_a_cell_that_fails_is_reported_and_not_retried(

@@ -268,7 +268,9 @@ def test_the_first_rerun_takes_over_a_cell_that_outlives_its_killed_grid(tmp_pat
 
     with gate_at(tmp_path / "gate") as gate:
         command = ["benchmark", str(source), "--out", str(grid.results.folder), "--workers", "8", "--quiet"]
-        process = call("hold_cells", str(gate.folder), *command, script=tmp_path / "run.py", module=hold_cells.__module__)
+        process = call(
+            "hold_cells", str(gate.folder), *command, script=tmp_path / "run.py", module=hold_cells.__module__
+        )
         while not gate.reached:
             assert process.poll() is None
             time.sleep(0.05)

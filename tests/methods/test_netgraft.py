@@ -33,7 +33,7 @@ from netgraft.progress import SilentReporter
 from netgraft.training.parallel import Processes
 from netgraft.training.runner import Runner
 from tests.support.method_pairs import Losses, prepare_run, with_observer
-from tests.support.processes import call, share
+from tests.support.processes import HANGS, call, share
 from tests.support.tiny_plan import SHARED, Case, make_views
 
 Array = NDArray[np.float64]
@@ -368,7 +368,7 @@ def summed_run(folder: str) -> None:
 
 def test_two_processes_sum_as_one_does(tmp_path: Path) -> None:
     process = call("summed_run", str(tmp_path), script=tmp_path / "run.py", module=__name__)
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=HANGS)
     assert process.returncode == 0, error
     case = summed_case()
     untrained = {name: value.clone() for name, value in case.student.state_dict().items()}

@@ -472,7 +472,7 @@ def test_a_browser_shows_it_without_complaint(finished: Path) -> None:
             [*command, "--enable-logging=stderr", "--dump-dom", page.resolve().as_uri()],
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=600,
             check=True,
         )
         assert "CONSOLE" not in done.stderr

@@ -79,7 +79,7 @@ def answers_of_a_stranger(
         np.savez(path.with_suffix(".in.npz"), **batches)  # type: ignore[arg-type]
     code = own + _WITHOUT.format(refused=refused)
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, *map(str, images)], capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-P", "-c", code, *map(str, images)], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     return {path: dict(np.load(path.with_suffix(".out.npz"))) for path in images}

@@ -10,7 +10,8 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +20,9 @@ from netgraft.errors import RunError
 from netgraft.training.launchers import is_first_process
 from netgraft.training.runner import Runner
 from tests.support.tiny_plan import LONG, SHARED, Case, IndependentPhases, Squared, make_views
+
+HANGS = 600
+"""Seconds after which a process is taken to hang, however much else the machine computes."""
 
 
 def heed_ctrl_c() -> None:
@@ -47,10 +51,24 @@ def call(function: str, *arguments: str, script: Path, module: str = __name__) -
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+@contextmanager
+def held_port() -> Iterator[int]:
+    """Hold a port at which processes can find one another, so that no other program gets it before they do.
+
+    Who listens there may, as PyTorch does, take an address that is bound and not listened at.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
+
+
 def share(case: Case, folder: str) -> None:
     """Run a case on two processes, which Fabric starts; each writes down its student."""
-    runner = Runner(accelerator="cpu", precision="32", devices=2)
-    case.run(runner=runner, views=make_views(7), folder=Path(folder))
+    with held_port() as port:
+        os.environ.setdefault("MASTER_PORT", str(port))  # the second process has the first one's
+        runner = Runner(accelerator="cpu", precision="32", devices=2)
+        case.run(runner=runner, views=make_views(7), folder=Path(folder))
     torch.save(case.student.state_dict(), Path(folder) / f"rank{runner.fabric.global_rank}.pt")
 
 
@@ -65,25 +83,23 @@ def two_processes(work: Callable[[], None]) -> list[int]:
     Returns:
         The exit codes.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
     # PyTorch does at the first step, in each process anew
     importlib.import_module("torch._dynamo")
     children = []
-    for rank in range(2):
-        child = os.fork()
-        if not child:
-            signal.alarm(100)  # the other one may never answer
-            os.environ |= {"LOCAL_RANK": str(rank), **address}
-            try:
-                work()
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    with held_port() as port:
+        for rank in range(2):
+            child = os.fork()
+            if not child:
+                signal.alarm(HANGS)  # the other one may never answer
+                os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                try:
+                    work()
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def independent_run(folder: Path, resume: bool = False, deaths: tuple[int, int] = (-1, -1)) -> list[int]:

@@ -173,7 +173,7 @@ from netgraft.training.cache_storage import DiskStorage
 tensor = DiskStorage(Path(sys.argv[1])).allocate((1000, 3, 8, 8), torch.float32, 0)
 tensor.fill_(1.0)
 print("held", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

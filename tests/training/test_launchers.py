@@ -11,7 +11,7 @@ from lightning_fabric.plugins.environments import SLURMEnvironment
 from netgraft.errors import RequestError
 from netgraft.training.launchers import Launch, is_first_process
 from netgraft.training.runner import Runner
-from tests.support.processes import call
+from tests.support.processes import HANGS, call
 
 TORCHRUN = {
     "TORCHELASTIC_RUN_ID": "none",
@@ -124,5 +124,5 @@ def test_a_plain_run_in_an_allocation_is_a_plain_run(monkeypatch: pytest.MonkeyP
 
 def test_processes_that_srun_has_started_find_one_another(tmp_path: Path) -> None:
     process = call("started_by_srun", script=tmp_path / "run.py")
-    _, error = process.communicate(timeout=180)
+    _, error = process.communicate(timeout=HANGS)
     assert process.returncode == 0, error

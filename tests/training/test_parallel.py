@@ -15,7 +15,7 @@ from netgraft.errors import RunError
 from netgraft.plan import Feature, Phase, TrainingSchedule
 from netgraft.training.parallel import Processes, independent_groups, phases_of_process, told_of_deaths
 from netgraft.training.runner import Runner
-from tests.support.processes import call
+from tests.support.processes import HANGS, call
 from tests.support.tiny_plan import IndependentPhases, make_views, rows
 
 FIT = TrainingSchedule(1, 1, 1e-3)
@@ -112,7 +112,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of several runs on two processes."""
     folder = tmp_path_factory.mktemp("together")
     process = call("independent_runs", str(folder), script=folder / "run.py")
-    _, error = process.communicate(timeout=180)
+    _, error = process.communicate(timeout=HANGS)
     assert process.returncode == 0, error
     return folder
 
@@ -145,7 +145,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folders of runs that share batches: whole, and gone on with after one process was killed."""
     folder = tmp_path_factory.mktemp("killed")
     process = call("killed_pairs", str(folder), script=folder / "run.py")
-    _, error = process.communicate(timeout=240)
+    _, error = process.communicate(timeout=HANGS)
     assert process.returncode == 0, error
     return folder
 

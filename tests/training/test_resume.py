@@ -14,7 +14,7 @@ from netgraft.files import seal_archive
 from netgraft.modules import state_digest
 from netgraft.training.checkpoint import Checkpoint
 from netgraft.training.runner import Runner
-from tests.support.processes import call
+from tests.support.processes import HANGS, call
 from tests.support.tiny_plan import (
     LONG,
     Case,
@@ -83,7 +83,7 @@ def test_killed_anywhere_a_run_goes_on_bit_by_bit(tmp_path: Path) -> None:
         script = tmp_path / f"{at}-{seconds}.py"
         processes.append((folder, call("killed_run", str(folder), str(at), seconds, script=script)))
     for folder, process in processes:
-        _, error = process.communicate(timeout=120)
+        _, error = process.communicate(timeout=HANGS)
         assert process.returncode == -9, error
         case = Case(dropout=0.5, schedules=LONG)
         case.run(folder=folder, resume=True)

@@ -24,7 +24,7 @@ from netgraft.plan import Phase, Plan, TrainingSchedule
 from netgraft.training.cache_storage import MemoryStorage
 from netgraft.training.runner import Runner
 from netgraft.training.sampling import batch_indices
-from tests.support.processes import call
+from tests.support.processes import HANGS, call
 from tests.support.random_models import build
 from tests.support.tiny_plan import (
     IMAGES,
@@ -345,7 +345,7 @@ def test_two_processes_train_the_student_of_one(tmp_path: Path) -> None:
     process = call("shared_run", str(tmp_path), script=tmp_path / "shared.py")
     case = Case(norm=False, schedules=SHARED)
     case.run(views=make_views(7))
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=HANGS)
     assert process.returncode == 0, error
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     untrained = Case(norm=False).student.state_dict()
