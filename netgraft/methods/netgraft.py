@@ -89,6 +89,10 @@ class NetGraft:
     progressively until no teacher block is left. Both compare the logits of the grafted network with the
     teacher's. No labels.
 
+    Blocks of a student that is solved fit together already and have some of the teacher's channels. Alone each is
+    trained from these in front of it to these behind it (``block_targets``): put into the teacher it would lack the
+    channels that are gone, and learn to make up for what the student's next block doesn't miss.
+
     A stage without steps is left out: ``join_steps`` 0 leaves blocks that only their adapters connect, and with
     ``block_steps`` 0 a join trains what it joins from its start. ``joins`` says in which order teacher blocks make room
     in stage 2: the last of them first (``back-to-front``), or all in one phase (``at-once``), which is the last join
@@ -176,6 +180,13 @@ class NetGraft:
         "of the logits; for students that start with channels of the teacher",
     )
     temperature: float = hyperparameter(4.0, "what logits are divided by in front of the softmax of soft targets (kl)")
+    block_targets: str = hyperparameter(
+        "auto",
+        "what a block alone is compared on in stage 1: the logits behind the teacher's other blocks (logits, the "
+        "article's), the teacher's own outputs there, of channels that it has (outputs), or outputs where the start is "
+        "solved and else logits (auto)",
+        choices=("auto", "logits", "outputs"),
+    )
 
     def __post_init__(self) -> None:
         check_held(self)
@@ -207,10 +218,11 @@ class NetGraft:
         factor = self.sliced_rate if pairing.starts_close else 1.0
         # adapters, and a new head, of a student that brings its weights start at random all the same
         beside = 1.0 if pairing.init == "kept" else factor
-        blocks = [
-            self._phase(pairing, "graft", scions, range(k, k + 1), self._block_schedule(k, factor, beside))
-            for k in range(len(scions))
-        ]
+        schedules = [self._block_schedule(k, factor, beside) for k in range(len(scions))]
+        if self._compares_outputs(pairing):
+            blocks = self._alone(pairing, schedules)
+        else:
+            blocks = [self._phase(pairing, "graft", scions, range(k, k + 1), each) for k, each in enumerate(schedules)]
         joins = [
             self._phase(pairing, "join", scions, run, self._join_schedule(factor, beside))
             for run in self._joined(len(scions))
@@ -272,6 +284,50 @@ class NetGraft:
             adapters=(*(scion.adapters() if self._trains_adapters else ()), *pairing.fresh_in(scion)),
         )
 
+    def _compares_outputs(self, pairing: Pairing) -> bool:
+        """Whether blocks alone are compared with the teacher's own outputs.
+
+        Raises:
+            RequestError: They are to be, but have no channels of the teacher.
+        """
+        if self.block_targets == "outputs" and not pairing.selections:
+            raise RequestError(
+                f"block_targets outputs compares channels that student and teacher share, and a student of init "
+                f"{pairing.init!r} shares none; give logits, or a student that starts with solve or slice"
+            )
+        return self.block_targets == "outputs" or (
+            self.block_targets == "auto" and pairing.init == "solve" and bool(pairing.selections)
+        )
+
+    def _alone(self, pairing: Pairing, schedules: Sequence[TrainingSchedule]) -> list[Phase]:
+        """Make a phase a block, from the teacher's channels in front of it that it has to those behind it.
+
+        Nothing of the teacher behind the block runs: without the channels that are gone it would answer something else.
+        """
+        teacher = pairing.teacher.blocks()
+        # one for each cut: what is behind a block is kept for the next one too
+        ends: list[list[nn.Module]] = [
+            [] if len(channels) == cut.channels else [ChannelSelection(channels, cut.layout)]
+            for channels, cut in zip(pairing.selections, pairing.teacher.cuts, strict=True)
+        ]
+        phases = []
+        for number, schedule in enumerate(schedules, pairing.inherited):
+            block, last = pairing.student[number], number == len(pairing) - 1
+            front = [*teacher[:number], *(ends[number - 1] if number else [])]
+            wanted = [*teacher[: number + 1], *([] if last else ends[number])]
+            phase = Phase(
+                name=f"graft block {number + 1}",
+                in_words=f"train block {number + 1} of {len(pairing)} on the teacher's own outputs",
+                model=nn.Sequential(*front, block),
+                trainable=nn.ModuleList([block]),
+                objective=self._compared_logits if last else _compared_outputs,
+                schedule=schedule,
+                teacher=nn.Sequential(*wanted),
+                adapters=pairing.fresh_in(block),
+            )
+            phases.append(phase)
+        return phases
+
     def _maps(self, pairing: Pairing, scion: Scion, at: range) -> list[tuple[Feature, Feature]]:
         """Say which maps are compared: what the student's blocks give, with the teacher's channels that they have."""
         if not self.maps_weight or not pairing.selections:
@@ -324,3 +380,8 @@ class NetGraft:
             lr_schedule=self.schedule,
             whole_epochs=self.whole_epochs,
         )
+
+
+def _compared_outputs(batch: StepOutputs) -> Mapping[str, Tensor]:
+    assert batch.target is not None
+    return {"outputs": RelativeError()(batch.output, batch.target)}

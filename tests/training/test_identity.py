@@ -46,6 +46,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "joins": "front-to-back",
         "adapters": "trained",
         "maps_weight": 0.0,
+        "block_targets": "auto",
         "adapter_bias": False,
         "adapter_init": "fan-in",
         "temperature": 4.0,
