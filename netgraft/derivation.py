@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,8 @@ class Derivation:
             their variance.
         projections: Of streams in other bases than the teacher's, what takes its channels to the student's: (student's
             width, teacher's width).
+        recovery_steps: Optimiser steps of all trainings between rounds.
+        recovery_seconds: Wall-clock of them.
 
     Examples:
         >>> import netgraft
@@ -137,6 +139,8 @@ class Derivation:
     init: Literal["solve", "slice"] = "solve"
     error: float = 0.0
     projections: Mapping[Atom, Tensor] = field(default_factory=dict)
+    recovery_steps: int = 0
+    recovery_seconds: float = 0.0
 
     def save(self, folder: str | Path) -> None:
         """Write a student folder, which :func:`netgraft.load_student` opens.
@@ -181,6 +185,18 @@ class Derivation:
         """Return the projections by the names of the streams' places."""
         names = {place.atom: place.name for place in self.anatomy.all_places}
         return {names[atom]: matrix for atom, matrix in self.projections.items()}
+
+
+class Recovery(Protocol):
+    """Trains what a round leaves, before the next one narrows it further."""
+
+    def __call__(self, number: int, solve: Callable[[], Derivation | None]) -> Derivation | None:
+        """Return the student of a round, trained, with the steps and seconds of it counted.
+
+        Args:
+            number: Of the round, from 1.
+            solve: Narrows and solves it; gives None where the round can't be.
+        """
 
 
 class SampledViews:
@@ -272,9 +288,10 @@ class Deriver:
         """Return the teacher's anatomy, and the names of the places that are protected.
 
         It is in other bases where widths are chosen by what they cost at the logits, and a stream may become narrower.
+        What is trained between rounds has the teacher's bases: what a layer norm learns can't be turned.
         """
         size = self._data_config["input_size"]
-        if not self._scores_in_closed_form:
+        if not self._scores_in_closed_form or self._options.recovery_steps:
             anatomy = Anatomy.on_noise(self._teacher, size)
             return anatomy, _protected(anatomy, protect)
         anatomy = Anatomy.with_streams(self._teacher, noise(self._teacher, size))
@@ -341,10 +358,32 @@ class Deriver:
         Raises:
             RequestError: It can't, or is none.
         """
-        self._first.check(self._limits(budget))
+        limits = self._limits(budget)
+        self._first.check(limits)
+        self._rounds(limits)
 
     def _limits(self, budget: Sequence[Amount]) -> list[Limit]:
         return self._first.limits({amount.unit: amount.limit(self._first.cost(amount.unit)({})) for amount in budget})
+
+    def rounds(self, budget: Sequence[Amount]) -> int:
+        """Return in how many rounds a student is derived, where one doesn't end near already."""
+        return len(self._rounds(self._limits(budget)))
+
+    def _rounds(self, limits: Sequence[Limit]) -> list[list[Limit]]:
+        """Return what may be spent behind each round. Raises RequestError where nothing lies between that is asked."""
+        options = self._options
+        # where nothing is measured, or nothing makes up for it, another round would say nothing new
+        repeats = self.scores and self._init == "solve"
+        several = rounds_to(limits, options.rounds) if repeats else [list(limits)]
+        if options.recovery_steps and len(several) == 1:
+            why = "the budget is reached in one" if options.rounds is None else "rounds 1 asks for one"
+            if not repeats:
+                why = "init slice solves nothing" if self.scores else f"allocation {options.allocation} measures none"
+            raise RequestError(
+                f"recovery_steps {options.recovery_steps} trains between rounds, but there are no several rounds: "
+                f"{why}; leave recovery_steps out, or ask for rounds of a solved student"
+            )
+        return several
 
     def taken_up(
         self, student: nn.Module, kept: Mapping[str, Tensor], error: float, projections: Mapping[str, Tensor]
@@ -385,16 +424,26 @@ class Deriver:
         student.to(self.anatomy.probe.device)
         return self._derivation(student.eval(), self._choice(widths, {}), kept, self._error_of(student))
 
-    def derive(self, budget: Sequence[Amount]) -> Derivation:
+    def derive(self, budget: Sequence[Amount], recovery: Recovery | None = None) -> Derivation:
         """Choose widths for a budget and start the student in closed form.
 
+        Args:
+            budget: What the student may cost.
+            recovery: Trains between rounds, where that is asked for.
+
         Raises:
-            RequestError: The budget can't be met, or is none.
+            RequestError: The budget can't be met, or is none; or training between rounds is asked for where there is
+                one round only, or where nothing trains.
         """
         limits = self._limits(budget)
-        # where nothing is measured, or nothing makes up for it, another round would say nothing new
-        repeats = self.scores and self._init == "solve"
-        several = rounds_to(limits, self._options.rounds) if repeats else [limits]
+        several = self._rounds(limits)
+        if self._options.recovery_steps:
+            if recovery is None:
+                raise RequestError(
+                    f"recovery_steps {self._options.recovery_steps} asks for training between rounds, and deriving "
+                    "alone trains nothing; leave it out, or use distill"
+                )
+            return self._in_rounds(several, recovery) or self._in_one(limits)
         if self._options.rounds is not None or len(several) == 1:
             return self._in_rounds(several) or self._in_one(limits)
         once = self._in_one(limits)
@@ -408,35 +457,53 @@ class Deriver:
         assert derivation is not None, "only a later round finds nothing to do"
         return derivation
 
-    def _in_rounds(self, rounds: Sequence[Sequence[Limit]]) -> Derivation | None:
+    def _in_rounds(self, rounds: Sequence[Sequence[Limit]], recovery: Recovery | None = None) -> Derivation | None:
         """Narrow in rounds, each on the student of the one before; None where a later one can't meet its limits."""
-        kept: Kept = {}
-        teachers = {place.atom: place.atom for place in self.anatomy.all_places}
-        present, student = self._first, self._teacher
+        derived: Derivation | None = None
         for number, limits in enumerate(rounds, 1):
-            if number > 1:
-                self._reporter.note(f"round {number} of {len(rounds)}: what each channel is worth is measured anew")
-                try:
-                    present, teachers = self._next_round(student)
-                    limits = present.limits({limit.name: limit.most for limit in limits})
-                    present.check(limits)
-                except RequestError:
-                    return None
-            further = present.kept_for(limits)
-            kept = composed(kept, further, teachers)
-            student = self._solved(self._narrowed(present, further), kept)
+            solve = partial(self._in_round, f"round {number} of {len(rounds)}", limits, derived)
+            derived = solve() if recovery is None or number == len(rounds) else recovery(number, solve)
+            if derived is None:
+                return None
+        assert derived is not None, "there is a round"
         errors: dict[Atom, dict[int, float]] = {}
         if self.scores:
             options = self.library.options().values()
             errors = {each.atom: dict(zip(each.widths, each.errors, strict=True)) for each in options}
-        choice = self._choice({atom: len(channels) for atom, channels in kept.items()}, errors)
+        choice = self._choice({atom: len(channels) for atom, channels in derived.kept.items()}, errors)
         library = self.library if self.scores else None
-        bases, projections = self._first.measured.bases, {}
-        if bases is not None:
-            student = bases.with_layer_norms(student, self._teacher, kept).requires_grad_()
-            projections = {atom: bases.projection(atom, kept).float() for atom in bases.turns}
-        derivation = self._derivation(student, choice, kept, self._error_of(student))
-        return replace(derivation, library=library, projections=projections)
+        return self._with_layer_norms(replace(derived, choice=choice, library=library))
+
+    def _with_layer_norms(self, derived: Derivation) -> Derivation:
+        """Put plain layer norms into a student whose streams were turned."""
+        bases = self._first.measured.bases
+        if bases is None:
+            return derived
+        student = bases.with_layer_norms(derived.student, self._teacher, derived.kept).requires_grad_()
+        projections = {atom: bases.projection(atom, derived.kept).float() for atom in bases.turns}
+        return replace(derived, student=student, error=self._error_of(student), projections=projections)
+
+    def _in_round(self, called: str, limits: Sequence[Limit], before: Derivation | None) -> Derivation | None:
+        """Narrow the student of the round before, or the teacher; None where it can't meet the limits."""
+        kept: Kept = {} if before is None else before.kept
+        teachers = {place.atom: place.atom for place in self.anatomy.all_places}
+        present = self._first
+        if before is not None:
+            self._reporter.note(f"{called}: what each channel is worth is measured anew")
+            try:
+                present, teachers = self._next_round(before.student)
+                limits = present.limits({limit.name: limit.most for limit in limits})
+                present.check(limits)
+            except RequestError:
+                return None
+        further = present.kept_for(limits)
+        kept = composed(kept, further, teachers)
+        student = self._solved(self._narrowed(present, further), kept)
+        choice = self._choice({atom: len(channels) for atom, channels in kept.items()}, {})
+        derived = self._derivation(student, choice, kept, self._error_of(student))
+        if before is None:
+            return derived
+        return replace(derived, recovery_steps=before.recovery_steps, recovery_seconds=before.recovery_seconds)
 
     def _next_round(self, student: nn.Module) -> tuple[Round, dict[Atom, Atom]]:
         """Return what narrows a student of the teacher further, and which of the teacher's channels its own are."""
@@ -537,6 +604,8 @@ def derive(
     views: ViewPolicy | Views | None = None,
     data_config: Mapping[str, Any] | None = None,
     seed: int = 0,
+    options: DerivingOptions | None = None,
+    recovery: Recovery | None = None,
     reporter: ProgressReporter | None = None,
 ) -> Derivation:
     """Derive a smaller student from a teacher and a few unlabeled images, in closed form: nothing is trained.
@@ -552,6 +621,8 @@ def derive(
         views: How views are made of the images, or views of them; rich ones if None.
         data_config: Preprocessing in timm's words; the teacher's own if None.
         seed: Of the views.
+        options: Which channels go, how many of each layer, and in how many rounds.
+        recovery: Trains between rounds where ``options`` ask for it; :func:`netgraft.distill` brings one.
         reporter: Told what happens.
 
     Returns:
@@ -578,5 +649,5 @@ def derive(
     check_answers(teacher, images, data_config)
     made = Views.of(images, views or VIEW_POLICIES["rich"], data_config, seed=seed)
     with eval_mode(teacher):
-        deriver = Deriver(teacher, made, data_config, protect=protect, force=force, reporter=reporter)
-        return deriver.derive(budget_of(keep or {"macs": 0.5}))
+        deriver = Deriver(teacher, made, data_config, protect=protect, force=force, options=options, reporter=reporter)
+        return deriver.derive(budget_of(keep or {"macs": 0.5}), recovery)

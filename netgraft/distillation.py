@@ -21,6 +21,7 @@ from netgraft.data.view_policy import ViewPolicy, find_policy
 from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver, derive
 from netgraft.deriving.anatomy import Anatomy
+from netgraft.deriving.options import DerivingOptions
 from netgraft.deriving.twins import anatomy_of_wider_twin
 from netgraft.distillation_result import DistillationResult
 from netgraft.errors import RequestError, RunError
@@ -32,6 +33,7 @@ from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.preparation import cut_and_pair
 from netgraft.methods.method import Budget, Method, Preset
+from netgraft.methods.netgraft import NetGraft
 from netgraft.methods.registry import check_names, configure, name_of
 from netgraft.models.card import model_name
 from netgraft.models.creation import class_count, describe_labels, labels_of
@@ -350,6 +352,106 @@ def _labels(asked: Sequence[int] | bool | None, found: Sequence[int] | None) -> 
     return None if asked is False else asked
 
 
+ROUNDS = "rounds"
+"""Folder in that of a run: what each round left that was trained."""
+
+
+@dataclass(frozen=True, eq=False)
+class RecoveryTraining:
+    """Trains the student of a round on the teacher's logits and maps, before the next one narrows it further.
+
+    All blocks at once, as a solved start is trained at the end; see :class:`netgraft.derivation.Recovery`.
+
+    Attributes:
+        teacher: Unchanged.
+        images: The few.
+        method: Of the training at the end; its settings hold here where it is NetGraft.
+        steps: Of each training.
+        views: Of the images.
+        runner: Trains, in one process.
+        data_config: Preprocessing.
+        folder: Of the run; nothing is kept if None.
+        resume: Go on from what is kept.
+        reporter: Told what happens.
+        stop: Asked before each step whether to save and leave.
+
+    Raises:
+        RequestError: Several processes are to train.
+    """
+
+    teacher: nn.Module
+    images: Sequence[Image.Image]
+    method: Method
+    steps: int
+    views: Views
+    runner: Runner
+    data_config: Mapping[str, Any]
+    folder: Path | None = None
+    resume: bool = False
+    reporter: ProgressReporter | None = None
+    stop: Callable[[], bool] | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps and self.runner.devices > 1:
+            raise RequestError(
+                f"recovery_steps {self.steps} trains between rounds in one process, not in {self.runner.devices}; give "
+                "devices 1, or leave recovery_steps out"
+            )
+
+    def folder_of(self, number: int) -> Path | None:
+        """Return what a round keeps its own in."""
+        return None if self.folder is None else self.folder / ROUNDS / str(number)
+
+    def __call__(self, number: int, solve: Callable[[], Derivation | None]) -> Derivation | None:
+        """Return the student of a round, trained; it has the storage of the solved one."""
+        solved = solve()
+        if solved is None:
+            return None
+        reporter = self.reporter or SilentReporter()
+        reporter.note(
+            f"behind round {number} the student's logits differ by {solved.error:.1%} of their variance; it is trained "
+            f"for {self.steps:,} steps"
+        )
+        device = next(self.teacher.parameters()).device
+        prepared = prepare(
+            self.teacher,
+            copy.deepcopy(solved.student),
+            self.images,
+            method=recovering(self.method, self.steps),
+            views=self.views,
+            runner=replace(self.runner, log=None),
+            data_config=self.data_config,
+            derivation=solved,
+        )
+        trained = prepared.train(
+            folder=self.folder_of(number), resume=self.resume, reporter=self.reporter, stop=self.stop
+        )
+        self.teacher.to(device)
+        # between its blocks adapters only choose channels and put them back, so the model is what was trained; in the
+        # same storage as ever one that goes on is the same bit by bit as one that was never stopped
+        solved.student.load_state_dict(prepared.model.state_dict())
+        return replace(
+            solved,
+            student=solved.student.eval(),
+            recovery_steps=solved.recovery_steps + trained.steps,
+            recovery_seconds=solved.recovery_seconds + trained.seconds,
+        )
+
+
+def recovering(method: Method, steps: int) -> NetGraft:
+    """Return what trains a student between rounds: all blocks at once, by the settings of the end if that is NetGraft.
+
+    Args:
+        method: Of the training at the end.
+        steps: Of a training.
+    """
+    if not isinstance(method, NetGraft):
+        of_preset = configure("netgraft", "default", Budget(1, 1, solved=True), {}).method
+        assert isinstance(of_preset, NetGraft)
+        method = of_preset
+    return replace(method, block_steps=(0,), joins="at-once", adapters="frozen", join_steps=steps, steps=None)
+
+
 MEASURED = 512
 """Views, of which statistics of batch norms are taken that came without."""
 
@@ -394,6 +496,7 @@ def distill(
     keep: Mapping[str, float | str] | None = None,
     protect: Sequence[str] = (),
     force: Mapping[str, int] | None = None,
+    deriving: DerivingOptions | None = None,
     init: str = "auto",
     inherit: str = "auto",
     blocks: int | None = None,
@@ -429,6 +532,8 @@ def distill(
         keep: What a derived student may cost, as for :func:`netgraft.derive`; half of the multiply-accumulates if None.
         protect: Names of modules that stay whole in a derived student, as for :func:`netgraft.derive`.
         force: Widths of its places that are given and not chosen, likewise.
+        deriving: Which channels it loses, how many of each layer, in how many rounds, and for how many steps it is
+            trained between them.
         init: How the student starts: ``auto``, ``random``, ``keep``, ``slice`` or ``solve``; see
             :class:`netgraft.grafting.options.PairingOptions`.
         inherit: Whether front blocks that are built alike are the teacher's, and stay frozen: ``auto`` or ``none``.
@@ -477,6 +582,8 @@ def distill(
     """
     if student is not None and keep is not None:
         raise RequestError("give a student, or keep to have one derived, not both")
+    if student is not None and deriving is not None:
+        raise RequestError("a student that is given isn't derived; leave deriving out, or the student")
     check_names(method, hyperparameters, own=inspect.signature(distill).parameters, what="distill")
     if reporter is None and progress is not False:
         reporter = LineReporter(sys.stderr) if progress else LineReporter.where_somebody_looks()
@@ -491,8 +598,8 @@ def distill(
             raise RequestError("there are no images to derive a student from; give at least one")
         data_config = preprocessing(teacher, images[0].size, data_config)
         teacher = as_classifier(teacher, data_config)
-        of_preset = configure(method, preset, Budget(len(images), class_count(teacher)), {}).views
-        policy = _policy(views, of_preset, labels)
+        known = configure(method, preset, Budget(len(images), class_count(teacher), solved=True), hyperparameters)
+        policy = _policy(views, known.views, labels)
         views = Views.of(images, policy, data_config, seed=runner.seed, labels=labels)
         derivation = derive(
             teacher,
@@ -502,6 +609,19 @@ def distill(
             force=force,
             views=views,
             data_config=data_config,
+            options=deriving,
+            recovery=RecoveryTraining(
+                teacher,
+                images,
+                known.method,
+                0 if deriving is None else deriving.recovery_steps,
+                views,
+                runner,
+                data_config,
+                None if folder is None else Path(folder),
+                resume,
+                reporter,
+            ),
             reporter=reporter,
         )
         student = derivation.student

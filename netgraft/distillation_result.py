@@ -125,6 +125,8 @@ class DistillationResult:
         lines.append(f"start: {inherited if self.pairing.inherited else ''}{self.pairing.init}")
         trained = self.trained
         lines.append(f"training: {trained.steps:,} steps in {trained.seconds:.1f} s, precision {trained.precision}")
+        steps, seconds = self._between_rounds
+        lines += [f"between rounds: {steps:,} steps in {seconds:.1f} s"] if steps else []
         if self.folding.kept:
             lines.append(f"adapters that stayed: {len(self.folding.kept)}")
         if self.measured:
@@ -292,6 +294,12 @@ class DistillationResult:
             license=license,
         )
 
+    @property
+    def _between_rounds(self) -> tuple[int, float]:
+        """Steps and seconds of training that the derivation took before there was this student."""
+        derived = self.derivation
+        return (0, 0.0) if derived is None else (derived.recovery_steps, derived.recovery_seconds)
+
     def facts(self) -> dict[str, Any]:
         """Return what a result file says of the student and of its training; all of it can be written as JSON."""
         return {
@@ -302,8 +310,8 @@ class DistillationResult:
             "kept_adapters": {str(place): reason for place, reason in self.folding.kept.items()},
             "kept_adapter_parameters": sum(parameters(self.folding.student[place]) for place in self.folding.kept),
             "opens_with_timm": self.plain and opens_with_timm(self.model, self.data_config),
-            "steps": self.trained.steps,
-            "train_seconds": round(self.trained.seconds, 2),
+            "steps": self.trained.steps + self._between_rounds[0],
+            "train_seconds": round(self.trained.seconds + self._between_rounds[1], 2),
             "frozen_seconds": round(self.trained.frozen_seconds, 2),
             "computed_in": self.trained.precision,
             "teacher_digest": self.teacher_digest,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from netgraft.options import option
+from netgraft.plan import MOST_STEPS
 
 CRITERIA = ("surgeon", "weight-norm")
 
@@ -38,5 +39,13 @@ class DerivingOptions:
         "four fifths of a cost in each.",
         minimum=1,
         maximum=20,
+        scope="run",
+    )
+    recovery_steps: int = option(
+        0,
+        "Steps of training between two rounds, on the teacher's logits and maps: the student of each but the last is "
+        "trained before the next one narrows it further.",
+        minimum=0,
+        maximum=MOST_STEPS,
         scope="run",
     )

@@ -17,6 +17,7 @@ from netgraft.data.image_set import DataSource
 from netgraft.data.sources import open_data
 from netgraft.data.threads import computing_with
 from netgraft.data.view_policy import find_policy
+from netgraft.distillation import recovering
 from netgraft.evaluation.environment import processor
 from netgraft.evaluation.metrics import macs
 from netgraft.experiments.specification import Cell
@@ -42,6 +43,9 @@ FORWARDS = 2  # that are timed at least, whatever they take; the first is slower
 PRODUCTS = 4e9  # multiply-accumulates that make a telling forward
 
 FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")  # instructions without which a CPU computes it more slowly than float32
+
+
+ROUNDS = 4  # in which half of a cost goes
 
 
 @dataclass
@@ -101,6 +105,11 @@ class Estimate:
         start = Start(self._start(job, source, models, preset.init))
         preset = choose(job.method, job.preset, start.known_to(budget), job.settings)
         workload = self._workload(job, models, preset.method, kept=start.init == "keep")
+        if job.deriving.recovery_steps and models.student_is_derived:
+            method = recovering(preset.method, job.deriving.recovery_steps)
+            workload = workload.and_more(
+                self._workload(job, models, method, kept=False), (job.deriving.rounds or ROUNDS) - 1
+            )
         policy = preset.views if job.views is None else find_policy(job.views)
         views = workload.shown if policy.pool is None else min(workload.shown, max(images, policy.pool))
         forwards = views + BACKWARD * workload.trained
@@ -190,6 +199,10 @@ class _Workload:
 
     shown: int
     trained: float
+
+    def and_more(self, other: _Workload, times: int) -> _Workload:
+        """Return this and so many times the other."""
+        return _Workload(self.shown + times * other.shown, self.trained + times * other.trained)
 
     @classmethod
     def of(cls, phases: Sequence[Phase], models: _Models) -> _Workload:

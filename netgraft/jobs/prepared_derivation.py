@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from netgraft.deriving.budget import Amount
 from netgraft.deriving.library import Library
 from netgraft.deriving.options import DerivingOptions
 from netgraft.deriving.twins import widths_like
-from netgraft.distillation import Distillation, prepare
+from netgraft.distillation import Distillation, RecoveryTraining, prepare, recovering
 from netgraft.errors import RequestError
 from netgraft.evaluation.comparison import predictions
 from netgraft.evaluation.metrics import top1
@@ -39,7 +39,7 @@ from netgraft.methods.registry import name_of
 from netgraft.models.students import load_student
 from netgraft.modules import state_digest
 from netgraft.plan import Plan
-from netgraft.progress import ProgressReporter
+from netgraft.progress import ProgressReporter, SilentReporter
 from netgraft.training.identity import fingerprint
 from netgraft.training.runner import Runner
 
@@ -125,6 +125,15 @@ class PreparedDerivation(PreparedDistillation):
             init=asked.init,
             anatomy=self._teachers_own_anatomy(),
         )
+        self._recovery = RecoveryTraining(
+            asked.teacher,
+            asked.images,
+            asked.method,
+            asked.deriving.recovery_steps,
+            asked.views,
+            asked.runner,
+            asked.data_config,
+        )
         if asked.twin is None:
             self._deriver.check(asked.budget)
         else:
@@ -181,6 +190,7 @@ class PreparedDerivation(PreparedDistillation):
             pairing=replace(asked.pairing, init="slice" if asked.init == "slice" else "auto"),
             **({} if allocation == DerivingOptions().allocation else {"allocation": allocation}),
             **({} if rounds is None else {"rounds": rounds}),
+            **({"recovery_steps": asked.deriving.recovery_steps} if asked.deriving.recovery_steps else {}),
             **({} if self.job.force is None else {"force": self.job.force}),
             **({} if asked.twin is None else {"sizes": _sizes(asked.twin)}),
             seed=asked.runner.seed,
@@ -211,7 +221,18 @@ class PreparedDerivation(PreparedDistillation):
         student = copy.deepcopy(self.asked.teacher) if self.asked.twin is None else self.asked.twin
         # the whole of a twin of equal widths would be inherited
         inherit = "none" if self.asked.twin is None else self.asked.pairing.inherit
-        return self._prepared(student, replace(self.asked.pairing, init="random", inherit=inherit)).plan
+        pairing = replace(self.asked.pairing, init="random", inherit=inherit)
+        plan = self._prepared(student, pairing).plan
+        steps = self.asked.deriving.recovery_steps
+        if not steps:
+            return plan
+        rounds = self._deriver.rounds(self.asked.budget)
+        [phase] = self._prepared(student, pairing, method=recovering(self.asked.method, steps)).plan.phases
+        between = [
+            replace(phase, in_words=f"train all blocks behind round {number} of {rounds}")
+            for number in range(1, rounds)
+        ]
+        return replace(plan, phases=(*between, *plan.phases))
 
     def forwards(self) -> int:
         """Return about how many forwards of one image it takes to derive the student."""
@@ -227,7 +248,7 @@ class PreparedDerivation(PreparedDistillation):
         """Derive the student, or take up the one that was derived; then train it."""
         fabric = self.runner.fabric
         if fabric.is_global_zero and not (folder / CHOICE).exists():
-            self._derive(folder, reporter)
+            self._derive(folder, replace(self._recovery, folder=folder, resume=resume, reporter=reporter, stop=stop))
         fabric.barrier()
         derivation = self._derived(folder)
         self.distillation = self._prepared(derivation.student, self.asked.pairing, derivation)
@@ -244,35 +265,53 @@ class PreparedDerivation(PreparedDistillation):
         super()._carry_out(folder, resume=resume, reporter=reporter, stop=stop)
 
     def _prepared(
-        self, student: nn.Module, pairing: PairingOptions, derivation: Derivation | None = None
+        self,
+        student: nn.Module,
+        pairing: PairingOptions,
+        derivation: Derivation | None = None,
+        method: Method | None = None,
     ) -> Distillation:
         asked = self.asked
         return prepare(
             asked.teacher,
             student,
             asked.images,
-            method=asked.method,
+            method=method or asked.method,
             views=asked.views,
             runner=asked.runner,
             derivation=derivation,
             **vars(pairing),
         )
 
-    def _derive(self, folder: Path, reporter: ProgressReporter) -> None:
+    def _derive(self, folder: Path, recovery: RecoveryTraining) -> None:
         """Write the library as soon as it is known, then the start, and at last what was chosen."""
-        deriver = self._deriver
+        deriver, reporter = self._deriver, recovery.reporter or SilentReporter()
         deriver.reporter = reporter
         twin = self.asked.twin
         if twin is None and deriver.scores:
             self._keep_library(folder)
-        derived = deriver.derive(self.asked.budget) if twin is None else deriver.like(twin)
-        derived.save(folder / START)
+        trained_between = partial(self._recovered, recovery)
+        derived = deriver.derive(self.asked.budget, trained_between) if twin is None else deriver.like(twin)
         if twin is None:
             reporter.note(str(derived.choice))
-        if derived.projections:
-            save_file(derived.named_projections(), folder / BASES)
-        chosen = {"kept": derived.kept_names(), "start_error": derived.error, **derived.choice.to_json()}
-        write_text(folder / CHOICE, json.dumps(chosen) + "\n")
+        _keep(derived, folder)
+
+    def _recovered(
+        self, recovery: RecoveryTraining, number: int, solve: Callable[[], Derivation | None]
+    ) -> Derivation | None:
+        """Return the student of a round, trained; take up what a run that goes on had solved already."""
+        folder = recovery.folder_of(number)
+        assert folder is not None
+
+        def solved() -> Derivation | None:
+            if not (folder / CHOICE).exists():
+                derived = solve()
+                if derived is None:
+                    return None
+                _keep(derived, folder)
+            return self._derived(folder)
+
+        return recovery(number, solved)
 
     def _keep_library(self, folder: Path) -> None:
         """Take up the library that lies in the run folder or that other runs made for another budget; or make it."""
@@ -302,7 +341,8 @@ class PreparedDerivation(PreparedDistillation):
         chosen = _read_choice(folder / CHOICE)
         channels = {name: torch.tensor(numbers, dtype=torch.long) for name, numbers in chosen["kept"].items()}
         projections = _read_bases(folder / BASES)
-        return self._deriver.taken_up(load_student(folder / START), channels, chosen["start_error"], projections)
+        taken_up = self._deriver.taken_up(load_student(folder / START), channels, chosen["start_error"], projections)
+        return replace(taken_up, **{name: chosen[name] for name in RECOVERY if name in chosen})
 
     def finish(self, folder: Path, reporter: ProgressReporter) -> dict[str, Any]:
         """Save and compare as always; and say what was derived, and how good it was before training."""
@@ -322,11 +362,28 @@ class PreparedDerivation(PreparedDistillation):
         return {**result, "blocks": blocks, "start_top1": start, "derived": chosen}
 
 
+RECOVERY = ("recovery_steps", "recovery_seconds")
+"""What a choice says of training between rounds, where there was any."""
+
+
+def _keep(derived: Derivation, folder: Path) -> None:
+    """Write a start, and at last what was chosen: where that lies, all of it does."""
+    derived.save(folder / START)
+    if derived.projections:
+        save_file(derived.named_projections(), folder / BASES)
+    recovery = {name: getattr(derived, name) for name in RECOVERY} if derived.recovery_steps else {}
+    chosen = {"kept": derived.kept_names(), "start_error": derived.error, **recovery, **derived.choice.to_json()}
+    write_text(folder / CHOICE, json.dumps(chosen) + "\n")
+
+
 def _read_choice(path: Path) -> dict[str, Any]:
     try:
         chosen = dict(read_json(path))
         chosen["kept"] = {name: [int(number) for number in numbers] for name, numbers in chosen["kept"].items()}
         chosen["start_error"] = float(chosen["start_error"])
+        for name, kind in zip(RECOVERY, (int, float), strict=True):
+            if name in chosen:
+                chosen[name] = kind(chosen[name])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(
             f"{path} is damaged ({error!r}); remove it, and --resume derives the student again"
