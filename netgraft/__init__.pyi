@@ -5,6 +5,7 @@ from .data.subsets import FewShotSubset as FewShotSubset
 from .data.view_policy import ViewPolicy as ViewPolicy
 from .derivation import Derivation as Derivation
 from .derivation import derive as derive
+from .deriving.options import DerivingOptions as DerivingOptions
 from .distillation import distill as distill
 from .distillation import prepare as prepare
 from .distillation_result import DistillationResult as DistillationResult

@@ -419,7 +419,8 @@ class RecoveryTraining:
             self.images,
             method=recovering(self.method, self.steps),
             views=self.views,
-            runner=replace(self.runner, log=None),
+            # the log is that of the end
+            runner=self.runner if self.runner.log is None else replace(self.runner, log=None),
             data_config=self.data_config,
             derivation=solved,
         )

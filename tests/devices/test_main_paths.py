@@ -125,6 +125,18 @@ def test_a_student_is_derived_from_a_teacher_on_the_device(device: torch.device)
 
 
 @pytest.mark.parametrize("device", WHERE, indirect=True)
+def test_a_student_is_trained_there_between_rounds_that_are_solved_where_the_teacher_lies(device: torch.device) -> None:
+    asked = netgraft.DerivingOptions(rounds=2, recovery_steps=2)
+    teacher = load_teacher("digits_vgg7_bn")
+    result = netgraft.distill(
+        teacher, images=images(), keep={"macs": 0.5}, views=FEW, deriving=asked, steps=2, runner=runner(device)
+    )
+    assert placed(result.student) == {device}
+    assert result.facts()["steps"] == 4
+    assert state_digest(teacher) == state_digest(load_teacher("digits_vgg7_bn"))
+
+
+@pytest.mark.parametrize("device", WHERE, indirect=True)
 def test_a_run_that_was_stopped_goes_on_there(device: torch.device, tmp_path: Path) -> None:
     asked: dict[str, Any] = {"method": "kd", "init": "random", "steps": 6}
     whole = prepared(device, **asked).run()
