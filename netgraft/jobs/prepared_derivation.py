@@ -30,7 +30,7 @@ from netgraft.distillation import Distillation, RecoveryTraining, prepare, recov
 from netgraft.errors import RequestError
 from netgraft.evaluation.comparison import predictions
 from netgraft.evaluation.metrics import top1
-from netgraft.files import write_text
+from netgraft.files import write_atomically, write_text
 from netgraft.grafting.options import PairingOptions
 from netgraft.grafting.pairing import FAR
 from netgraft.jobs.prepared_distillation import PreparedDistillation
@@ -370,7 +370,7 @@ def _keep(derived: Derivation, folder: Path) -> None:
     """Write a start, and at last what was chosen: where that lies, all of it does."""
     derived.save(folder / START)
     if derived.projections:
-        save_file(derived.named_projections(), folder / BASES)
+        write_atomically(folder / BASES, lambda temporary: save_file(derived.named_projections(), temporary))
     recovery = {name: getattr(derived, name) for name in RECOVERY} if derived.recovery_steps else {}
     chosen = {"kept": derived.kept_names(), "start_error": derived.error, **recovery, **derived.choice.to_json()}
     write_text(folder / CHOICE, json.dumps(chosen) + "\n")

@@ -307,8 +307,8 @@ class NetGraft:
         teacher = pairing.teacher.blocks()
         # one for each cut: what is behind a block is kept for the next one too
         ends: list[list[nn.Module]] = [
-            [] if len(channels) == cut.channels else [ChannelSelection(channels, cut.layout)]
-            for channels, cut in zip(pairing.selections, pairing.teacher.cuts, strict=True)
+            [] if len(start) == cut.channels and not start.is_floating_point() else [onto_start(start, cut.layout)]
+            for start, cut in zip(pairing.selections, pairing.teacher.cuts, strict=True)
         ]
         phases = []
         for number, schedule in enumerate(schedules, pairing.inherited):

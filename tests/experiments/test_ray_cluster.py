@@ -90,7 +90,8 @@ def untimed(path: Path) -> dict[str, Any]:
 def test_a_grid_that_loses_a_node_ends_with_the_files_of_this_machine(cluster: Any, tmp_path: Path) -> None:
     results, cells = opened(tmp_path / "there", KD)
     victim = cluster.add_node(num_cpus=1)
-    notes, killed = Notes(), []
+    notes = Notes()
+    killed: list[bool] = []
 
     def kill_once() -> bool:
         # both nodes have told of a cell, and both cells train
