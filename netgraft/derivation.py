@@ -296,7 +296,7 @@ class Deriver:
             return anatomy, _protected(anatomy, protect)
         anatomy = Anatomy.with_streams(self._teacher, noise(self._teacher, size))
         stay = _protected(anatomy, protect)
-        if anatomy.bases is not None and all(place.name in stay for place in anatomy.places if place.is_normed):
+        if anatomy.bases is not None and all(place.name in stay for place in anatomy.places if place.is_stream):
             # its own bases serve as well, and its other places have the same names
             return Anatomy.on_noise(self._teacher, size), stay
         return anatomy, stay

@@ -90,7 +90,7 @@ def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
     return {
         "places": len(anatomy.places),
         "blocks": len(anatomy.blocks),
-        "streams": sum(place.is_normed for place in anatomy.places),
+        "streams": sum(place.is_stream for place in anatomy.places),
         "left_out": sum(widths[block.atom] == 0 for block in anatomy.blocks),
         "macs": macs(student, size) / macs(model, size),
         "macs_reckoned": cost(widths) / cost({}),

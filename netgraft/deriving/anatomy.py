@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.deriving.following import ChannelMap, Product, follow_channels
-from netgraft.deriving.narrowing import proven_blocks, proven_places
+from netgraft.deriving.head_bases import turnable_heads
+from netgraft.deriving.head_tracing import find_heads
+from netgraft.deriving.heads import Logits, Values
+from netgraft.deriving.narrowing import heads_by_width, proven_blocks, proven_places
 from netgraft.deriving.places import Block, Place, find_blocks, find_places
 from netgraft.deriving.statistics import capture
 from netgraft.deriving.stream_bases import StreamBases, with_stream_norms
@@ -32,6 +35,7 @@ class Anatomy:
         probe: Images that it was followed on.
         cuts: Names of the modules that it can be cut behind; empty where it can't be cut.
         bases: Of its streams, where it isn't the teacher itself but computes the same in other bases.
+        turnable: Heads of attention whose bases may be chosen; proven.
     """
 
     model: nn.Module
@@ -41,6 +45,7 @@ class Anatomy:
     probe: Tensor
     cuts: tuple[str, ...]
     bases: StreamBases | None = None
+    turnable: tuple[Logits | Values, ...] = ()
 
     @classmethod
     def of(cls, model: nn.Module, probe: Tensor) -> Anatomy:
@@ -56,7 +61,11 @@ class Anatomy:
         _refuse_broken(model)
         # of one image: what is computed once a batch, such as position embeddings, counts once then
         found = follow_channels(model, probe[:1])
-        places = proven_places(model, found, _seen_reading(model, find_places(found), probe), probe)
+        logits, values = find_heads(model, found, probe[:1])
+        found = replace(found, logits=logits, values=values)
+        candidates = _seen_reading(model, find_places(found), probe)
+        found = replace(found, by_width=heads_by_width(model, found, candidates, probe))
+        places = proven_places(model, found, candidates, probe)
         blocks = proven_blocks(model, find_blocks(model, found), probe)
         if not places and not blocks:
             raise RequestError(
@@ -67,7 +76,8 @@ class Anatomy:
             cuts = legal_cuts(model, probe=probe)
         except RequestError:
             cuts = ()
-        return cls(model, found, tuple(places), tuple(blocks), probe, cuts)
+        turnable = turnable_heads(model, found, [place.atom for place in places], probe)
+        return cls(model, found, tuple(places), tuple(blocks), probe, cuts, turnable=turnable)
 
     @classmethod
     def on_noise(cls, model: nn.Module, input_size: Sequence[int]) -> Anatomy:
@@ -96,7 +106,7 @@ class Anatomy:
         if other is None:
             return cls.of(model, probe)
         anatomy = cls.of(other, probe)
-        if not any(place.is_normed for place in anatomy.places):
+        if not any(place.is_stream for place in anatomy.places):
             return cls.of(model, probe)
         return replace(anatomy, bases=StreamBases.of(anatomy.found))
 
@@ -171,11 +181,14 @@ def _refuse_broken(model: nn.Module) -> None:
 
 
 def _seen_reading(model: nn.Module, places: Sequence[Place], probe: Tensor) -> list[Place]:
-    """Return the places whose readers are seen at work: a fused kernel, for instance, hides what its layers take in."""
-    layers = {reader.layer: model.get_submodule(reader.layer) for place in places for reader in place.readers}
+    """Return the places whose layers are seen at work: a fused kernel, for instance, hides what its layers take in."""
+    names = {place: {each.layer for each in place.readers} for place in places}
+    for place in places:
+        names[place] |= {rows.layer for logits in place.logits for rows in (logits.queries, logits.keys)}
+    layers = {name: model.get_submodule(name) for of_place in names.values() for name in of_place}
     seen: set[str] = set()
     capture(model, probe, layers, lambda name, _: seen.add(name))
-    return [place for place in places if all(reader.layer in seen for reader in place.readers)]
+    return [place for place in places if names[place] <= seen]
 
 
 @torch.no_grad()

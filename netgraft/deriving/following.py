@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from netgraft.deriving.axes import ONE, Atom, Axis, concatenated, cut_out, divided, merged, unify
+from netgraft.deriving.heads import Logits, Values
 from netgraft.deriving.stream_norm import StreamNorm
 from netgraft.errors import RequestError
 from netgraft.modules import eval_mode
@@ -68,6 +69,10 @@ class ChannelMap:
         layer_norms: What each layer norm takes its mean over, by its name.
         stream_norms: What each norm of a stream takes its mean square over, by its name.
         normed: Names of the modules that give what a norm of a stream gave, in another form perhaps.
+        logits: Products of queries with keys whose channels are known one by one.
+        values: What such products average, likewise.
+        by_width: Widths of heads by whose root the module that takes the logits divides them: where less is left,
+            queries are scaled.
     """
 
     tensors: dict[str, Axes] = field(default_factory=dict)
@@ -78,6 +83,14 @@ class ChannelMap:
     layer_norms: dict[str, Axis] = field(default_factory=dict)
     stream_norms: dict[str, Axis] = field(default_factory=dict)
     normed: set[str] = field(default_factory=set)
+    logits: tuple[Logits, ...] = ()
+    values: tuple[Values, ...] = ()
+    by_width: frozenset[Atom] = frozenset()
+
+    @property
+    def heads(self) -> list[Logits | Values]:
+        """All that is known of attention's heads."""
+        return [*self.logits, *self.values]
 
     def free_atoms(self) -> list[Atom]:
         """Return what can be narrowed, in the order of the parameters that carry it."""
@@ -144,7 +157,7 @@ class _Made:
     views: tuple[int, ...]
 
 
-def _sole_owners(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
+def sole_owners(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
     """Return layers whose weight is theirs, or shared with layers that have the same bias, one for each weight."""
     of_weight: dict[int, tuple[str, nn.Conv2d | nn.Linear]] = {}
     apart = set()
@@ -181,7 +194,7 @@ class _Follower(TorchDispatchMode):
             self._map.tensors[name] = axes
             self._known[id(tensor)] = axes
             self._names[id(tensor)] = name
-        for name, layer in _sole_owners(model):
+        for name, layer in sole_owners(model):
             (self._layers if isinstance(layer, nn.Conv2d) else self._linear)[id(layer.weight)] = name
 
     def found(self) -> ChannelMap:

@@ -18,9 +18,10 @@ from netgraft.deriving.absence import ABSENCES
 from netgraft.deriving.anatomy import Anatomy, segment_of_layers, states_in_front
 from netgraft.deriving.choice import Options
 from netgraft.deriving.compensation import add_to_output, compensated
-from netgraft.deriving.narrowing import Kept, silence, tensors_of, touched
+from netgraft.deriving.head_losses import losing_at
+from netgraft.deriving.narrowing import Kept, put_out
 from netgraft.deriving.places import Block, Place
-from netgraft.deriving.selection import Reader, Removal, kept_channels, surgeon_removal
+from netgraft.deriving.selection import Losing, Reader, Removal, kept_channels, surgeon_removal
 from netgraft.deriving.statistics import input_moments
 from netgraft.errors import RequestError
 
@@ -167,13 +168,17 @@ class Library:
 
 
 def readers_of(anatomy: Anatomy, batches: Sequence[Tensor]) -> dict[str, Reader]:
-    """Return all layers that sum over a place, with the moments of what they take in.
+    """Return all layers that sum over a place, or give queries and keys, with the moments of what they take in.
 
     Args:
         anatomy: Of the teacher.
         batches: Views (B, C, H, W) each.
     """
     products = {product.layer: product for place in anatomy.places for product in place.readers}
+    writers = {
+        rows.layer for place in anatomy.places for logits in place.logits for rows in (logits.queries, logits.keys)
+    }
+    products |= {product.layer: product for product in anatomy.layers if product.layer in writers}
     layers = {name: anatomy.model.get_submodule(name) for name in products}
     moments = input_moments(anatomy.model, batches, layers)
     readers = {}
@@ -193,7 +198,7 @@ def score_widths(
     anatomy: Anatomy,
     readers: Mapping[str, Reader],
     held_back: Tensor,
-    removal_of: Callable[[Place, Sequence[Reader]], Removal] = surgeon_removal,
+    removal_of: Callable[[Place, Sequence[Losing]], Removal] = surgeon_removal,
     *,
     sizes: int = 8,
 ) -> Iterator[Entry]:
@@ -203,7 +208,7 @@ def score_widths(
         anatomy: Of the teacher.
         readers: As :func:`readers_of` gives them.
         held_back: Views (B, C, H, W) that took no part in the statistics.
-        removal_of: Says in which order the channels of a place go, by the layers that read them.
+        removal_of: Says in which order the channels of a place go, by all that sums over them.
         sizes: Widths to try, a place.
 
     Yields:
@@ -235,16 +240,16 @@ def score_widths(
         yield Entry(block, gone, (0, 1), (lost, 0.0))
     for place in anatomy.places:
         of_place = [readers[product.layer] for product in place.readers]
-        removal = removal_of(place, of_place)
-        # what else depends on the channels must see that they are gone
-        first = 0 if place.is_normed else min(segment_of[reader.name] for reader in of_place)
+        removal = removal_of(place, losing_at(place, readers))
+        # logits and norms have no weights that could leave channels out: these end where they are written
+        layers = place.layers if place.acts_without_weights else [each.name for each in of_place]
+        first = min(segment_of[layer] for layer in layers)
         errors = []
         widths = place.widths(sizes)
         for width in widths:
             kept = {place.atom: kept_channels(removal.order, width)}
-            originals = [_compensate(anatomy, model, reader, kept) for reader in of_place]
-            if place.is_normed:
-                originals.append(_silence(anatomy, model, kept))
+            originals = [put_out(model, anatomy.found, kept)] if place.acts_without_weights else []
+            originals += [_compensate(anatomy, model, reader, kept) for reader in of_place]
             errors.append(error(first))
             for restore in reversed(originals):
                 restore()
@@ -288,19 +293,5 @@ def _compensate(anatomy: Anatomy, model: nn.Module, reader: Reader, kept: Kept) 
         for tensor, old in zip(changed, saved, strict=True):
             if tensor is not None and old is not None:
                 tensor.copy_(old)
-
-    return restore
-
-
-def _silence(anatomy: Anatomy, model: nn.Module, kept: Kept) -> Callable[[], None]:
-    """Make zero, in place, whatever writes channels that are gone; return what undoes it."""
-    changed = {name: tensor for name, tensor in tensors_of(model) if touched(anatomy.found.tensors[name], kept)}
-    saved = {name: tensor.clone() for name, tensor in changed.items()}
-    for name, tensor in changed.items():
-        silence(tensor, anatomy.found.tensors[name], kept)
-
-    def restore() -> None:
-        for name, tensor in changed.items():
-            tensor.copy_(saved[name])
 
     return restore

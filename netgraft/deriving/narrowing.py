@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -33,6 +35,7 @@ def narrow(model: nn.Module, found: ChannelMap, kept: Kept, blocks: Sequence[Blo
     """
     narrowed = copy.deepcopy(model)
     leave_out(narrowed, absences(blocks, kept))
+    _scale_queries(narrowed, found, kept)
     for name, tensor in list(tensors_of(narrowed)):
         axes = found.tensors[name]
         if touched(axes, kept):
@@ -46,6 +49,37 @@ def absences(blocks: Sequence[Block], kept: Kept) -> dict[str, str]:
     return {block.name: block.absence for block in blocks if block.atom in kept and not len(kept[block.atom])}
 
 
+def output_scales(found: ChannelMap, kept: Kept, layer: str) -> Tensor | None:
+    """Return what each output of a layer is multiplied by in the narrowed model, (O,), float64; None for one.
+
+    A module that divides logits by the root of what is left of a head's width gets larger queries for it.
+
+    Args:
+        found: The model's channels.
+        kept: Which of them stay.
+        layer: Its name.
+    """
+    scales = None
+    for logits in found.logits:
+        if logits.atom in kept and logits.atom in found.by_width and logits.queries.layer == layer:
+            if scales is None:
+                scales = torch.ones(found.tensors[f"{layer}.weight"][0].size, dtype=torch.float64)
+            scales[logits.queries.numbers.flatten()] = math.sqrt(len(kept[logits.atom]) / logits.atom.size)
+    return scales
+
+
+@torch.no_grad()
+def _scale_queries(model: nn.Module, found: ChannelMap, kept: Kept) -> None:
+    present = {name for name, _ in model.named_modules()}
+    for name in {logits.queries.layer for logits in found.logits} & present:
+        scales, layer = output_scales(found, kept, name), model.get_submodule(name)
+        if scales is not None and isinstance(layer, nn.Conv2d | nn.Linear):
+            scale = scales.to(layer.weight)
+            layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
+            if layer.bias is not None:
+                layer.bias.mul_(scale)
+
+
 def _groups(found: ChannelMap, kept: Kept) -> dict[str, dict[str, int]]:
     """Return the groups that convolutions have left."""
     left = {}
@@ -57,21 +91,44 @@ def _groups(found: ChannelMap, kept: Kept) -> dict[str, dict[str, int]]:
     return left
 
 
-def _heads(model: nn.Module, found: ChannelMap, kept: Kept) -> dict[str, dict[str, int]]:
-    """Return the heads that attention has left: of a module that says how many it has, and whose weights have as many.
+def _heads(model: nn.Module, found: ChannelMap, kept: Kept) -> dict[str, dict[str, int | float]]:
+    """Return the numbers that attention has left: of a module whose weights have as many heads, or heads as wide.
 
     Whether that is what its forward goes by, the proof of the place shows.
     """
+    wide = {each.atom for each in found.heads}
     left = {}
     for name, module in model.named_modules():
         said = [vars(module)[key] for key in HEADS if isinstance(vars(module).get(key), int)]
-        if said:
-            inside = [axes for tensor, axes in found.tensors.items() if tensor.startswith(f"{name}.")]
-            atoms = {atom for axes in inside for axis in axes for atom in axis.atoms()}
-            for atom in atoms & kept.keys():
-                if atom.size == said[0]:
-                    left[name] = counts_of_heads(module, atom.size, len(kept[atom]))
+        inside = [axes for tensor, axes in found.tensors.items() if tensor.startswith(f"{name}.")]
+        atoms = {atom for axes in inside for axis in axes for atom in axis.atoms()} & kept.keys()
+        heads = [len(kept[atom]) for atom in atoms - wide if said and atom.size == said[0]]
+        widths = [(atom.size, len(kept[atom])) for atom in atoms & wide]
+        if heads or widths:
+            before = (said[0], heads[-1] if heads else said[0]) if said else None
+            scaled = {each.atom.size for each in found.logits if each.module == name and each.atom in found.by_width}
+            left[name] = counts_of_heads(module, before, widths, scaled)
     return left
+
+
+def heads_by_width(model: nn.Module, found: ChannelMap, places: Sequence[Place], probe: Tensor) -> frozenset[Atom]:
+    """Return the widths of heads for which logits are divided by their root: by the module, or by its kernel.
+
+    There the narrowed model computes what zeros do if its queries are larger; which ones these are is tried.
+
+    Args:
+        model: The teacher.
+        found: Its channels.
+        places: Of which some are widths of heads.
+        probe: Images (B, C, H, W).
+    """
+    exact = exactly(model)
+
+    def holds(some: list[Atom]) -> bool:
+        kept = {atom: torch.arange(0, atom.size, 2) for atom in some}
+        return _narrows(exact, replace(found, by_width=frozenset(some)), kept, probe)
+
+    return frozenset(those_that_hold([place.atom for place in places if place.logits], holds))
 
 
 def proven_places(model: nn.Module, found: ChannelMap, places: Sequence[Place], probe: Tensor) -> list[Place]:
@@ -87,19 +144,19 @@ def proven_places(model: nn.Module, found: ChannelMap, places: Sequence[Place], 
     parts = (lambda channel: channel % 2 == 0, lambda channel: channel % 4 != 1, lambda channel: channel % 4 == 0)
     channels = {place.atom: torch.arange(place.width) for place in places}
     kept = {atom: each[parts[number % 3](each)] for number, (atom, each) in enumerate(channels.items())}
-    exact = _exact(model)
-    return _those_that_hold(
+    exact = exactly(model)
+    return those_that_hold(
         places, lambda some: _narrows(exact, found, {place.atom: kept[place.atom] for place in some}, probe)
     )
 
 
 def proven_blocks(model: nn.Module, blocks: Sequence[Block], probe: Tensor) -> list[Block]:
     """Return the blocks without which the model computes, in float64, what it does where their weights are zero."""
-    exact = _exact(model)
-    return _those_that_hold(blocks, lambda some: _can_go(exact, some, probe))
+    exact = exactly(model)
+    return those_that_hold(blocks, lambda some: _can_go(exact, some, probe))
 
 
-def _those_that_hold(candidates: Sequence[T], holds: Callable[[list[T]], bool]) -> list[T]:
+def those_that_hold(candidates: Sequence[T], holds: Callable[[list[T]], bool]) -> list[T]:
     """Return those that hold together.
 
     What is tried comes on top of what held before, so that one bad pair costs no more than one of the two; where it
@@ -132,7 +189,7 @@ def _can_go(exact: nn.Module, blocks: Sequence[Block], probe: Tensor) -> bool:
 
 
 def agree(got: Tensor, expected: Tensor) -> bool:
-    """Whether float64 logits are the same but for rounding."""
+    """Whether answers (B, K) are the same but for rounding in float64."""
     scale = expected.abs().max().clamp_min(1e-30)
     return bool(torch.isfinite(got).all()) and torch.allclose(got / scale, expected / scale, rtol=0, atol=1e-9)
 
@@ -140,30 +197,34 @@ def agree(got: Tensor, expected: Tensor) -> bool:
 def without(model: nn.Module, found: ChannelMap, kept: Kept) -> nn.Module:
     """Return a copy of ``model`` as wide as before, in which the channels that don't stay are zero."""
     masked = copy.deepcopy(model)
-    for name, tensor in tensors_of(masked):
-        silence(tensor, found.tensors[name], kept)
+    put_out(masked, found, kept)
     return masked
 
 
 @torch.no_grad()
-def silence(tensor: Tensor, axes: Axes, kept: Kept) -> None:
-    """Make a tensor zero, in place, wherever channels stand that are gone.
+def put_out(model: nn.Module, found: ChannelMap, kept: Kept) -> Callable[[], None]:
+    """Make channels that don't stay zero, in place, in all that writes and reads them; return what brings them back."""
+    saved = []
+    for name, tensor in tensors_of(model):
+        if touched(found.tensors[name], kept):
+            saved.append((tensor, tensor.clone()))
+        for dim, axis in enumerate(found.tensors[name]):
+            if touched((axis,), kept):
+                gone = torch.ones(axis.size, dtype=torch.bool)
+                gone[axis.indices(kept)] = False
+                tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
 
-    Args:
-        tensor: Parameter or buffer.
-        axes: Of it.
-        kept: Channels that stay.
-    """
-    for dim, axis in enumerate(axes):
-        if touched((axis,), kept):
-            gone = torch.ones(axis.size, dtype=torch.bool)
-            gone[axis.indices(kept)] = False
-            tensor.index_fill_(dim, gone.nonzero().flatten().to(tensor.device), 0)
+    @torch.no_grad()
+    def restore() -> None:
+        for tensor, old in saved:
+            tensor.copy_(old)
+
+    return restore
 
 
 def is_proven(model: nn.Module, found: ChannelMap, kept: Kept, probe: Tensor) -> bool:
     """Return whether the narrowed model computes, in float64, what the model with zeros in its place does."""
-    return _narrows(_exact(model), found, kept, probe)
+    return _narrows(exactly(model), found, kept, probe)
 
 
 @torch.no_grad()
@@ -176,7 +237,7 @@ def _narrows(exact: nn.Module, found: ChannelMap, kept: Kept, probe: Tensor) -> 
         return False
 
 
-def _exact(model: nn.Module) -> nn.Module:
+def exactly(model: nn.Module) -> nn.Module:
     """Return a copy in float64, on the CPU: not every device has it."""
     return copy.deepcopy(model).cpu().double()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.following import Axes, ChannelMap, Product
+from netgraft.deriving.heads import Logits
 from netgraft.deriving.statistics import MOST_FEATURES
 
 MULTIPLE = 8
@@ -27,17 +29,16 @@ class Place:
         atom: The channels.
         readers: Layers that sum over it, in the order of the forward: where what leaves can be made up for.
         layers: All layers that have it on one of their sides.
-        held: Channels that go last: the direction of the mean of a stream, which a layer norm needs.
-        is_normed: Whether a norm takes a mean square over it: channels that are gone change it, even if nothing else
-            reads them.
+        logits: Products of queries with keys that sum over it, where it is the width of heads.
+        held: Channels that go last: of a stream, the direction of the mean, which a layer norm needs; none elsewhere.
     """
 
     name: str
     atom: Atom
     readers: tuple[Product, ...]
     layers: tuple[str, ...]
+    logits: tuple[Logits, ...] = ()
     held: tuple[int, ...] = ()
-    is_normed: bool = False
 
     @property
     def width(self) -> int:
@@ -45,8 +46,23 @@ class Place:
         return self.atom.size
 
     @property
+    def is_stream(self) -> bool:
+        """Whether a norm takes a mean square over it."""
+        return bool(self.held)
+
+    @property
+    def acts_without_weights(self) -> bool:
+        """Whether something else than its readers goes by it: channels must be zero then, not only unread."""
+        return self.is_stream or bool(self.logits)
+
+    @property
     def columns(self) -> int:
-        """How often each channel stands among what a reader sums over: a head of attention as often as it is wide."""
+        """How often each channel stands among what a reader sums over: a head of attention as often as it is wide.
+
+        Logits sum over the width of a head alone.
+        """
+        if self.logits:
+            return 1
         inputs = [[each for each in reader.inputs.segments if self.atom in each] for reader in self.readers]
         return min(
             (sum(math.prod(atom.size for atom in each) for each in segments) // self.width for segments in inputs),
@@ -150,24 +166,25 @@ def _gives_nothing(module: nn.Module, taken: Axes) -> bool | None:
 def find_places(found: ChannelMap) -> list[Place]:
     """Return where a model can become narrower, in the order of its forward.
 
-    A set of channels is a place if layers write it and layers sum over it. Channels that two computed tensors sum over,
-    as queries and keys do, are none; nor are those that a layer takes in among more than :data:`MOST_FEATURES`, or as
-    products with themselves.
+    A set of channels is a place if layers write it and layers sum over it, or queries and keys of which is known which
+    channel is multiplied with which. Channels that other computed tensors sum over are none; nor are those that a layer
+    takes in among more than :data:`MOST_FEATURES`, or as products with themselves.
     """
-    summed_without_weights = {
+    summed_without_weights = Counter(
         atom for product in found.products if not product.layer for atom in product.inputs.atoms()
-    }
+    )
     streams = {atom for axis in found.stream_norms.values() for atom in axis.atoms()}
     places = []
     for atom in found.free_atoms():
-        if atom in summed_without_weights or atom.size < 2:
+        logits = tuple(each for each in found.logits if each.atom is atom)
+        if summed_without_weights[atom] != len(logits) or atom.size < 2:
             continue
         readers = [each for each in found.products if _reads(each, atom)]
         writers = [each for each in found.products if each.layer and atom in each.outputs.atoms()]
-        if readers and writers and not any(_is_unsuited(each, atom) for each in readers):
+        if (readers or logits) and writers and not any(_is_unsuited(each, atom) for each in readers):
             layers = dict.fromkeys(each.layer for each in (*writers, *readers))
             held = (0,) if atom in streams else ()
-            places.append(Place(writers[0].layer, atom, tuple(readers), tuple(layers), held, bool(held)))
+            places.append(Place(writers[0].layer, atom, tuple(readers), tuple(layers), logits, held))
     order = {product.layer: number for number, product in reversed(list(enumerate(found.products)))}
     return _named_apart(sorted(places, key=lambda place: order[place.name]))
 

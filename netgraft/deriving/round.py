@@ -16,12 +16,13 @@ from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.choice import Limit, Options
 from netgraft.deriving.costs import Cost, Macs, Parameters, Widths
+from netgraft.deriving.head_losses import losing_at
 from netgraft.deriving.latency import Milliseconds
 from netgraft.deriving.library import Library, readers_of, score_widths
 from netgraft.deriving.narrowing import Kept, narrow
 from netgraft.deriving.options import DerivingOptions
 from netgraft.deriving.places import Block, Place
-from netgraft.deriving.selection import Reader, Removal, kept_channels, removal_in_order, surgeon_removal
+from netgraft.deriving.selection import Losing, Reader, Removal, kept_channels, removal_in_order, surgeon_removal
 from netgraft.deriving.turning import Turning
 from netgraft.deriving.weight_norm import weight_norm_order
 from netgraft.errors import RequestError
@@ -95,7 +96,7 @@ class Round:
 
     @cached_property
     def readers(self) -> dict[str, Reader]:
-        """Layers that sum over places, with the moments of what they take in."""
+        """Layers that sum over places, or give queries and keys, with the moments of what they take in."""
         return readers_of(self.measured, self._samples.batches)
 
     @property
@@ -128,13 +129,13 @@ class Round:
         if self._options.criterion == "weight-norm":
             # weights alone decide: no statistics are needed
             return weight_norm_order(place, self.anatomy.model, self.anatomy.found.products)
-        return surgeon_removal(place, [self.readers[product.layer] for product in place.readers]).order
+        return surgeon_removal(place, losing_at(place, self.readers)).order
 
-    def _removal(self, place: Place, readers: Sequence[Reader]) -> Removal:
+    def _removal(self, place: Place, losing: Sequence[Losing]) -> Removal:
         """Say in which order the channels of a place go, and what each loses."""
         if self._options.criterion == "weight-norm":
-            return removal_in_order(self.order(place), place, readers)
-        return surgeon_removal(place, readers)
+            return removal_in_order(self.order(place), place, losing)
+        return surgeon_removal(place, losing)
 
     @cached_property
     def counted(self) -> dict[str, Cost]:

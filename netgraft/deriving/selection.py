@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,26 @@ def groups_of(layer: nn.Conv2d | nn.Linear) -> int:
 def has_intercept(layer: nn.Conv2d | nn.Linear, norm: nn.modules.batchnorm._BatchNorm | None) -> bool:
     """Whether a constant can be added to what a layer gives: to its bias, or through the norm behind it."""
     return layer.bias is not None or (norm is not None and norm.running_mean is not None)
+
+
+class Surgery(Protocol):
+    """Something that sums over channels, while these leave it one by one."""
+
+    def losses(self, channels: Tensor) -> Tensor:
+        """Return what each of the channels (n,) that are left adds to the squared error once it goes, (n,), float64."""
+
+    def remove(self, channel: int) -> None:
+        """Let one go."""
+
+    def pack(self, gone: Tensor) -> None:
+        """Need no more memory for those that went since this was done last."""
+
+
+class Losing(Protocol):
+    """Something that sums over channels."""
+
+    def begin(self, atom: Atom) -> Surgery:
+        """Return it with all channels of ``atom``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +74,10 @@ class Reader:
     def has_intercept(self) -> bool:
         """Whether a constant can be added to what the layer gives."""
         return has_intercept(self.layer, self.norm)
+
+    def begin(self, atom: Atom) -> _Surgery:
+        """Return the layer with all channels of ``atom``, while these leave."""
+        return _Surgery.on(self, atom)
 
     def covariance(self) -> Tensor:
         """Return (F, F), float64: about the mean if the layer can add a constant; zero between groups."""
@@ -112,14 +137,14 @@ class Removal:
     losses: Tensor
 
 
-def surgeon_removal(place: Place, readers: Sequence[Reader]) -> Removal:
+def surgeon_removal(place: Place, readers: Sequence[Losing]) -> Removal:
     """Take away the channels of a place one by one in the manner of optimal brain surgeon: the least loss first.
 
     Behind each removal weights and inverse covariances are those of the layers without it.
 
     Args:
         place: Whose channels.
-        readers: All layers that sum over them.
+        readers: All that sums over them: layers, and logits of attention.
 
     Source: Hassibi & Stork, "Second Order Derivatives for Network Pruning: Optimal Brain Surgeon", NIPS 1992,
     equations 5 and 6, with one channel's weights in the place of a single one.
@@ -131,21 +156,21 @@ def surgeon_removal(place: Place, readers: Sequence[Reader]) -> Removal:
     )
 
 
-def removal_in_order(order: Tensor, place: Place, readers: Sequence[Reader]) -> Removal:
+def removal_in_order(order: Tensor, place: Place, readers: Sequence[Losing]) -> Removal:
     """Take away the channels of a place in a given order.
 
     Args:
         order: (width of the place,) indices.
         place: Whose channels.
-        readers: All layers that sum over them.
+        readers: All that sums over them: layers, and logits of attention.
     """
     given = iter(order.tolist())
     return _remove(place, readers, lambda left, losses: int((left == next(given)).nonzero()))
 
 
-def _remove(place: Place, readers: Sequence[Reader], choose: Callable[[Tensor, Tensor], int]) -> Removal:
+def _remove(place: Place, readers: Sequence[Losing], choose: Callable[[Tensor, Tensor], int]) -> Removal:
     """Remove all channels; ``choose`` says which of those that are left goes next, by their losses."""
-    states = [_Surgery.on(reader, place.atom) for reader in readers]
+    states = [reader.begin(place.atom) for reader in readers]
     left = torch.arange(place.width)
     order: list[int] = []
     lost: list[float] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from netgraft.deriving.absence import leave_out, left_out
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -21,13 +23,13 @@ class Sizes:
 
     Attributes:
         shapes: Of parameters and buffers, by name.
-        counts: Numbers that modules compute with and that no shape tells: groups of convolutions, heads of attention;
-            by the name of the module and of its attribute.
+        counts: Numbers that modules compute with and that no shape tells: groups of convolutions, heads of attention,
+            how wide these are and what logits are scaled by; by the name of the module and of its attribute.
         absent: What was left out: names of modules, and of what stands in their place.
     """
 
     shapes: Mapping[str, tuple[Positive, ...]]
-    counts: Mapping[str, Mapping[str, Positive]]
+    counts: Mapping[str, Mapping[str, Positive | PositiveFloat]]
     absent: Mapping[str, str]
 
     def __bool__(self) -> bool:
@@ -115,31 +117,55 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 HEADS = ("num_heads", "heads")
 """What attention calls the number of its heads."""
 
-_WIDTHS_OF_HEADS = ("attn_dim", "val_attn_dim", "key_attn_dim", "inner_dim")
+WIDTHS_OF_A_HEAD = ("head_dim", "dim_head", "attention_head_size", "key_dim", "val_dim", "value_dim", "d")
+"""What it calls the width of a head."""
+
+_WIDTHS_OF_HEADS = ("attn_dim", "val_attn_dim", "key_attn_dim", "inner_dim", "all_head_size")
 """What it calls the width of all heads together."""
 
+SCALE = "scale"
+"""What it multiplies logits by."""
 
-def _counts(model: nn.Module) -> dict[str, dict[str, int]]:
-    found = {}
+
+def _counts(model: nn.Module) -> dict[str, dict[str, int | float]]:
+    found: dict[str, dict[str, int | float]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             found[name] = {"groups": module.groups}
         else:
-            counts = {key: vars(module).get(key) for key in (*HEADS, *_WIDTHS_OF_HEADS)}
-            found[name] = {key: count for key, count in counts.items() if isinstance(count, int)}
+            counts = {key: vars(module).get(key) for key in (*HEADS, *WIDTHS_OF_A_HEAD, *_WIDTHS_OF_HEADS)}
+            found[name] = {key: count for key, count in counts.items() if isinstance(count, int) and count > 0}
+            scale = vars(module).get(SCALE)
+            if isinstance(scale, float) and scale > 0:
+                found[name][SCALE] = scale
     return {name: counts for name, counts in found.items() if counts}
 
 
-def counts_of_heads(module: nn.Module, heads: int, kept: int) -> dict[str, int]:
-    """Return the numbers of an attention that lost some of its heads.
+def counts_of_heads(
+    module: nn.Module, heads: tuple[int, int] | None, widths: Sequence[tuple[int, int]], scaled: Collection[int] = ()
+) -> dict[str, int | float]:
+    """Return the numbers of an attention that lost some of its heads, or of their widths; of those that change.
 
     Args:
-        module: That says how many heads it has.
-        heads: How many those are.
-        kept: How many stay.
+        module: That says how many heads it has, or how wide they are.
+        heads: How many it has, and how many stay; None where that isn't known.
+        widths: Of a head, and what stays of it; of those that become narrower.
+        scaled: The widths from whose root its scale of logits comes, if it has one.
     """
-    counts = _counts(module).get("", {})
-    return {key: kept if key in HEADS else count // heads * kept for key, count in counts.items()}
+    before, after = heads or (1, 1)
+    left: dict[str, int | float] = {}
+    for key, count in _counts(module).get("", {}).items():
+        if key in HEADS:
+            left[key] = after
+        elif key in WIDTHS_OF_A_HEAD:
+            left[key] = next((kept for width, kept in widths if width == count), count)
+        elif key in _WIDTHS_OF_HEADS:
+            of_each = next(((width, kept) for width, kept in widths if width * before == count), (1, 1))
+            left[key] = int(count) // before * after // of_each[0] * of_each[1]
+        elif key == SCALE:
+            roots = [kept for width, kept in widths if width in scaled and math.isclose(width**-0.5, count)]
+            left[key] = roots[0] ** -0.5 if roots else count
+    return {key: count for key, count in left.items() if count != vars(module)[key]}
 
 
 def replace_tensor(model: nn.Module, name: str, value: Tensor) -> None:
@@ -154,7 +180,7 @@ def replace_tensor(model: nn.Module, name: str, value: Tensor) -> None:
                     store[key] = new  # type: ignore[assignment]
 
 
-def tell_sizes(model: nn.Module, counts: Mapping[str, Mapping[str, int]]) -> None:
+def tell_sizes(model: nn.Module, counts: Mapping[str, Mapping[str, int | float]]) -> None:
     """Make the numbers that layers print and compute with those of their weights.
 
     Args:

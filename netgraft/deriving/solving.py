@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from netgraft.deriving.anatomy import Anatomy, segment_of_layers
 from netgraft.deriving.compensation import add_to_output, compensated
 from netgraft.deriving.following import Product
-from netgraft.deriving.narrowing import Kept, absences, narrow
+from netgraft.deriving.narrowing import Kept, absences, narrow, output_scales
 from netgraft.deriving.residual import Seen, seen_in
 from netgraft.deriving.selection import Reader, groups_of, has_intercept
 from netgraft.deriving.statistics import MOST_FEATURES, rows_a_batch, sampled_rows
@@ -52,10 +52,18 @@ def narrowed_start(anatomy: Anatomy, readers: Mapping[str, Reader], kept: Kept) 
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         found = compensated(readers[product.layer], kept)
         outputs = product.outputs.indices(kept)
-        layer.weight.copy_(_columns(found.weight[outputs], product, kept))
+        scales = _scales_of(anatomy, kept, product.layer, outputs)
+        weight = _columns(found.weight[outputs], product, kept)
+        layer.weight.copy_(weight * scales.reshape(-1, *[1] * (weight.dim() - 1)))
         if found.shift is not None:
-            add_to_output(layer, norm, found.shift[outputs])
+            add_to_output(layer, norm, found.shift[outputs] * scales)
     return student
+
+
+def _scales_of(anatomy: Anatomy, kept: Kept, layer: str, outputs: Tensor) -> Tensor:
+    """Return what the outputs that a layer has left are multiplied by, (O,), float64: one, but for some queries."""
+    scales = output_scales(anatomy.found, kept, layer)
+    return torch.ones(len(outputs), dtype=torch.float64) if scales is None else scales[outputs]
 
 
 def _columns(weight: Tensor, product: Product, kept: Kept) -> Tensor:
@@ -141,6 +149,7 @@ def _solve(
     generator = torch.Generator().manual_seed(0)
     wanted = rows_a_batch(unknowns, len(states[0]))
     intercept = has_intercept(layer, norm)
+    scales = _scales_of(anatomy, kept, name, outputs).to(layer.weight)
     carried = 0 if layer.bias is not None or norm is None else _carried(anatomy, norm, name, outputs)
     sums = Normals(groups, unknowns, len(outputs) // groups)
     tests = Normals(groups, unknowns, len(outputs) // groups)
@@ -148,7 +157,7 @@ def _solve(
         of_teacher = seen_in(blocks[0], teacher_state.clone(), teachers)
         of_student = seen_in(blocks[1], student_state.clone(), layer)
         rows = sampled_rows(of_student.call, wanted, generator)
-        missing = of_teacher.call.output_rows(rows)[:, outputs] - of_student.call.output_rows(rows) - carried
+        missing = scales * of_teacher.call.output_rows(rows)[:, outputs] - of_student.call.output_rows(rows) - carried
         missing = missing + _missing_beside(of_teacher, of_student, rows, outputs)
         (sums if number % TESTED else tests).add(of_student.call.unfolded_rows(rows), missing)
     if not (sums.is_finite() and tests.is_finite()):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from netgraft.deriving.anatomy import Anatomy
+from netgraft.deriving.head_bases import turn_head_bases
 
 Turning = Callable[[Anatomy, Sequence[Tensor]], Anatomy]
 """From the anatomy of a copy, whose weights it may change in place, and views (B, C, H, W) each, to that of a model
@@ -21,7 +22,13 @@ def _turn_streams(anatomy: Anatomy, batches: Sequence[Tensor]) -> Anatomy:
     return replace(anatomy, bases=anatomy.bases.turned(anatomy.model, batches))
 
 
-TURNINGS: tuple[Turning, ...] = (_turn_streams,)
+def _turn_heads(anatomy: Anatomy, batches: Sequence[Tensor]) -> Anatomy:
+    if anatomy.turnable:
+        turn_head_bases(anatomy.model, anatomy.turnable, batches)
+    return anatomy
+
+
+TURNINGS: tuple[Turning, ...] = (_turn_streams, _turn_heads)
 """One after another."""
 
 

@@ -169,7 +169,7 @@ def stream_width(model: nn.Module) -> int:
 
 
 def stream_of(anatomy: Anatomy) -> Place:
-    [stream] = [place for place in anatomy.places if place.is_normed]
+    [stream] = [place for place in anatomy.places if place.is_stream]
     return stream
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.following import ChannelMap, follow_channels
+from netgraft.deriving.head_losses import losing_at
 from netgraft.deriving.library import readers_of
 from netgraft.deriving.narrowing import Kept
 from netgraft.deriving.places import Place, find_places
@@ -201,9 +202,7 @@ def solved(anatomy: Anatomy, widths: Mapping[str, int], batches: list[Tensor]) -
     """Return a student in closed form, by names of places, and the channels that it has."""
     readers = readers_of(anatomy, batches)
     kept = {
-        place.atom: kept_channels(
-            surgeon_removal(place, [readers[product.layer] for product in place.readers]).order, widths[place.name]
-        )
+        place.atom: kept_channels(surgeon_removal(place, losing_at(place, readers)).order, widths[place.name])
         for place in anatomy.places
         if place.name in widths
     }
