@@ -92,6 +92,11 @@ class ChannelMap:
         """All that is known of attention's heads."""
         return [*self.logits, *self.values]
 
+    @property
+    def widths(self) -> set[Atom]:
+        """Widths of attention's heads."""
+        return {each.atom for each in self.heads}
+
     def free_atoms(self) -> list[Atom]:
         """Return what can be narrowed, in the order of the parameters that carry it."""
         for product in self.products:

@@ -121,8 +121,11 @@ class _Tracer(TorchDispatchMode):
         self._convolutions: dict[int, str] = {}
         self._linear: dict[int, str] = {}
         self._transposed: dict[int, str] = {}
+        self._biases: dict[int, str] = {}
         for name, layer in sole_owners(model):
             (self._convolutions if isinstance(layer, nn.Conv2d) else self._linear)[id(layer.weight)] = name
+            if layer.bias is not None:
+                self._biases[id(layer.bias)] = name
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -155,6 +158,8 @@ class _Tracer(TorchDispatchMode):
             yield self._convolution(args, outputs[0])
         elif name in {"mul", "div"}:
             yield self._scaled(args)
+        elif name == "add":
+            yield self._with_bias(args)
         elif isinstance(args[0] if args else None, Tensor) and id(args[0]) in self._origins:
             origin = self._origins[id(args[0])]
             for channels in _moved(name, func, origin.channels, args, kwargs, outputs):
@@ -165,6 +170,12 @@ class _Tracer(TorchDispatchMode):
         numbers = [each for each in args[:2] if not isinstance(each, Tensor) or each.numel() == 1]
         known = [self._origins[id(each)] for each in args[:2] if id(each) in self._origins]
         return known[0] if len(numbers) == 1 and len(known) == 1 else None
+
+    def _with_bias(self, args: Any) -> _Origin | None:
+        """A linear layer adds its bias by itself where what it takes in doesn't lie in one piece."""
+        known = [self._origins[id(each)] for each in args[:2] if id(each) in self._origins]
+        layers = [self._biases.get(id(each)) for each in args[:2]]
+        return known[0] if len(known) == 1 and known[0].heads is None and known[0].layer in layers else None
 
     def _convolution(self, args: Any, output: Tensor) -> _Origin | None:
         images, weight, transposed, groups = args[0], args[1], args[6], args[8]

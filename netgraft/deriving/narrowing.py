@@ -96,19 +96,23 @@ def _heads(model: nn.Module, found: ChannelMap, kept: Kept) -> dict[str, dict[st
 
     Whether that is what its forward goes by, the proof of the place shows.
     """
-    wide = {each.atom for each in found.heads}
-    left = {}
+    left: dict[str, dict[str, int | float]] = {}
     for name, module in model.named_modules():
         said = [vars(module)[key] for key in HEADS if isinstance(vars(module).get(key), int)]
-        inside = [axes for tensor, axes in found.tensors.items() if tensor.startswith(f"{name}.")]
-        atoms = {atom for axes in inside for axis in axes for atom in axis.atoms()} & kept.keys()
-        heads = [len(kept[atom]) for atom in atoms - wide if said and atom.size == said[0]]
-        widths = [(atom.size, len(kept[atom])) for atom in atoms & wide]
+        atoms = atoms_inside(found, name) & kept.keys()
+        heads = [len(kept[atom]) for atom in atoms - found.widths if said and atom.size == said[0]]
+        widths = [(atom.size, len(kept[atom])) for atom in atoms & found.widths]
         if heads or widths:
             before = (said[0], heads[-1] if heads else said[0]) if said else None
             scaled = {each.atom.size for each in found.logits if each.module == name and each.atom in found.by_width}
             left[name] = counts_of_heads(module, before, widths, scaled)
     return left
+
+
+def atoms_inside(found: ChannelMap, module: str) -> set[Atom]:
+    """Return the atoms that the tensors of a module are made of."""
+    inside = [axes for name, axes in found.tensors.items() if name.startswith(f"{module}.")]
+    return {atom for axes in inside for axis in axes for atom in axis.atoms()}
 
 
 def heads_by_width(model: nn.Module, found: ChannelMap, places: Sequence[Place], probe: Tensor) -> frozenset[Atom]:

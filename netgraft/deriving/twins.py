@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.axes import Atom, Axis
 from netgraft.deriving.following import Axes
+from netgraft.deriving.narrowing import atoms_inside
 from netgraft.deriving.places import Block
+from netgraft.deriving.sizes import HEADS, WIDTHS_OF_A_HEAD
 from netgraft.errors import RequestError
 
 
@@ -103,6 +105,8 @@ def _solved(
     ]
     for name, axes in found.items():
         sizes += zip(axes, tensors[name].shape, strict=True)
+    # a product of heads and of their width says neither of them
+    sizes += [(Axis(((atom,),)), count) for atom, count in _said_by_heads(anatomy, student) if atom in free]
     widths: dict[Atom, int] = {}
     before = -1
     while len(widths) > before:
@@ -113,6 +117,24 @@ def _solved(
                 (atom,) = unknown
                 widths[atom] = _width(axis, size, atom, widths)
     return widths
+
+
+def _said_by_heads(anatomy: Anatomy, student: nn.Module) -> list[tuple[Atom, int]]:
+    """Return how many heads attention says that it has, and how wide they are."""
+    present = dict(student.named_modules())
+    said = []
+    for name, module in anatomy.model.named_modules():
+        if name in present:
+            atoms = atoms_inside(anatomy.found, name)
+            for keys, among in (
+                (HEADS, atoms - anatomy.found.widths),
+                (WIDTHS_OF_A_HEAD, atoms & anatomy.found.widths),
+            ):
+                for key in keys:
+                    teachers, students = (vars(each).get(key) for each in (module, present[name]))
+                    if isinstance(students, int):
+                        said += [(atom, students) for atom in among if atom.size == teachers]
+    return said
 
 
 def _width(axis: Axis, size: int, atom: Atom, widths: Mapping[Atom, int]) -> int:
