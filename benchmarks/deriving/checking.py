@@ -62,9 +62,9 @@ def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
     anatomy = Anatomy.with_streams(model, images[:2])
     size = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     views = torch.randn(3 * VIEWS, *size, generator=torch.Generator().manual_seed(2)).split(VIEWS)
-    anatomy = turned(anatomy, views[:2])
-    readers = readers_of(anatomy, views[:2])
-    entries = list(score_widths(anatomy, readers, views[2], sizes=WIDTHS))
+    measured = turned(anatomy, views[:2])
+    readers = readers_of(measured, views[:2])
+    entries = list(score_widths(measured, readers, views[2], sizes=WIDTHS))
     cost = Macs(anatomy.found, anatomy.blocks)
     widths = choose_widths([entry.options() for entry in entries], [Limit("macs", cost, KEEP * cost({}))])
     kept = {
@@ -72,16 +72,16 @@ def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
         for entry in entries
         if widths[entry.place.atom] < entry.place.width
     }
-    student = narrowed_start(anatomy, readers, kept)
-    for _ in solve_front_to_back(anatomy, student, kept, views[:2]):
+    student = narrowed_start(measured, readers, kept)
+    for _ in solve_front_to_back(measured, student, kept, views[:2]):
         pass
-    if anatomy.bases is not None:
-        student = anatomy.bases.with_layer_norms(student, model, kept)
+    if measured.bases is not None:
+        student = measured.bases.with_layer_norms(student, model, kept)
     everything = {place.atom: torch.arange(place.width) for place in anatomy.places}
     with torch.no_grad():
         # what is turned was proven to be the teacher in float64
         expected, teacher = student(images), anatomy.model(images)
-        whole = narrow(model, anatomy.found, everything).eval()(images)
+        whole = narrow(anatomy.model, anatomy.found, everything).eval()(images)
         with tempfile.TemporaryDirectory() as folder:
             # the size that the model was made for, whatever it was tried on
             config = resolve_model_data_config(model)

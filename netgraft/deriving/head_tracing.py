@@ -215,9 +215,10 @@ class _Tracer(TorchDispatchMode):
 
     def _read(self, layer: str, origin: _Origin, dim: int) -> None:
         """A layer sums over what was averaged."""
-        rows = origin.channels.movedim(dim, -1).flatten(0, -2)
-        channels = _alike_along(rows, 0)
-        if origin.heads is None or channels is None:
+        if origin.heads is None:
+            return
+        channels = _alike_along(origin.channels.movedim(dim, -1).flatten(0, -2), 0)
+        if channels is None:
             return
         where = {channel: column for column, channel in enumerate(channels.tolist())}
         if len(where) == len(channels) == origin.heads.numel() and where.keys() == set(origin.heads.flatten().tolist()):

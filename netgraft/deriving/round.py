@@ -91,8 +91,15 @@ class Round:
 
     @cached_property
     def measured(self) -> Anatomy:
-        """Of the model that statistics are taken of and students are made of: it computes the same as the given one."""
-        return self.anatomy if self._turning is None else self._turning(self.anatomy, self._samples.batches)
+        """Of the model that statistics are taken of and students are made of: it computes the same as the given one.
+
+        What stays whole stays as it is.
+        """
+        if self._turning is None:
+            return self.anatomy
+        narrower = {place.atom for place in self._among} | self._forced.keys()
+        turnable = tuple(heads for heads in self.anatomy.turnable if heads.atom in narrower)
+        return self._turning(replace(self.anatomy, turnable=turnable), self._samples.batches)
 
     @cached_property
     def readers(self) -> dict[str, Reader]:

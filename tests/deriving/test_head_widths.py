@@ -252,6 +252,18 @@ def test_heads_of_half_the_rank_lose_half_of_their_width_for_nothing(rounds: int
 
 
 @torch.no_grad()
+def test_protected_attention_keeps_the_teachers_own_weights() -> None:
+    teacher = vit()
+    views = Views.configured(pictures(64, 8), VIEW_POLICIES["plain"], config(8), seed=0)
+    tool = Deriver(teacher, views, config(8), init="slice", protect=["blocks.*.attn"])
+    student = tool.derive(budget_of({"macs": 0.9})).student
+
+    attention = {name: value for name, value in teacher.state_dict().items() if ".attn." in name}
+    assert len(attention) == 8
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in attention.items())
+
+
+@torch.no_grad()
 def test_without_turned_bases_the_same_heads_lose_much() -> None:
     teacher = redundant(vit(), 8)
     anatomy = Anatomy.of(teacher, images())
