@@ -90,10 +90,12 @@ class Count:
     def failed(self, cell: Cell, reason: str) -> None:
         """Keep the reason."""
         self.failures[cell.name] = reason
+        self.computing.discard(cell.name)
 
     def left(self, cell: Cell, reason: str) -> None:
         """Keep the reason."""
         self.failures[cell.name] = reason
+        self.computing.discard(cell.name)
 
 
 def measured(executor: Executor, overheads: dict[str, float], *, stand_ins: bool) -> Executor:

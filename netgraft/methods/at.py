@@ -51,7 +51,7 @@ class AT(TermBesideClasses):
             at_weight=1.0,
         ),
         "repdistiller": preset_on_rich_views(
-            "The same as default.",
+            "RepDistiller's, the same as default; a first block that is trained is compared too, other than there.",
             ce_weight=1.0,
         ),
     }

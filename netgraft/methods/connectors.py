@@ -81,7 +81,7 @@ class Translator(nn.Sequential):
 
     Each is followed by a batch norm and a leaky ReLU of slope 0.1. Widths: in -> in -> m -> m.
 
-    Source: Kim, Park and Kwak, NeurIPS 2018, section 3.2.
+    Source: Kim, Park and Kwak, NeurIPS 2018, section 3.2. The authors' program has no batch norms, RepDistiller's has.
 
     Args:
         in_channels: Width of the student's maps.
@@ -108,7 +108,8 @@ class Paraphraser(nn.Module):
     m -> m -> C -> C, each followed by a batch norm and a leaky ReLU of slope 0.1. It is trained to reconstruct, before
     the student is trained.
 
-    Source: Kim, Park and Kwak, NeurIPS 2018, section 3.1.
+    Source: Kim, Park and Kwak, NeurIPS 2018, section 3.1. The authors' program,
+    https://github.com/Jangho-Kim/Factor-Transfer-pytorch, has no batch norms, nor has RepDistiller's.
 
     Args:
         channels: Width C of the teacher's maps.

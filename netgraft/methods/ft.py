@@ -23,7 +23,7 @@ from netgraft.plan import Phase, StepOutputs
 class FT(TermBesideClasses):
     """Factor transfer; see ``about``.
 
-    The loss is :class:`netgraft.losses.FactorTransfer`, beside KD.
+    The loss is :class:`netgraft.losses.FactorTransfer`.
 
     Source: Kim, Park and Kwak, NeurIPS 2018, sections 3.1 and 3.2.
 
@@ -43,7 +43,7 @@ class FT(TermBesideClasses):
     )
     presets: ClassVar[Mapping[str, Preset]] = {
         "default": preset_on_rich_views(
-            "Cross-entropy, and means over a factor with weight 500.",
+            "Cross-entropy, and means over a factor with weight 500, as in the authors' program, which has no norms.",
             ce_weight=1.0,
         ),
         "paper": preset_on_rich_views(

@@ -46,7 +46,8 @@ class NST(TermBesideClasses):
             ce_weight=1.0,
         ),
         "repdistiller": preset_on_rich_views(
-            "RepDistiller's: cross-entropy, and the discrepancies of all block ends with weight 50.",
+            "RepDistiller's: cross-entropy, and the discrepancies of all block ends with weight 50; a first block "
+            "that is trained is compared too, other than there.",
             ce_weight=1.0,
             nst_blocks="all",
         ),

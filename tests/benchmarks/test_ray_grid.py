@@ -64,6 +64,20 @@ def test_half_is_noticed_whichever_comes_last(tmp_path: Path, last: str) -> None
     assert noticed == ["half"]
 
 
+@pytest.mark.parametrize("ended", ["failed", "left"])
+def test_a_cell_that_failed_or_is_left_computes_no_longer(tmp_path: Path, ended: str) -> None:
+    _, cells = opened(tmp_path / "grid")
+    noticed: list[str] = []
+    count = ray_grid.Count(1, lambda: noticed.append("half"))
+    count.progressed(cells[0], {})
+    getattr(count, ended)(cells[0], "for a reason")
+    count.progressed(cells[1], {})
+    count.finished(cells[1], {})
+    assert noticed == []
+    count.progressed(cells[2], {})
+    assert noticed == ["half"]
+
+
 def test_what_is_lost_or_computed_twice_is_named(tmp_path: Path) -> None:
     results, cells = opened(tmp_path / "faulty")
     lost, twice = cells[0].name, cells[1].name

@@ -1,4 +1,4 @@
-"""Every preset of every method, with its source. The defaults stand in tests/training/test_identity.py."""
+"""Every default and every preset of every method, with its source."""
 
 from __future__ import annotations
 
@@ -15,6 +15,118 @@ BUDGET = Budget(images=100, classes=10)
 
 OWN = "this project's"
 REPDISTILLER = "RepDistiller's program (Tian, Krishnan and Isola, ICLR 2020)"
+
+TRAINING: Mapping[str, tuple[Any, str]] = {
+    "steps": (3000, OWN),
+    "batch_size": (64, OWN),
+    "lr": (1e-3, OWN),
+    "schedule": ("cosine", OWN),
+    "optimizer": ("adam", OWN),
+    "weight_decay": (0.0, OWN),
+    "sliced_rate": (0.1, OWN),
+}
+"""Length and rate of the student's training: the same for all that train it as a whole."""
+
+BESIDE_CLASSES: Mapping[str, tuple[Any, str]] = {
+    **TRAINING,
+    "ce_weight": (0.0, f"{OWN}: the term alone, for combinations; presets bring the article's cross-entropy"),
+}
+
+DEFAULTS: Mapping[str, Mapping[str, tuple[Any, str]]] = {
+    "netgraft": {
+        "block_steps": ((300,), OWN),
+        "join_steps": (1000, OWN),
+        "steps": (None, OWN),
+        "batch_size": (64, OWN),
+        "block_lr": ((1e-3,), OWN),
+        "adapter_lr": (1e-3, OWN),
+        "join_lr": (1e-3, OWN),
+        "schedule": ("cosine", OWN),
+        "whole_epochs": (False, OWN),
+        "objective": ("mse", "Ba and Caruana, NeurIPS 2014, equation 1; the article's is normalized"),
+        "sliced_rate": (0.1, OWN),
+        "joins": ("front-to-back", "Shen et al., section Network Grafting"),
+        "adapters": ("trained", "Shen et al., section Block Grafting"),
+        "adapter_bias": (False, f"{OWN}, so that folding is exact"),
+        "adapter_init": ("fan-in", "PyTorch's default"),
+        "maps_weight": (0.0, OWN),
+        "temperature": (4.0, f"{REPDISTILLER}: kd_T"),
+    },
+    "kd": {
+        **TRAINING,
+        "temperature": (4.0, f"{REPDISTILLER}: kd_T"),
+        "kd_weight": (0.9, f"{REPDISTILLER}: -a"),
+        "ce_weight": (0.1, f"{REPDISTILLER}: -r"),
+    },
+    "fitnets": {
+        **BESIDE_CLASSES,
+        "hint_steps": (1000, OWN),
+        "hint_reduction": ("element", f"{REPDISTILLER}: MSELoss; the article's is the sum"),
+        "hint_regressor": ("linear", "Romero et al., section 2.2, without its last ReLU"),
+        "hint_weight": (0.0, "Romero et al.: hints have a phase of their own"),
+    },
+    "at": {
+        **BESIDE_CLASSES,
+        "at_weight": (1000.0, "the authors' program: beta"),
+        "at_power": (2.0, "Zagoruyko and Komodakis, section 3.1"),
+        "at_form": ("code", "the authors' program"),
+    },
+    "at-gradient": {**BESIDE_CLASSES, "gradient_weight": (1.0, f"{OWN}: the article names no beta")},
+    "nst": {
+        **BESIDE_CLASSES,
+        "nst_weight": (50.0, "arXiv 1707.01219: beta 50"),
+        "nst_kernel": ("polynomial", "arXiv 1707.01219, with degree 2 and constant 0"),
+        "nst_blocks": ("last", OWN),
+    },
+    "ft": {
+        **BESIDE_CLASSES,
+        "ft_weight": (500.0, "Kim et al.: beta"),
+        "ft_rate": (0.5, "Kim et al.: k"),
+        "ft_reduction": ("element", "the authors' program"),
+        "ft_form": ("factor", "Kim et al., section 3.2"),
+        "ft_norm": (True, f"{OWN}: the authors' program has none"),
+        "paraphraser_steps": (500, OWN),
+    },
+    "ab": {
+        **BESIDE_CLASSES,
+        "ab_steps": (1000, OWN),
+        "ab_margin": (1.0, "the authors' program"),
+        "ab_responses": ("block-end", OWN),
+        "ab_reduction": ("element", OWN),
+    },
+    "fsp": {**BESIDE_CLASSES, "fsp_steps": (1000, OWN), "fsp_reduction": ("element", OWN)},
+    "rkd": {
+        **BESIDE_CLASSES,
+        "distance_weight": (25.0, "Park et al., section 4"),
+        "angle_weight": (50.0, "Park et al., section 4"),
+    },
+    "ban": {
+        **TRAINING,
+        "generations": (3, "Furlanello et al.: up to three"),
+        "temperature": (1.0, "Furlanello et al.: none"),
+        "ce_weight": (1.0, "Furlanello et al.: labels and soft targets"),
+    },
+    "dml": {
+        **TRAINING,
+        "peers": (2, "Zhang et al.: two networks"),
+        "mutual_weight": (1.0, "Zhang et al.: a plain sum"),
+    },
+    "one": {
+        **TRAINING,
+        "branches": (3, "the authors' program"),
+        "temperature": (3.0, "the authors' program: T"),
+        "rampup": (0.267, "the authors' program: 80 of 300 epochs"),
+    },
+    "byot": {
+        **TRAINING,
+        "soft_weight": (0.3, "the first author's program: loss_coefficient"),
+        "feature_weight": (0.03, "its later version: feature_loss_coefficient"),
+        "temperature": (3.0, "the first author's program: temperature"),
+    },
+    "supervised": TRAINING,
+    "none": {"steps": (100, OWN), "batch_size": (64, OWN)},
+}
+"""Of each method every hyper-parameter: its default, and where that stands."""
 
 PRESETS: Mapping[tuple[str, str], tuple[Mapping[str, Any], str, str]] = {
     ("netgraft", "default"): ({}, "rich", OWN),
@@ -64,6 +176,12 @@ PRESETS: Mapping[tuple[str, str], tuple[Mapping[str, Any], str, str]] = {
     ("none", "default"): ({}, "rich", OWN),
 }
 """What a preset changes, its views, and where that stands. NetGraft's reference has tests of its own."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_default_is_what_the_table_says(name: str) -> None:
+    assert vars(find(name)()) == {each: value for each, (value, _) in DEFAULTS[name].items()}
+    assert all(source for _, source in DEFAULTS[name].values())
 
 
 def test_every_preset_is_in_the_table() -> None:
