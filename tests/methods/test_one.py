@@ -68,6 +68,18 @@ def test_the_ensemble_is_the_gated_sum() -> None:
         np.testing.assert_allclose(logits[sample, 3].numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_the_gate_is_a_norm_and_a_rectifier_behind_averages() -> None:
+    torch.manual_seed(0)
+    gate, shared = Gate(5, 3), random(B, 5, 2, 2)
+    [linear] = [layer for layer in gate if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        found = gate.double()(shared).numpy()
+    scores = shared.numpy().mean((2, 3)) @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
+    normed = (scores - scores.mean(0)) / np.sqrt(scores.var(0) + 1e-5)
+    assert (normed < 0).any()
+    np.testing.assert_allclose(found, softmax(np.maximum(normed, 0)), rtol=1e-5)
+
+
 def test_the_native_ensemble_is_reported_as_it_was_trained() -> None:
     plan = method("one").plan(pairing())
     assert plan.ensemble is not None
