@@ -30,12 +30,12 @@ from tests.support.random_models import randomise
 
 def test_boundaries_by_hand() -> None:
     # margin 2; teacher on, off, on, off; distances to the right side 2 - 3 -> 0, 2 + 1 = 3, 2 - (-1) = 3, 2 - 3 -> 0
-    teacher = torch.tensor([[1.0, 0.0, 5.0, 0.0]], dtype=torch.float64)
-    student = torch.tensor([[3.0, 1.0, -1.0, -3.0]], dtype=torch.float64)
+    teacher = torch.tensor([[1.0, 0.0, 5.0, 0.0]] * 2, dtype=torch.float64)
+    student = torch.tensor([[3.0, 1.0, -1.0, -3.0], [3.0, -3.0, 3.0, -3.0]], dtype=torch.float64)
     [phase] = method("ab", ab_margin=2.0).objective(pairing()).before
     two = StepOutputs(student, teacher, None, (student, 0 * student[:, :2]), (teacher, teacher[:, :2]))
-    # the mean over 4 neurons of 0, 9, 9, 0; a student at 0 is 2 short of either side
-    assert list(values(phase.objective(two)).values()) == pytest.approx([18 / 4, 4.0])
+    # the means over 4 neurons of 0, 9, 9, 0, and of a sample that costs nothing; at 0 it is 2 short of either side
+    assert list(values(phase.objective(two)).values()) == pytest.approx([(18 / 4 + 0) / 2, 4.0])
 
 
 def test_the_students_boundaries_have_both_sides_and_the_teachers_width() -> None:
