@@ -53,6 +53,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: derived cifar100": (*TABLE, f"{RESULTS}/derived-cifar100"),
         "results: derived vit": (*TABLE, f"{RESULTS}/derived-vit"),
         "results: derived ablation": (*TABLE, f"{RESULTS}/derived-ablation"),
+        "results: derived digits ablation": (*TABLE, f"{RESULTS}/derived-digits-ablation"),
         "results: architectures": ("benchmarks.deriving.table",),
     },
     "docs/benchmark.md": {"results: ray": ("benchmarks.ray_grid.table",)},
