@@ -14,7 +14,7 @@ from netgraft.deriving.following import ChannelMap, Product, follow_channels
 from netgraft.deriving.head_bases import turnable_heads
 from netgraft.deriving.head_tracing import find_heads
 from netgraft.deriving.heads import Logits, Values
-from netgraft.deriving.narrowing import heads_by_width, proven_blocks, proven_places
+from netgraft.deriving.narrowing import proven_blocks, proven_places, tried_heads
 from netgraft.deriving.places import Block, Place, find_blocks, find_places
 from netgraft.deriving.statistics import capture
 from netgraft.deriving.stream_bases import StreamBases, with_stream_norms
@@ -64,7 +64,7 @@ class Anatomy:
         logits, values = find_heads(model, found, probe[:1])
         found = replace(found, logits=logits, values=values)
         candidates = _seen_reading(model, find_places(found), probe)
-        found = replace(found, by_width=heads_by_width(model, found, candidates, probe))
+        found, candidates = tried_heads(model, found, candidates, probe)
         places = proven_places(model, found, candidates, probe)
         blocks = proven_blocks(model, find_blocks(model, found), probe)
         if not places and not blocks:

@@ -115,24 +115,49 @@ def atoms_inside(found: ChannelMap, module: str) -> set[Atom]:
     return {atom for axes in inside for axis in axes for atom in axis.atoms()}
 
 
-def heads_by_width(model: nn.Module, found: ChannelMap, places: Sequence[Place], probe: Tensor) -> frozenset[Atom]:
-    """Return the widths of heads for which logits are divided by their root: by the module, or by its kernel.
+def tried_heads(
+    model: nn.Module, found: ChannelMap, places: Sequence[Place], probe: Tensor
+) -> tuple[ChannelMap, list[Place]]:
+    """Find out by which widths of heads logits are divided, and which widths can't become smaller.
 
-    There the narrowed model computes what zeros do if its queries are larger; which ones these are is tried.
+    Where a module, or its kernel, divides logits by the root of their width, the narrowed model computes what zeros do
+    if its queries are scaled by the root of the part that stays: both are tried. Of modules of one class the first says
+    whether the others are worth trying.
 
     Args:
         model: The teacher.
         found: Its channels.
         places: Of which some are widths of heads.
         probe: Images (B, C, H, W).
+
+    Returns:
+        The channels with those widths, and the places that are left to be proven.
     """
     exact = exactly(model)
 
-    def holds(some: list[Atom]) -> bool:
+    def narrows(some: Sequence[Atom], by_width: Sequence[Atom]) -> bool:
         kept = {atom: torch.arange(0, atom.size, 2) for atom in some}
-        return _narrows(exact, replace(found, by_width=frozenset(some)), kept, probe)
+        return _narrows(exact, replace(found, by_width=frozenset(by_width)), kept, probe)
 
-    return frozenset(those_that_hold([place.atom for place in places if place.logits], holds))
+    by_class: dict[type[nn.Module], list[Place]] = {}
+    for place in places:
+        if place.atom in found.widths:
+            module = next(each.inside[-1] for each in found.products if not each.layer and _has(each.axes, place.atom))
+            by_class.setdefault(type(model.get_submodule(module)), []).append(place)
+    hopeful: list[Place] = []
+    for alike in by_class.values():
+        for group in ([place for place in alike if place.logits], [place for place in alike if not place.logits]):
+            first = [place.atom for place in group[:1]]
+            if first and (narrows(first, first) or narrows(first, [])):
+                hopeful += group
+    hopeless = {place for alike in by_class.values() for place in alike} - set(hopeful)
+    of_logits = [place.atom for place in hopeful if place.logits]
+    by_width = those_that_hold(of_logits, lambda some: narrows(some, some))
+    return replace(found, by_width=frozenset(by_width)), [place for place in places if place not in hopeless]
+
+
+def _has(axes: Axes, atom: Atom) -> bool:
+    return any(atom in axis.atoms() for axis in axes)
 
 
 def proven_places(model: nn.Module, found: ChannelMap, places: Sequence[Place], probe: Tensor) -> list[Place]:

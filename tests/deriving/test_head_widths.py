@@ -32,7 +32,7 @@ from netgraft.deriving.turning import turned
 from netgraft.deriving.twins import widths_like
 from netgraft.models.students import save_student
 from netgraft.modules import flop_counter, parameters
-from tests.support.attention import OfPatches, apart, redundant, swin, vit
+from tests.support.attention import Apart, OfPatches, apart, redundant, swin, vit
 from tests.support.derivable import CLASSES, images, randomised
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int, dict[str, int]]] = {
@@ -89,6 +89,15 @@ def test_queries_are_scaled_where_the_width_divides_and_nowhere_else() -> None:
     assert len(anatomy_of("vit")[0].found.by_width) == 2
     assert len(anatomy_of("apart")[0].found.by_width) == 1
     assert not anatomy_of("its own scale")[0].found.by_width
+
+
+def test_modules_of_one_class_may_divide_logits_differently() -> None:
+    for number in range(2):
+        attention = nn.Sequential(*(Apart(12, 8, 6, by_width=at == number) for at in range(2)))
+        anatomy = Anatomy.of(randomised(OfPatches(attention)), images())
+        wide = [place for place in anatomy.places if place.logits]
+        assert [place.name for place in wide] == ["attn.0.q#2", "attn.1.q#2"]
+        assert [place.name for place in wide if place.atom in anatomy.found.by_width] == [f"attn.{number}.q#2"]
 
 
 @torch.no_grad()
