@@ -127,6 +127,11 @@ class Anatomy:
             return [model]
         return split(model, probe=self.probe, cuts=cuts).blocks()
 
+    @property
+    def turned_kinds(self) -> list[str]:
+        """What is put into other bases before statistics are taken: ``streams``, ``heads``."""
+        return ["streams"] * (self.bases is not None) + ["heads"] * bool(self.turnable)
+
     @cached_property
     def layers(self) -> list[Product]:
         """Convolutions and linear layers in the order of the forward; of one that is called twice the first call."""

@@ -174,8 +174,8 @@ class PreparedDerivation(PreparedDistillation):
         """Of what a library depends on: teacher, views, bases of channels, and the order in which they go."""
         criterion = self.asked.deriving.criterion
         besides = {} if criterion == DerivingOptions().criterion else {"criterion": criterion}
-        if self._deriver.anatomy.bases is not None:
-            besides["bases"] = "principal"
+        if turned := self._deriver.anatomy.turned_kinds:
+            besides["bases"] = ",".join(turned)
         return fingerprint(teacher=state_digest(self.asked.teacher), views=self.asked.views.identity(), **besides)
 
     @property
