@@ -52,6 +52,8 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: derived imagenet": (*TABLE, f"{RESULTS}/derived-imagenet"),
         "results: derived cifar100": (*TABLE, f"{RESULTS}/derived-cifar100"),
         "results: derived vit": (*TABLE, f"{RESULTS}/derived-vit"),
+        "results: derived vit half": (*TABLE, f"{RESULTS}/derived-vit-half"),
+        "results: block adapters": ("benchmarks.studies.block_adapters", "table"),
         "results: derived ablation": (*TABLE, f"{RESULTS}/derived-ablation"),
         "results: derived digits ablation": (*TABLE, f"{RESULTS}/derived-digits-ablation"),
         "results: architectures": ("benchmarks.deriving.table",),
