@@ -68,6 +68,13 @@ def test_who_says_how_often_it_is_right_has_no_error() -> None:
     assert calibration_error(logits, torch.tensor([1, 1, 1, 1])) == pytest.approx(75.0, abs=1e-5)
 
 
+def test_too_little_confidence_does_not_make_up_for_too_much() -> None:
+    # half of the images are right and 75 % sure, the others wrong and 90 % sure
+    logits = torch.tensor([[math.log(3.0), 0.0]] * 4 + [[math.log(9.0), 0.0]] * 4)
+    labels = torch.tensor([0] * 4 + [1] * 4)
+    assert calibration_error(logits, labels) == pytest.approx((25.0 + 90.0) / 2, abs=1e-5)
+
+
 def test_agreement_is_counted_where_the_teacher_names_the_class() -> None:
     teacher = torch.eye(4)[[0, 0, 0, 2, 2, 0, 0, 0, 3]]
     student = torch.eye(4)[[0, 1, 0, 2, 2, 2, 0, 0, 1]]
