@@ -45,6 +45,7 @@ DEFAULTS: Mapping[str, Mapping[str, tuple[Any, str]]] = {
         "whole_epochs": (False, OWN),
         "objective": ("mse", "Ba and Caruana, NeurIPS 2014, equation 1; the article's is normalized"),
         "sliced_rate": (0.1, OWN),
+        "block_targets": ("auto", f"{OWN} where the start is solved; else Shen et al., section Block Grafting"),
         "joins": ("front-to-back", "Shen et al., section Network Grafting"),
         "adapters": ("trained", "Shen et al., section Block Grafting"),
         "adapter_bias": (False, f"{OWN}, so that folding is exact"),
