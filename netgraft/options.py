@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 D = TypeVar("D", bound="DataclassInstance")
 
+MOST_STEPS = 10**8
+"""Of a phase: months of any training."""
+
 Scope = Literal["pair", "run", ""]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 

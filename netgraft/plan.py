@@ -10,8 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from netgraft.errors import RequestError
-
-MOST_STEPS = 10**8  # of a phase: months of any training
+from netgraft.options import MOST_STEPS
 
 MOST_VIEWS_A_STEP = 10**6
 

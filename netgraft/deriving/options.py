@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from netgraft.options import option
-from netgraft.plan import MOST_STEPS
+from netgraft.options import MOST_STEPS, option
 
 CRITERIA = ("surgeon", "weight-norm")
 
@@ -15,6 +14,11 @@ class DerivingOptions:
     """Which channels go, and how many of each layer; the defaults are the best that is known here.
 
     The others are what they are compared with.
+
+    Examples:
+        >>> import netgraft
+        >>> netgraft.DerivingOptions(rounds=2).criterion
+        'surgeon'
     """
 
     criterion: str = option(

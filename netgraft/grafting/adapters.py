@@ -129,6 +129,14 @@ class ChannelProjection(nn.Module):
         return (state.movedim(self.dim, -1) @ self.matrix.to(state.dtype).T).movedim(-1, self.dim)
 
 
+class AsKept(nn.Module):
+    """Gives maps in the memory layout in which they are kept: what goes on with them has the same bits then."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Return the same numbers."""
+        return state.contiguous(memory_format=torch.channels_last) if state.ndim == 4 else state.contiguous()
+
+
 def onto_start(start: Tensor, layout: str) -> nn.Module:
     """Return what takes a teacher's channels to those that its student starts with.
 

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from netgraft.errors import RequestError
-from netgraft.options import declared, option
-from netgraft.plan import MOST_STEPS
+from netgraft.options import MOST_STEPS, declared, option
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.errors import RequestError
-from netgraft.grafting.adapters import AdapterForm, AnyAdapter, onto_start
+from netgraft.grafting.adapters import AdapterForm, AnyAdapter, AsKept, onto_start
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.scions import Scion, assemble, graft, join, make_scions
 from netgraft.losses import LogitMSE, NormalizedLogits, RelativeError, SoftTargets
@@ -307,7 +307,9 @@ class NetGraft:
         teacher = pairing.teacher.blocks()
         # one for each cut: what is behind a block is kept for the next one too
         ends: list[list[nn.Module]] = [
-            [] if len(start) == cut.channels and not start.is_floating_point() else [onto_start(start, cut.layout)]
+            []
+            if len(start) == cut.channels and not start.is_floating_point()
+            else [onto_start(start, cut.layout), AsKept()]
             for start, cut in zip(pairing.selections, pairing.teacher.cuts, strict=True)
         ]
         phases = []
