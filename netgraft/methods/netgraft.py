@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.errors import RequestError
-from netgraft.grafting.adapters import AdapterForm, AnyAdapter, AsKept, onto_start
+from netgraft.grafting.adapters import AdapterForm, AnyAdapter, AsKept, ChannelSelection, onto_start
 from netgraft.grafting.pairing import Pairing
 from netgraft.grafting.scions import Scion, assemble, graft, join, make_scions
 from netgraft.losses import LogitMSE, NormalizedLogits, RelativeError, SoftTargets
@@ -331,17 +331,20 @@ class NetGraft:
         return phases
 
     def _maps(self, pairing: Pairing, scion: Scion, at: range) -> list[tuple[Feature, Feature]]:
-        """Say which maps are compared: what the student's blocks give, with the teacher's channels that they have."""
+        """Say which maps are compared: what the student's blocks give, with the teacher's channels that they have.
+
+        What is in other bases has none of these; compared with the teacher's stream, projected, it ends farther off.
+        """
         if not self.maps_weight or not pairing.selections:
             return []
         positions = [at.start + place for place, layer in enumerate(scion) if not isinstance(layer, AnyAdapter)]
         return [
             (
                 Feature(position),
-                Feature(number, onto_start(pairing.selections[number], pairing.teacher.cuts[number].layout)),
+                Feature(number, ChannelSelection(pairing.selections[number], pairing.teacher.cuts[number].layout)),
             )
             for position, number in zip(positions, at, strict=True)
-            if number < len(pairing.selections)
+            if number < len(pairing.selections) and not pairing.selections[number].is_floating_point()
         ]
 
     def _objective(self, batch: StepOutputs) -> Mapping[str, Tensor]:
