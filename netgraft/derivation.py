@@ -178,13 +178,15 @@ class Derivation:
 
     def kept_names(self) -> dict[str, list[int]]:
         """Return the channels that stay of each place that was narrowed, by its name, as JSON can hold them."""
-        names = {place.atom: place.name for place in self.anatomy.all_places}
-        return {names[atom]: channels.tolist() for atom, channels in self.kept.items()}
+        return {name: channels.tolist() for name, channels in self._by_name(self.kept).items()}
 
     def named_projections(self) -> dict[str, Tensor]:
         """Return the projections by the names of the streams' places."""
+        return self._by_name(self.projections)
+
+    def _by_name(self, values: Mapping[Atom, Tensor]) -> dict[str, Tensor]:
         names = {place.atom: place.name for place in self.anatomy.all_places}
-        return {names[atom]: matrix for atom, matrix in self.projections.items()}
+        return {names[atom]: value for atom, value in values.items()}
 
 
 class Recovery(Protocol):

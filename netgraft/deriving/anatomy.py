@@ -19,7 +19,6 @@ from netgraft.deriving.places import Block, Place, find_blocks, find_places
 from netgraft.deriving.statistics import capture
 from netgraft.deriving.stream_bases import StreamBases, with_stream_norms
 from netgraft.errors import RequestError
-from netgraft.modules import eval_mode
 from netgraft.splitting.split import legal_cuts, split
 
 
@@ -58,9 +57,10 @@ class Anatomy:
         Raises:
             RequestError: It doesn't run on the probe, or there is nothing that could become narrower.
         """
-        _refuse_broken(model)
-        # of one image: what is computed once a batch, such as position embeddings, counts once then
-        found = follow_channels(model, probe[:1])
+        return cls._followed(model, _follow(model, probe), probe)
+
+    @classmethod
+    def _followed(cls, model: nn.Module, found: ChannelMap, probe: Tensor) -> Anatomy:
         logits, values = find_heads(model, found, probe[:1])
         found = replace(found, logits=logits, values=values)
         candidates = _seen_reading(model, find_places(found), probe)
@@ -100,14 +100,13 @@ class Anatomy:
         Raises:
             RequestError: Like :meth:`of`.
         """
-        _refuse_broken(model)
-        with eval_mode(model):
-            other = with_stream_norms(model, follow_channels(model, probe[:1]), probe)
+        found = _follow(model, probe)
+        other = with_stream_norms(model, found, probe)
         if other is None:
-            return cls.of(model, probe)
+            return cls._followed(model, found, probe)
         anatomy = cls.of(other, probe)
         if not any(place.is_stream for place in anatomy.places):
-            return cls.of(model, probe)
+            return cls._followed(model, found, probe)
         return replace(anatomy, bases=StreamBases.of(anatomy.found))
 
     @property
@@ -154,6 +153,12 @@ class Anatomy:
             return None
         norm = model.get_submodule(name)
         return norm if isinstance(norm, nn.modules.batchnorm._BatchNorm) else None
+
+
+def _follow(model: nn.Module, probe: Tensor) -> ChannelMap:
+    _refuse_broken(model)
+    # on one image: what is computed once a batch, such as position embeddings, counts once then
+    return follow_channels(model, probe[:1])
 
 
 def noise(model: nn.Module, input_size: Sequence[int]) -> Tensor:

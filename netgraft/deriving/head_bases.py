@@ -37,6 +37,9 @@ def turnable_heads(
         atoms: Widths of heads that are places.
         probe: Images (B, C, H, W).
     """
+    candidates = [heads for heads in found.heads if heads.atom in atoms]
+    if not candidates:
+        return ()
     exact = exactly(model)
     images = probe.cpu().double()
 
@@ -51,7 +54,6 @@ def turnable_heads(
 
     with torch.no_grad(), eval_mode(exact):
         expected = exact(images)
-    candidates = [heads for heads in found.heads if heads.atom in atoms]
     return tuple(those_that_hold(candidates, lambda some: agree(answers(some), expected)))
 
 

@@ -133,6 +133,8 @@ def tried_heads(
     Returns:
         The channels with those widths, and the places that are left to be proven.
     """
+    if not any(place.atom in found.widths for place in places):
+        return found, list(places)
     exact = exactly(model)
 
     def narrows(some: Sequence[Atom], by_width: Sequence[Atom]) -> bool:

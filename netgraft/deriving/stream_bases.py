@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from netgraft.deriving.axes import Atom, Axis
 from netgraft.deriving.following import ChannelMap, Product
-from netgraft.deriving.narrowing import agree, tensors_of
+from netgraft.deriving.narrowing import agree, exactly, tensors_of
 from netgraft.deriving.residual import scale_behind
 from netgraft.deriving.statistics import Moments
 from netgraft.deriving.stream_norm import StreamNorm
@@ -57,9 +57,12 @@ def with_stream_norms(model: nn.Module, found: ChannelMap, probe: Tensor) -> nn.
         found: Its channels.
         probe: Images (B, C, H, W), on which both must give the same in float64.
     """
-    exact, images = copy.deepcopy(model).cpu().double(), probe.cpu().double()
+    candidates = list(_candidates(model, found))
+    if not candidates:
+        return None
+    exact, images = exactly(model), probe.cpu().double()
     held: list[_Stream] = []
-    for stream in _candidates(model, found):
+    for stream in candidates:
         if _computes_the_same(exact, _centred(exact, found, [*held, stream], images), images):
             held.append(stream)
     if not held:

@@ -39,6 +39,8 @@ def turned(anatomy: Anatomy, batches: Sequence[Tensor]) -> Anatomy:
         anatomy: Of the teacher.
         batches: Views (B, C, H, W) each, that statistics are taken of.
     """
+    if not anatomy.turned_kinds:
+        return anatomy
     anatomy = replace(anatomy, model=copy.deepcopy(anatomy.model))
     for turning in TURNINGS:
         anatomy = turning(anatomy, batches)
