@@ -21,9 +21,11 @@ from netgraft.deriving.budget import Amount, budget_of
 from netgraft.deriving.choice import Limit
 from netgraft.deriving.costs import Widths
 from netgraft.deriving.library import Library, scale_of_errors
+from netgraft.deriving.low_rank import join_dear_ones
 from netgraft.deriving.narrowing import Kept, absences, narrow
 from netgraft.deriving.options import DerivingOptions
 from netgraft.deriving.places import Block, Place
+from netgraft.deriving.rank_bases import with_low_rank
 from netgraft.deriving.round import Round
 from netgraft.deriving.rounds import composed, correspondence, rounds_to
 from netgraft.deriving.selection import kept_channels
@@ -289,18 +291,22 @@ class Deriver:
     def _taken_apart(self, protect: Sequence[str]) -> tuple[Anatomy, set[str]]:
         """Return the teacher's anatomy, and the names of the places that are protected.
 
-        It is in other bases where widths are chosen by what they cost at the logits, and a stream may become narrower.
-        What is trained between rounds has the teacher's bases: what a layer norm learns can't be turned.
+        It is in other bases where widths are chosen by what they cost at the logits, and a stream may become narrower;
+        convolutions are two each there, where that can be cheaper. What is trained between rounds has the teacher's
+        bases: what a layer norm learns can't be turned.
         """
-        size = self._data_config["input_size"]
+        probe = noise(self._teacher, self._data_config["input_size"])
+        teacher = self._teacher
+        if self._scores_in_closed_form and self._options.convolutions == "low-rank":
+            teacher = with_low_rank(teacher, probe)
         if not self._scores_in_closed_form or self._options.recovery_steps:
-            anatomy = Anatomy.on_noise(self._teacher, size)
+            anatomy = Anatomy.of(teacher, probe)
             return anatomy, _protected(anatomy, protect)
-        anatomy = Anatomy.with_streams(self._teacher, noise(self._teacher, size))
+        anatomy = Anatomy.with_streams(teacher, probe)
         stay = _protected(anatomy, protect)
         if anatomy.bases is not None and all(place.name in stay for place in anatomy.places if place.is_stream):
             # its own bases serve as well, and its other places have the same names
-            return Anatomy.on_noise(self._teacher, size), stay
+            return Anatomy.of(teacher, probe), stay
         return anatomy, stay
 
     @property
@@ -412,10 +418,12 @@ class Deriver:
 
         Raises:
             RequestError: It is no smaller twin of the teacher.
-            ValueError: The teacher was taken apart in other bases than its own.
+            ValueError: The teacher was taken apart in other bases than its own, or its convolutions are two each.
         """
-        if self.anatomy.bases is not None:
-            raise ValueError("a named student has its teacher's bases; give the anatomy of the teacher as it is")
+        if self.anatomy.bases is not None or self.anatomy.model is not self._teacher:
+            raise ValueError(
+                "a named student has its teacher's bases and layers; give the anatomy of the teacher as it is"
+            )
         widths = widths_like(self.anatomy, student)
         narrower = [place for place in self.anatomy.places if widths[place.atom] < place.width]
         kept = {place.atom: kept_channels(self._first.order(place), widths[place.atom]) for place in narrower}
@@ -474,7 +482,10 @@ class Deriver:
             errors = {each.atom: dict(zip(each.widths, each.errors, strict=True)) for each in options}
         choice = self._choice({atom: len(channels) for atom, channels in derived.kept.items()}, errors)
         library = self.library if self.scores else None
-        return self._with_layer_norms(replace(derived, choice=choice, library=library))
+        derived = self._with_layer_norms(replace(derived, choice=choice, library=library))
+        # what doesn't pay as two convolutions is one, the same but for rounding; last, since names change
+        join_dear_ones(derived.student)
+        return derived
 
     def _with_layer_norms(self, derived: Derivation) -> Derivation:
         """Put plain layer norms into a student whose streams were turned."""

@@ -18,8 +18,10 @@ import netgraft
 from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver, derive
+from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.budget import budget_of
 from netgraft.deriving.library import Library
+from netgraft.deriving.low_rank import join_dear_ones
 from netgraft.deriving.narrowing import narrow
 from netgraft.deriving.options import DerivingOptions
 from netgraft.errors import RequestError
@@ -131,12 +133,14 @@ def test_a_width_that_is_given_is_kept_and_the_others_meet_the_budget(
 ) -> None:
     free = made[1].choice.to_json()["narrowed"]
     tool = deriver(teacher, few_views, force={"features.3": 31}, options=DerivingOptions(allocation=allocation))
-    assert made[1].library is not None
-    tool.library = Library.from_json(made[1].library.to_json(), tool.anatomy.places)
+    if tool.scores:
+        assert made[1].library is not None
+        tool.library = Library.from_json(made[1].library.to_json(), tool.anatomy.places)
     derived = tool.derive(budget_of({"macs": 0.5}))
 
-    assert derived.choice.to_json()["narrowed"]["features.3"][1] == 31 != free["features.3"][1]
-    assert len(derived.student.get_parameter("features.3.weight")) == 31
+    assert derived.choice.to_json()["narrowed"]["features.3"][1] == 31 != free.get("features.3", [64, 64])[1]
+    [*_, last] = derived.student.get_submodule("features.3").modules()
+    assert len(last.get_parameter("weight")) == 31
     teachers, students = derived.choice.costs["macs"]
     assert 0.4 < students / teachers <= 0.5
     assert students == macs(derived.student, (1, 8, 8))
@@ -158,8 +162,10 @@ def test_a_width_that_can_not_be_had_is_refused(
 
 
 @torch.no_grad()
-def test_a_named_twin_gets_the_same_start(made: tuple[Deriver, Derivation]) -> None:
-    tool, _ = made
+def test_a_named_twin_gets_the_same_start(
+    made: tuple[Deriver, Derivation], teacher: nn.Module, few_views: Views
+) -> None:
+    tool = deriver(teacher, few_views, options=DerivingOptions(convolutions="whole"))
     twin = build("digits_vgg7_bn_half", num_classes=10, in_chans=1)
     shapes = [value.shape for value in twin.state_dict().values()]
     derived = tool.like(twin)
@@ -169,6 +175,8 @@ def test_a_named_twin_gets_the_same_start(made: tuple[Deriver, Derivation]) -> N
     assert derived.library is None
     with pytest.raises(RequestError, match="init='solve' needs a student that is built like the teacher"):
         tool.like(build("cifar_resnet8", num_classes=10))
+    with pytest.raises(ValueError, match="a named student has its teacher's bases and layers"):
+        made[0].like(twin)
 
 
 def test_the_teacher_is_left_as_it_was(pictures: list[Image.Image]) -> None:
@@ -263,7 +271,8 @@ def test_a_shallower_twin_of_a_teacher_whose_other_blocks_do_nothing_is_the_teac
     pictures = [Image.effect_noise((32, 32), 80).convert("RGB") for _ in range(8)]
     data_config = {**resolve_model_data_config(teacher), "input_size": (3, 32, 32)}
     views = Views.configured(pictures, VIEW_POLICIES["plain"], data_config, seed=0)
-    derived = Deriver(teacher, views, data_config).like(student)
+    anatomy = Anatomy.on_noise(teacher, (3, 32, 32))
+    derived = Deriver(teacher, views, data_config, anatomy=anatomy).like(student)
 
     images = torch.randn(4, 3, 32, 32)
     torch.testing.assert_close(student(images), teacher(images), rtol=1e-4, atol=1e-5)
@@ -364,7 +373,8 @@ def test_a_student_derived_in_rounds_is_what_its_choice_says(kind: str, tmp_path
         assert (before, after) == (macs(teacher, (3, 8, 8)), macs(derived.student, (3, 8, 8)))
         assert after <= 0.4 * before
         # with the teacher's own weights of the channels that it says it kept, it has the shapes that it has
-        sliced = narrow(teacher, derived.anatomy.found, derived.kept, derived.anatomy.blocks)
+        sliced = narrow(derived.anatomy.model, derived.anatomy.found, derived.kept, derived.anatomy.blocks)
+        join_dear_ones(sliced)
         assert {name: value.shape for name, value in sliced.state_dict().items()} == {
             name: value.shape for name, value in derived.student.state_dict().items()
         }
@@ -375,7 +385,7 @@ def test_rounds_come_where_one_ends_far_off_and_the_better_start_stays() -> None
     teacher = build("cifar_resnet20", num_classes=7)
     starts = {}
     for rounds in (1, 9, None):
-        told = on_noise(teacher, rounds=rounds)
+        told = on_noise(teacher, rounds=rounds, convolutions="whole")
         told.reporter = notes = Notes()
         starts[rounds] = told.derive(budget_of({"macs": 0.15})).error
         assert any(note.startswith("round 2 of ") for note in notes.said) == (rounds != 1)
@@ -386,5 +396,6 @@ def test_rounds_come_where_one_ends_far_off_and_the_better_start_stays() -> None
 def test_rounds_that_find_nothing_left_to_take_are_made_one() -> None:
     # its only place has two channels
     teacher = network("shuffle")
-    once, thrice = (on_noise(teacher, rounds=rounds).derive(budget_of({"macs": 0.8})) for rounds in (1, 3))
+    tools = (on_noise(teacher, rounds=rounds, convolutions="whole") for rounds in (1, 3))
+    once, thrice = (tool.derive(budget_of({"macs": 0.8})) for tool in tools)
     assert once.kept_names() == thrice.kept_names() != {}

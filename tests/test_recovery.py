@@ -256,7 +256,10 @@ def test_in_python_a_run_goes_on_too(tmp_path: Path) -> None:
         (["--keep", "0.9"], "there are no several rounds: the budget is reached in one; leave"),
         (["--keep", "0.3", "--init", "slice"], "there are no several rounds: init slice solves nothing; leave"),
         (["--keep", "0.3", "--allocation", "uniform"], "no several rounds: allocation uniform measures none; leave"),
-        (["--student", "digits_vgg7_bn_half"], "takes no --criterion, --allocation, --rounds or --recovery-steps"),
+        (
+            ["--student", "digits_vgg7_bn_half"],
+            "takes no --criterion, --allocation, --convolutions, --rounds or --recovery-steps",
+        ),
         (
             ["--keep", "0.3", "--devices", "2", "--device", "cpu"],
             "trains between rounds in one process, not in 2; give",

@@ -14,6 +14,7 @@ from netgraft.deriving.following import ChannelMap, Product, follow_channels
 from netgraft.deriving.head_bases import turnable_heads
 from netgraft.deriving.head_tracing import find_heads
 from netgraft.deriving.heads import Logits, Values
+from netgraft.deriving.low_rank import low_rank_layers
 from netgraft.deriving.narrowing import proven_blocks, proven_places, tried_heads
 from netgraft.deriving.places import Block, Place, find_blocks, find_places
 from netgraft.deriving.statistics import capture
@@ -62,7 +63,7 @@ class Anatomy:
     @classmethod
     def _followed(cls, model: nn.Module, found: ChannelMap, probe: Tensor) -> Anatomy:
         logits, values = find_heads(model, found, probe[:1])
-        found = replace(found, logits=logits, values=values)
+        found = replace(found, logits=logits, values=values, low_rank=frozenset(low_rank_layers(model)))
         candidates = _seen_reading(model, find_places(found), probe)
         found, candidates = tried_heads(model, found, candidates, probe)
         places = proven_places(model, found, candidates, probe)
@@ -128,8 +129,9 @@ class Anatomy:
 
     @property
     def turned_kinds(self) -> list[str]:
-        """What is put into other bases before statistics are taken: ``streams``, ``heads``."""
-        return ["streams"] * (self.bases is not None) + ["heads"] * bool(self.turnable)
+        """What is put into other bases before statistics are taken: ``streams``, ``heads``, ``ranks``."""
+        has = {"streams": self.bases is not None, "heads": bool(self.turnable), "ranks": bool(self.found.low_rank)}
+        return [kind for kind, is_there in has.items() if is_there]
 
     @cached_property
     def layers(self) -> list[Product]:

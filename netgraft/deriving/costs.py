@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
 from netgraft.deriving.axes import Atom
-from netgraft.deriving.following import Axes, ChannelMap
+from netgraft.deriving.following import Axes, ChannelMap, Product
+from netgraft.deriving.low_rank import first_of, second_of
 from netgraft.deriving.places import Block
 
 Widths = Mapping[Atom, int]
@@ -27,14 +28,22 @@ class Macs:
     """
 
     def __init__(self, found: ChannelMap, blocks: Sequence[Block] = ()) -> None:
-        self._products = _Sum(
-            (product.axes, product.factor, [block.atom for block in blocks if block.name in product.inside])
-            for product in found.products
-        )
+        def term(product: Product, axes: Axes) -> _Term:
+            return _Term(axes, product.factor, [block.atom for block in blocks if block.name in product.inside])
+
+        halves = {part(name) for name in found.low_rank for part in (first_of, second_of)}
+        parts = [_Part([term(each, each.axes)]) for each in found.products if each.layer not in halves]
+        by_layer = {product.layer: product for product in found.products}
+        for name in sorted(found.low_rank):
+            first, second = by_layer[first_of(name)], by_layer[second_of(name)]
+            whole = (second.outputs if axis.segments == first.outputs.segments else axis for axis in first.axes)
+            both = [term(first, first.axes), term(second, second.axes)]
+            parts.append(_Part(both, [term(first, tuple(whole))]))
+        self._parts = parts
 
     def __call__(self, widths: Widths) -> float:
         """Return them at some widths."""
-        return self._products(widths)
+        return sum(part(widths) for part in self._parts)
 
 
 class Parameters:
@@ -47,33 +56,67 @@ class Parameters:
     """
 
     def __init__(self, found: ChannelMap, model: nn.Module, blocks: Sequence[Block] = ()) -> None:
-        self._tensors = _Sum(
-            (found.tensors[name], 1, [block.atom for block in blocks if name.startswith(f"{block.name}.")])
-            for name, _ in model.named_parameters()
-        )
+        def term(name: str, axes: Axes) -> _Term:
+            return _Term(axes, 1, [block.atom for block in blocks if name.startswith(f"{block.name}.")])
+
+        weights = {name: (f"{first_of(name)}.weight", f"{second_of(name)}.weight") for name in sorted(found.low_rank)}
+        halves = {weight for both in weights.values() for weight in both}
+        parts = [_Part([term(name, found.tensors[name])]) for name, _ in model.named_parameters() if name not in halves]
+        for first, second in weights.values():
+            both = [term(first, found.tensors[first]), term(second, found.tensors[second])]
+            whole = (found.tensors[second][0], *found.tensors[first][1:])
+            parts.append(_Part(both, [term(first, whole)]))
+        self._parts = parts
 
     def __call__(self, widths: Widths) -> float:
         """Return how many there are at some widths."""
-        return self._tensors(widths)
+        return sum(part(widths) for part in self._parts)
 
 
-class _Sum:
-    """A sum of products of axes: each axis a sum of segments, each segment a product of atoms.
+class _Term:
+    """A product of axes: each axis a sum of segments, each segment a product of atoms.
 
     Args:
-        terms: Axes, a factor, and atoms of which each must be there for the term to count.
+        axes: Whose sizes are multiplied.
+        factor: Likewise.
+        needed: Atoms of which each must be there for the term to count.
     """
 
-    def __init__(self, terms: Iterable[tuple[Axes, float, Sequence[Atom]]]) -> None:
-        self._terms = [(factor, [axis.segments for axis in axes], atoms) for axes, factor, atoms in terms]
+    def __init__(self, axes: Axes, factor: float, needed: Sequence[Atom]) -> None:
+        self._axes, self._factor, self._needed = [axis.segments for axis in axes], factor, needed
+
+    @property
+    def atoms(self) -> list[Atom]:
+        """All that it depends on."""
+        return [*self._needed, *(atom for segments in self._axes for segment in segments for atom in segment)]
 
     def __call__(self, widths: Widths) -> float:
-        return sum(
-            factor
-            * math.prod(widths.get(atom, 1) for atom in needed)
+        return (
+            self._factor
+            * math.prod(widths.get(atom, 1) for atom in self._needed)
             * math.prod(
                 sum(math.prod(widths.get(atom, atom.size) for atom in segment) for segment in segments)
-                for segments in axes
+                for segments in self._axes
             )
-            for factor, axes, needed in self._terms
         )
+
+
+class _Part:
+    """A sum of terms, or what does the same for less; a search asks for it at the same few widths again and again.
+
+    Args:
+        terms: To be added up.
+        instead: Terms of what takes their place where these cost no more: of one convolution, for two.
+    """
+
+    def __init__(self, terms: Sequence[_Term], instead: Sequence[_Term] = ()) -> None:
+        self._ways = [way for way in (terms, instead) if way]
+        self._atoms = tuple(dict.fromkeys(atom for way in self._ways for term in way for atom in term.atoms))
+        self._known: dict[tuple[int | None, ...], float] = {}
+
+    def __call__(self, widths: Widths) -> float:
+        key = tuple([widths.get(atom) for atom in self._atoms])
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = min(sum(term(widths) for term in way) for way in self._ways)
+        return known

@@ -73,6 +73,7 @@ class ChannelMap:
         values: What such products average, likewise.
         by_width: Widths of heads by whose root the module that takes the logits divides them: where less is left,
             queries are scaled.
+        low_rank: Names of the convolutions that are two each.
     """
 
     tensors: dict[str, Axes] = field(default_factory=dict)
@@ -86,6 +87,7 @@ class ChannelMap:
     logits: tuple[Logits, ...] = ()
     values: tuple[Values, ...] = ()
     by_width: frozenset[Atom] = frozenset()
+    low_rank: frozenset[str] = frozenset()
 
     @property
     def heads(self) -> list[Logits | Values]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.axes import Atom, Axis
 from netgraft.deriving.costs import Widths
+from netgraft.deriving.following import Axes
+from netgraft.deriving.low_rank import first_of, pays, second_of
 from netgraft.deriving.statistics import LayerCall, capture
 
 FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
@@ -40,8 +42,8 @@ class Milliseconds:
         calls: dict[str, LayerCall] = {}
         layers = {product.layer: anatomy.model.get_submodule(product.layer) for product in anatomy.layers}
         capture(anatomy.model, anatomy.probe[:1], layers, lambda name, call: calls.update({name: call}))
-        self._layers = [
-            _TimedLayer(
+        timed = {
+            product.layer: _TimedLayer(
                 product.inputs,
                 product.outputs,
                 tuple(block.atom for block in anatomy.blocks if block.name in product.inside),
@@ -49,7 +51,13 @@ class Milliseconds:
             )
             for product in anatomy.layers
             if product.layer in calls
-        ]
+        }
+        two_each: list[_TimedLowRank] = []
+        for name in anatomy.found.low_rank:
+            first, second = timed.pop(first_of(name)), timed.pop(second_of(name))
+            taken = anatomy.found.tensors[f"{first_of(name)}.weight"][1:]
+            two_each.append(_TimedLowRank(first, second, taken))
+        self._layers: list[_TimedLayer | _TimedLowRank] = [*timed.values(), *two_each]
         self._rest = max(0.0, teacher - sum(layer.milliseconds({}) for layer in self._layers))
 
     def __call__(self, widths: Widths) -> float:
@@ -67,12 +75,36 @@ class _TimedLayer:
     times: NDArray[np.float64]
 
     def milliseconds(self, widths: Widths) -> float:
+        return self.at(_kept_size(self.inputs, widths), _kept_size(self.outputs, widths), widths)
+
+    def at(self, taken: int, given: int, widths: Widths) -> float:
+        """Return them for some inputs and outputs; as many times as long where there are more than were timed."""
         if any(not widths.get(atom, 1) for atom in self.blocks):
             return 0.0
-        axes = (self.inputs, self.outputs)
-        kept = [axis.kept_size(lambda atom: widths.get(atom, atom.size)) / axis.size for axis in axes]
-        by_outputs = [np.interp(kept[1], FRACTIONS, row) for row in self.times]
-        return float(np.interp(kept[0], FRACTIONS, by_outputs))
+        part = given / self.outputs.size
+        by_outputs = [np.interp(part, FRACTIONS, row) * max(part, 1.0) for row in self.times]
+        return float(np.interp(taken / self.inputs.size, FRACTIONS, by_outputs))
+
+
+@dataclass(frozen=True, eq=False)
+class _TimedLowRank:
+    """A convolution that is two, or one where two don't pay; one is timed as the first with the second's outputs."""
+
+    first: _TimedLayer
+    second: _TimedLayer
+    taken: Axes
+
+    def milliseconds(self, widths: Widths) -> float:
+        sums_over = math.prod(_kept_size(axis, widths) for axis in self.taken)
+        rank, given = (_kept_size(layer.outputs, widths) for layer in (self.first, self.second))
+        if pays(rank, sums_over, given):
+            return self.first.milliseconds(widths) + self.second.milliseconds(widths)
+        return self.first.at(_kept_size(self.first.inputs, widths), given, widths)
+
+
+def _kept_size(axis: Axis, widths: Widths) -> int:
+    """Return how many indices of an axis are left."""
+    return axis.kept_size(lambda atom: widths.get(atom, atom.size))
 
 
 def _times(layer: nn.Module, call: LayerCall, stopwatch: Stopwatch) -> NDArray[np.float64]:

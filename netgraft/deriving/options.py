@@ -37,6 +37,14 @@ class DerivingOptions:
         scope="run",
         section="expert",
     )
+    convolutions: str = option(
+        "low-rank",
+        "What becomes of convolutions whose kernel is larger than 1x1: low-rank (some become two, of which the first "
+        "writes few channels and the second is 1x1) or whole.",
+        choices=("low-rank", "whole"),
+        scope="run",
+        section="expert",
+    )
     rounds: int | None = option(
         None,
         "Rounds in which channels go; what each is worth is measured anew in every one. As many by default as leave "

@@ -14,6 +14,7 @@ from torch import nn
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.following import Axes, ChannelMap, Product
 from netgraft.deriving.heads import Logits
+from netgraft.deriving.low_rank import first_of, name_of, pays, second_of
 from netgraft.deriving.statistics import MOST_FEATURES
 
 MULTIPLE = 8
@@ -31,6 +32,8 @@ class Place:
         layers: All layers that have it on one of their sides.
         logits: Products of queries with keys that sum over it, where it is the width of heads.
         held: Channels that go last: of a stream, the direction of the mean, which a layer norm needs; none elsewhere.
+        dear: The narrower width from which on it costs as much as the whole; None where each costs less. Of ranks: two
+            convolutions can cost more than one.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Place:
     layers: tuple[str, ...]
     logits: tuple[Logits, ...] = ()
     held: tuple[int, ...] = ()
+    dear: int | None = None
 
     @property
     def width(self) -> int:
@@ -75,7 +79,7 @@ class Place:
         What readers sum over is a multiple of 8 then, where the place has 16 channels or more.
         """
         step = MULTIPLE // math.gcd(MULTIPLE, self.columns) if self.width >= 2 * MULTIPLE else 1
-        options = list(range(step, self.width, step))
+        options = list(range(step, self.width if self.dear is None else self.dear, step))
         if len(options) <= count:
             return tuple(options)
         chosen = {options[round(place * (len(options) - 1) / max(count - 1, 1))] for place in range(count)}
@@ -123,7 +127,8 @@ def find_blocks(model: nn.Module, found: ChannelMap) -> list[Block]:
     blocks = []
     for name, module in model.named_modules():
         inside = tuple(dict.fromkeys(each.layer for each in found.products if each.layer and name in each.inside))
-        if not name or len(inside) < 2 or name not in found.inputs or name not in found.outputs:
+        layers = {name_of(layer, found.low_rank) for layer in inside}
+        if not name or len(layers) < 2 or name not in found.inputs or name not in found.outputs:
             continue
         taken, given = found.inputs[name], found.outputs[name]
         if len(taken) == len(given) and all(a.segments == b.segments for a, b in zip(taken, given, strict=True)):
@@ -186,7 +191,21 @@ def find_places(found: ChannelMap) -> list[Place]:
             held = (0,) if atom in streams else ()
             places.append(Place(writers[0].layer, atom, tuple(readers), tuple(layers), logits, held))
     order = {product.layer: number for number, product in reversed(list(enumerate(found.products)))}
-    return _named_apart(sorted(places, key=lambda place: order[place.name]))
+    in_order = sorted(places, key=lambda place: order[place.name])
+    named = [_as_a_rank(place, found) if found.low_rank else place for place in in_order]
+    return _named_apart([place for place in named if place.widths(1)])
+
+
+def _as_a_rank(place: Place, found: ChannelMap) -> Place:
+    """Name a place as if no convolution were two; what lies between two is the rank of the one."""
+    name = name_of(place.name, found.low_rank)
+    if place.name != first_of(name):
+        return replace(place, name=name)
+    _, *taken = found.tensors[f"{first_of(name)}.weight"]
+    given = found.tensors[f"{second_of(name)}.weight"][0].size
+    sums_over = math.prod(axis.size for axis in taken)
+    dear = next((rank for rank in range(1, place.width) if not pays(rank, sums_over, given)), None)
+    return replace(place, name=f"{name}.rank", dear=dear)
 
 
 def _reads(product: Product, atom: Atom) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.deriving.absence import leave_out, left_out
+from netgraft.deriving.low_rank import factor, low_rank_layers
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
@@ -26,14 +27,16 @@ class Sizes:
         counts: Numbers that modules compute with and that no shape tells: groups of convolutions, heads of attention,
             how wide these are and what logits are scaled by; by the name of the module and of its attribute.
         absent: What was left out: names of modules, and of what stands in their place.
+        low_rank: Names of the convolutions that are two each.
     """
 
     shapes: Mapping[str, tuple[Positive, ...]]
     counts: Mapping[str, Mapping[str, Positive | PositiveFloat]]
     absent: Mapping[str, str]
+    low_rank: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.shapes or self.counts or self.absent)
+        return bool(self.shapes or self.counts or self.absent or self.low_rank)
 
     @classmethod
     def of(cls, model: nn.Module, reference: nn.Module) -> Sizes:
@@ -46,8 +49,9 @@ class Sizes:
         Raises:
             ValueError: They have other parameters, buffers or modules.
         """
-        absent = left_out(model)
+        absent, low_rank = left_out(model), tuple(low_rank_layers(model))
         leave_out(reference, absent)
+        factor(reference, low_rank)
         tensors, originals = dict(_tensors(model)), dict(_tensors(reference))
         if tensors.keys() != originals.keys():
             raise ValueError(
@@ -58,12 +62,14 @@ class Sizes:
             {name: tuple(value.shape) for name, value in tensors.items() if value.shape != originals[name].shape},
             {name: count for name, count in counts.items() if count != old_counts[name]},
             absent,
+            low_rank,
         )
 
     @classmethod
     def whole(cls, model: nn.Module) -> Sizes:
         """Return all sizes of a model that there is no reference for."""
-        return cls({name: tuple(value.shape) for name, value in _tensors(model)}, _counts(model), left_out(model))
+        shapes = {name: tuple(value.shape) for name, value in _tensors(model)}
+        return cls(shapes, _counts(model), left_out(model), tuple(low_rank_layers(model)))
 
     def put_on(self, model: nn.Module) -> None:
         """Give a new model these sizes, and leave out what is left out; what changes its size is zero.
@@ -72,6 +78,7 @@ class Sizes:
             ValueError: It has no such parameters or layers.
         """
         leave_out(model, self.absent)
+        factor(model, self.low_rank)
         tensors = dict(_tensors(model))
         for name, shape in self.shapes.items():
             if name not in tensors:
@@ -93,6 +100,7 @@ class Sizes:
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "counts": {name: dict(counts) for name, counts in self.counts.items()},
             "absent": dict(self.absent),
+            **({"low_rank": list(self.low_rank)} if self.low_rank else {}),
         }
 
     @classmethod

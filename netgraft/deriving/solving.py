@@ -202,6 +202,7 @@ class Normals:
         self._targets = torch.zeros(groups, outputs, dtype=torch.float64)
         self._gram = torch.zeros(groups, unknowns, unknowns, dtype=torch.float64)
         self._cross = torch.zeros(groups, unknowns, outputs, dtype=torch.float64)
+        self._known: dict[bool, tuple[Tensor, Tensor]] = {}
 
     def add(self, inputs: Tensor, missing: Tensor) -> None:
         """Add rows: inputs (R, groups * unknowns) and what the outputs lack, (R, groups * outputs)."""
@@ -215,6 +216,7 @@ class Normals:
         self._count += len(inputs)
         self._inputs += x.sum(1).cpu().double()
         self._targets += y.sum(1).cpu().double()
+        self._known.clear()
         self._gram += (x.transpose(1, 2) @ x).cpu().double()
         self._cross += (x.transpose(1, 2) @ y).cpu().double()
 
@@ -230,12 +232,13 @@ class Normals:
             ridge: Towards no change, times the mean of the inputs' squares; infinite for no change of the weights.
         """
         mean_x, mean_y = self._means(centred=centred)
-        gram, cross = self._about(mean_x, mean_y)
+        gram, cross = self._about(centred=centred)
         if math.isinf(ridge):
             step = torch.zeros_like(cross).transpose(1, 2)
         else:
             scale = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-            damped = gram + ridge * scale[:, None, None] * torch.eye(self._unknowns, dtype=gram.dtype)
+            damped = gram.clone()
+            damped.diagonal(dim1=1, dim2=2).add_(ridge * scale[:, None])
             step = torch.cholesky_solve(cross, torch.linalg.cholesky(damped)).transpose(1, 2)  # (G, O, U)
         shift = mean_y - (step @ mean_x[:, :, None]).squeeze(-1)
         return step.flatten(0, 1), shift.flatten()
@@ -248,7 +251,7 @@ class Normals:
             shift: Added to the outputs, (groups * outputs,).
         """
         weights, constants = step.unflatten(0, (self._groups, -1)), shift.unflatten(0, (self._groups, -1))
-        gram, cross = self._about(torch.zeros_like(self._origin), torch.zeros_like(self._targets))
+        gram, cross = self._about(centred=False)
         mean_x, mean_y = self._means(centred=True)
         squares = ((weights @ gram) * weights).sum() - 2 * (weights.transpose(1, 2) * cross).sum()
         through = (weights @ mean_x[:, :, None]).squeeze(-1)
@@ -261,16 +264,24 @@ class Normals:
         count = max(self._count, 1)
         return self._origin + self._inputs / count, self._targets / count
 
-    def _about(self, point_x: Tensor, point_y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean products of inputs with inputs, (G, U, U), and with what outputs lack, (G, U, O)."""
-        count = max(self._count, 1)
-        mean_x, mean_y = self._inputs / count, self._targets / count
-        off = point_x - self._origin
-        gram = self._gram / count - mean_x[:, :, None] * off[:, None, :] - off[:, :, None] * mean_x[:, None, :]
-        gram += off[:, :, None] * off[:, None, :]
-        cross = self._cross / count - off[:, :, None] * mean_y[:, None, :]
-        cross -= (mean_x - off)[:, :, None] * point_y[:, None, :]
-        return gram, cross
+    def _about(self, *, centred: bool) -> tuple[Tensor, Tensor]:
+        """Return the mean products of inputs with inputs, (G, U, U), and with what outputs lack, (G, U, O).
+
+        About the means, or about zero; several ridges are tried on the same ones.
+        """
+        if centred not in self._known:
+            point_x, point_y = self._means(centred=centred)
+            count = max(self._count, 1)
+            mean_x, mean_y = self._inputs / count, self._targets / count
+            off = point_x - self._origin
+            gram = self._gram / count
+            # (x - off)(x - off)^T in one pass over the larger matrix
+            left, right = torch.stack([off - mean_x, off], 2), torch.stack([off, -mean_x], 1)
+            gram.baddbmm_(left, right)
+            cross = self._cross / count - off[:, :, None] * mean_y[:, None, :]
+            cross -= (mean_x - off)[:, :, None] * point_y[:, None, :]
+            self._known[centred] = gram, cross
+        return self._known[centred]
 
     def with_those_of(self, other: Normals) -> Normals:
         """Return the sums over the rows of both."""

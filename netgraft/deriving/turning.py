@@ -10,6 +10,8 @@ from torch import Tensor
 
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.head_bases import turn_head_bases
+from netgraft.deriving.low_rank import second_of
+from netgraft.deriving.rank_bases import turn_ranks
 
 Turning = Callable[[Anatomy, Sequence[Tensor]], Anatomy]
 """From the anatomy of a copy, whose weights it may change in place, and views (B, C, H, W) each, to that of a model
@@ -28,7 +30,13 @@ def _turn_heads(anatomy: Anatomy, batches: Sequence[Tensor]) -> Anatomy:
     return anatomy
 
 
-TURNINGS: tuple[Turning, ...] = (_turn_streams, _turn_heads)
+def _turn_ranks(anatomy: Anatomy, batches: Sequence[Tensor]) -> Anatomy:
+    norms = {name: anatomy.norm_behind(anatomy.model, second_of(name)) for name in sorted(anatomy.found.low_rank)}
+    turn_ranks(anatomy.model, batches, norms)
+    return anatomy
+
+
+TURNINGS: tuple[Turning, ...] = (_turn_streams, _turn_heads, _turn_ranks)
 """One after another."""
 
 

@@ -165,7 +165,10 @@ class DistillJob(DistillOptions, Job):
         """Refuse options that say how a student is derived where one is given."""
         if student is None:
             return
-        asked = {"--criterion, --allocation, --rounds or --recovery-steps": self.deriving != DerivingOptions()}
+        asked = {
+            "--criterion, --allocation, --convolutions, --rounds or --recovery-steps": self.deriving
+            != DerivingOptions()
+        }
         asked |= {f"--{name}": getattr(self, name) is not None for name in ("protect", "force", "library")}
         for flags in (flags for flags, given in asked.items() if given):
             raise RequestError(

@@ -12,6 +12,7 @@ from netgraft.cli.main import run
 from torch import nn
 
 import netgraft
+from netgraft.deriving.low_rank import low_rank_layers
 from netgraft.evaluation.metrics import macs
 from netgraft.jobs import prepared_derivation
 from netgraft.models.creation import pretrained_cfg
@@ -35,8 +36,14 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 def model_widths(model: nn.Module) -> dict[str, int]:
-    layers = model.named_modules()
-    return {name: len(layer.weight) for name, layer in layers if isinstance(layer, nn.Conv2d | nn.Linear)}
+    """Outputs of all layers, and channels between the two that some are."""
+    widths = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            whole = name.removesuffix(".1") if name.removesuffix(".1") in low_rank_layers(model) else name
+            rank = f"{name.removesuffix('.0')}.rank" if name.removesuffix(".0") in low_rank_layers(model) else whole
+            widths[rank] = len(layer.weight)
+    return widths
 
 
 def test_the_budget_is_met_and_the_result_says_how(solved: Path) -> None:
@@ -49,12 +56,17 @@ def test_the_budget_is_met_and_the_result_says_how(solved: Path) -> None:
     assert result["start_top1"] == result["student_top1"]
     assert result["gap"] == pytest.approx(result["teacher_top1"] - result["student_top1"], abs=1e-3)
     teacher = netgraft.load_teacher("digits_vgg7_bn")
+    before = model_widths(teacher)
     widths = {
-        name: (model_widths(teacher)[name], width) for name, width in model_widths(student).items() if name != "head.fc"
+        name: (before[name.removesuffix(".rank")], width)
+        for name, width in model_widths(student).items()
+        if name != "head.fc"
     }
     narrowed = {name: tuple(sizes) for name, sizes in result["derived"]["narrowed"].items()}
+    assert any(name.endswith(".rank") for name in narrowed)
     assert narrowed == {name: sizes for name, sizes in widths.items() if sizes[0] != sizes[1]}
-    assert result["derived"]["whole"] == [name for name, sizes in widths.items() if sizes[0] == sizes[1]]
+    whole = [name for name, sizes in widths.items() if sizes[0] == sizes[1]]
+    assert [name for name in result["derived"]["whole"] if not name.endswith(".rank")] == whole
 
 
 def test_the_student_that_was_measured_is_the_one_that_was_saved(

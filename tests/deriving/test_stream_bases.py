@@ -258,7 +258,8 @@ def test_one_channel_less_than_that_has_an_error(few: list[Any]) -> None:
 
 def test_a_protected_stream_keeps_the_teacher_s_bases(few: list[Any]) -> None:
     teacher = vision_transformer()
-    made = deriver(teacher, few, protect=["patch_embed"])
+    whole = DerivingOptions(convolutions="whole")
+    made = deriver(teacher, few, protect=["patch_embed"], options=whole)
     assert made.anatomy.bases is None
     assert made.anatomy.model is teacher
     derived = made.derive(budget_of({"macs": 0.8}))
