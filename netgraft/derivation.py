@@ -20,7 +20,7 @@ from netgraft.deriving.axes import Atom
 from netgraft.deriving.budget import Amount, budget_of
 from netgraft.deriving.choice import Limit
 from netgraft.deriving.costs import Widths
-from netgraft.deriving.library import Library, scale_of_errors
+from netgraft.deriving.library import SIZES, Library, scale_of_errors
 from netgraft.deriving.low_rank import join_dear_ones
 from netgraft.deriving.narrowing import Kept, absences, narrow
 from netgraft.deriving.options import DerivingOptions
@@ -356,8 +356,8 @@ class Deriver:
         """Return about how many forwards of one image it takes to derive a student."""
         taken = 2 * self._samples.count  # for the moments, and for the weights behind one another
         if self.scores and not self._first.has_library:
-            # from each place on, on average half of the network, at eight widths
-            taken += 4 * len(self.anatomy.all_places) * self._samples.held_back_count
+            # from each place on, on average half of the network
+            taken += SIZES * len(self.anatomy.all_places) * self._samples.held_back_count // 2
         return taken
 
     def check(self, budget: Sequence[Amount]) -> None:

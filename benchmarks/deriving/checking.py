@@ -24,7 +24,9 @@ from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.choice import Limit, choose_widths
 from netgraft.deriving.costs import Macs
 from netgraft.deriving.library import readers_of, score_widths
+from netgraft.deriving.low_rank import join_dear_ones
 from netgraft.deriving.narrowing import narrow
+from netgraft.deriving.rank_bases import with_low_rank
 from netgraft.deriving.selection import kept_channels
 from netgraft.deriving.solving import narrowed_start, solve_front_to_back
 from netgraft.deriving.turning import turned
@@ -59,7 +61,7 @@ def check(name: str) -> dict[str, Any]:
 
 
 def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
-    anatomy = Anatomy.with_streams(model, images[:2])
+    anatomy = Anatomy.with_streams(with_low_rank(model, images[:2]), images[:2])
     size = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     views = torch.randn(3 * VIEWS, *size, generator=torch.Generator().manual_seed(2)).split(VIEWS)
     measured = turned(anatomy, views[:2])
@@ -77,6 +79,7 @@ def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
         pass
     if measured.bases is not None:
         student = measured.bases.with_layer_norms(student, model, kept)
+    join_dear_ones(student)
     everything = {place.atom: torch.arange(place.width) for place in anatomy.places}
     with torch.no_grad():
         # what is turned was proven to be the teacher in float64
@@ -90,6 +93,7 @@ def _derive(model: torch.nn.Module, images: Tensor) -> dict[str, Any]:
     return {
         "places": len(anatomy.places),
         "blocks": len(anatomy.blocks),
+        "ranks": len(anatomy.found.low_rank),
         "streams": sum(place.is_stream for place in anatomy.places),
         "left_out": sum(widths[block.atom] == 0 for block in anatomy.blocks),
         "macs": macs(student, size) / macs(model, size),

@@ -28,6 +28,9 @@ from netgraft.errors import RequestError
 BATCH = 64
 """Views that are run at once."""
 
+SIZES = 5
+"""Widths of a place that are tried; errors between them follow the losses, which are known of each, within a tenth."""
+
 
 @dataclass(frozen=True, eq=False)
 class Entry:
@@ -200,7 +203,7 @@ def score_widths(
     held_back: Tensor,
     removal_of: Callable[[Place, Sequence[Losing]], Removal] = surgeon_removal,
     *,
-    sizes: int = 8,
+    sizes: int = SIZES,
 ) -> Iterator[Entry]:
     """Try each place at several widths, all else as it was.
 
