@@ -15,7 +15,7 @@ from netgraft.models.torchvision_models import PREFIX
 
 
 def load_teacher(
-    name: str, *, weights: Path | None = None, image_size: int | None = None, num_classes: int | None = None
+    name: str, *, weights: str | Path | None = None, image_size: int | None = None, num_classes: int | None = None
 ) -> nn.Module:
     """Return a trained classifier in eval mode.
 
@@ -42,7 +42,8 @@ def load_teacher(
         False
     """
     if not is_folder(name):
-        return load_trained(name, weights=weights, image_size=image_size, num_classes=num_classes)
+        file = None if weights is None else Path(weights)
+        return load_trained(name, weights=file, image_size=image_size, num_classes=num_classes)
     if weights is not None:
         raise RequestError(f"{name} brings its weights along; leave the weights out")
     model = load_student(name, image_size=image_size)

@@ -59,6 +59,8 @@ def test_number_of_classes_follows_the_weights(tmp_path: Path) -> None:
     model = build("cifar_resnet8", num_classes=4)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     teacher = load_teacher("cifar_resnet8", weights=tmp_path / "w.safetensors")
+    by_text = load_teacher("cifar_resnet8", weights=str(tmp_path / "w.safetensors"))
+    assert all(map(torch.equal, by_text.state_dict().values(), teacher.state_dict().values()))
     assert torch.equal(teacher(X), model(X))
     assert class_count(teacher) == 4
 
