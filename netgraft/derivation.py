@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -21,7 +22,7 @@ from netgraft.deriving.budget import Amount, budget_of
 from netgraft.deriving.choice import Limit
 from netgraft.deriving.costs import Widths
 from netgraft.deriving.library import SIZES, Library, scale_of_errors
-from netgraft.deriving.low_rank import join_dear_ones
+from netgraft.deriving.low_rank import join_dear_ones, low_rank_layers
 from netgraft.deriving.narrowing import Kept, absences, narrow
 from netgraft.deriving.options import DerivingOptions
 from netgraft.deriving.places import Block, Place
@@ -150,13 +151,16 @@ class Derivation:
         Raises:
             RunError: The folder can't be written.
         """
+        # as large as the teacher is, whose convolutions are one each
+        teacher = copy.deepcopy(self.anatomy.model)
+        join_dear_ones(teacher)
         save_student(
             Path(folder),
             self.student,
             self.student,
             cuts=(),
             data_config=self.data_config,
-            known=compared_sizes(self.anatomy.model, self.student, self.data_config),
+            known=compared_sizes(teacher, self.student, self.data_config),
         )
 
     def start(self, pairing: Pairing) -> Pairing:
@@ -420,7 +424,7 @@ class Deriver:
             RequestError: It is no smaller twin of the teacher.
             ValueError: The teacher was taken apart in other bases than its own, or its convolutions are two each.
         """
-        if self.anatomy.bases is not None or self.anatomy.model is not self._teacher:
+        if self.anatomy.bases is not None or low_rank_layers(self.anatomy.model) != low_rank_layers(self._teacher):
             raise ValueError(
                 "a named student has its teacher's bases and layers; give the anatomy of the teacher as it is"
             )

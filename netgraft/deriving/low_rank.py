@@ -53,7 +53,8 @@ class LowRank(nn.Sequential):
         """Return one convolution that computes the same but for rounding."""
         first, second = self.both
         whole = copy.deepcopy(first)
-        weight = second.weight.double().flatten(1) @ first.weight.double().flatten(1)
+        # on the CPU: not every device has float64
+        weight = second.weight.cpu().double().flatten(1) @ first.weight.cpu().double().flatten(1)
         shape = (len(second.weight), *first.weight.shape[1:])
         whole.weight = nn.Parameter(weight.reshape(shape).to(first.weight), first.weight.requires_grad)
         whole.out_channels = len(weight)

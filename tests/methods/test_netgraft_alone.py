@@ -21,6 +21,7 @@ from netgraft.data.view_policy import VIEW_POLICIES
 from netgraft.data.views import Views
 from netgraft.derivation import Derivation, Deriver
 from netgraft.deriving.budget import budget_of
+from netgraft.deriving.options import DerivingOptions
 from netgraft.distillation import Distillation, prepare
 from netgraft.errors import InterruptedRunError, RequestError
 from netgraft.grafting.preparation import cut_and_pair
@@ -81,7 +82,8 @@ def test_channels_that_are_always_zero_leave_nothing_to_learn_when_they_are_gone
     for wide, narrow in zip(*norms, strict=True):
         dead = torch.randperm(wide.num_features, generator=generator)[narrow.num_features :]
         wide.weight[dead], wide.bias[dead] = 0.0, 0.0
-    tool = Deriver(teacher, views_for(teacher), resolve_model_data_config(teacher))
+    whole = DerivingOptions(convolutions="whole")
+    tool = Deriver(teacher, views_for(teacher), resolve_model_data_config(teacher), options=whole)
     phases = prepared(start=tool.like(twin)).plan.phases
     assert [phase.name for phase in phases] == ["graft block 2", "graft block 3", "graft block 4"]
     variance = float(teacher(PROBE).var())
