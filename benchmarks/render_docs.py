@@ -48,7 +48,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
     },
     "docs/deriving.md": {
         "results: derived cifar10": (*TABLE, f"{RESULTS}/derived-cifar10"),
-        "results: derived cifar10 agreement": (*TABLE, f"{RESULTS}/derived-cifar10", "--metric", "agreement"),
+        "results: derived cifar10 1shot": (*TABLE, f"{RESULTS}/derived-cifar10-1shot"),
         "results: derived cifar10 whole": (*TABLE, f"{RESULTS}/derived-cifar10-whole"),
         "results: derived digits": (*TABLE, f"{RESULTS}/derived-digits"),
         "results: derived imagenet": (*TABLE, f"{RESULTS}/derived-imagenet"),
