@@ -128,6 +128,27 @@ def test_only_what_is_proven_becomes_two() -> None:
     assert with_low_rank(without, images()) is without
 
 
+class Failing(nn.Module):
+    """Runs in single precision alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = vgg()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float64:
+            raise RuntimeError("no float64")
+        return self.body(x)
+
+
+def test_a_model_that_can_not_be_asked_is_left_as_it_is() -> None:
+    broken = vgg()
+    with torch.no_grad():
+        broken.get_submodule("1.0").get_parameter("weight")[0] = torch.nan
+    for model in (broken, Failing()):
+        assert with_low_rank(model, images()) is model
+
+
 def test_what_is_two_already_is_not_made_four() -> None:
     once = with_low_rank(vgg(), images())
     again = with_low_rank(once, images())
