@@ -33,6 +33,18 @@ def without_gradients(modules: nn.ModuleList) -> Iterator[None]:
             parameter.grad = None
 
 
+def put_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` where one of this name stands in ``model``, in place.
+
+    Args:
+        model: Of which the other one is a part.
+        name: Of the other one, with dots; not empty.
+        module: Takes its place.
+    """
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, module)
+
+
 def shares_parameters(first: nn.Module, second: nn.Module) -> bool:
     """Return whether two modules share a module or a parameter, so that training one changes the other."""
     shared_modules = set(first.modules()) & set(second.modules())

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from netgraft.modules import put_module
+
 
 class Passed(nn.Module):
     """Gives its first input as it is: a residual block without its branch."""
@@ -43,8 +45,7 @@ def leave_out(model: nn.Module, absent: Mapping[str, str]) -> None:
     for name, how in absent.items():
         if name not in known or not name or how not in ABSENCES:
             raise ValueError(f"there is no {name!r} to leave out as {how!r}")
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, ABSENCES[how]())
+        put_module(model, name, ABSENCES[how]())
 
 
 def left_out(model: nn.Module) -> dict[str, str]:

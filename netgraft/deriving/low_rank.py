@@ -8,6 +8,8 @@ from collections.abc import Collection, Iterable
 import torch
 from torch import nn
 
+from netgraft.modules import put_module
+
 
 class LowRank(nn.Sequential):
     """Two convolutions in the place of one; the first has its kernel, the second its bias."""
@@ -114,7 +116,7 @@ def factor(model: nn.Module, names: Iterable[str]) -> None:
         layer = modules.get(name)
         if not name or not isinstance(layer, nn.Conv2d) or layer.groups != 1:
             raise ValueError(f"there is no convolution {name!r} of one group to be made two")
-        _put(model, name, LowRank.of(layer))
+        put_module(model, name, LowRank.of(layer))
 
 
 def join_dear_ones(model: nn.Module) -> None:
@@ -122,9 +124,4 @@ def join_dear_ones(model: nn.Module) -> None:
     for name in low_rank_layers(model):
         layers = model.get_submodule(name)
         if isinstance(layers, LowRank) and not layers.pays:
-            _put(model, name, layers.joined())
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, module)
+            put_module(model, name, layers.joined())

@@ -25,7 +25,7 @@ from netgraft.deriving.narrowing import agree, exactly, tensors_of
 from netgraft.deriving.residual import scale_behind
 from netgraft.deriving.statistics import Moments
 from netgraft.deriving.stream_norm import StreamNorm
-from netgraft.modules import eval_mode
+from netgraft.modules import eval_mode, put_module
 
 ROWS = 256
 """Of each batch of views and each norm, that principal directions are found from."""
@@ -142,7 +142,7 @@ def _centred(exact: nn.Module, found: ChannelMap, streams: Sequence[_Stream], im
         for name in stream.norms:
             norm = exact.get_submodule(name)
             assert isinstance(norm, nn.LayerNorm)
-            _put(changed, name, StreamNorm(width, norm.eps).to(images))
+            put_module(changed, name, StreamNorm(width, norm.eps).to(images))
     return changed
 
 
@@ -165,11 +165,6 @@ def _multiply(tensor: Tensor, dim: int, matrix: Tensor) -> None:
     """Multiply a matrix (N, N) from the left with what lies along one dimension, in place and in double precision."""
     product = torch.tensordot(matrix, tensor.cpu().double(), dims=([1], [dim])).movedim(0, dim)
     tensor.copy_(product)
-
-
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, module)
 
 
 def reflection(width: int) -> Tensor:
@@ -294,7 +289,7 @@ class StreamBases:
             for key, value in (("weight", 1.0), ("bias", 0.0)):
                 old = getattr(norm, key)
                 setattr(norm, key, nn.Parameter(torch.full((width,), value).to(old), requires_grad=old.requires_grad))
-            _put(student, name, norm.train(student.training))
+            put_module(student, name, norm.train(student.training))
         return student
 
     def _basis_of(self, atom: Atom, kept: Mapping[Atom, Tensor]) -> Tensor:

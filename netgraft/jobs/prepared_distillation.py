@@ -316,20 +316,8 @@ NOTHING_MEASURED = (
 )
 
 NAMED = (
-    *(
-        "teacher",
-        "views",
-        "init",
-        "inherit",
-        "blocks",
-        "criterion",
-        "allocation",
-        "convolutions",
-        "protect",
-        "force",
-        "image_size",
-    ),
-    *("labeled", "hold_out", "precision", "recovery_steps"),
+    *("teacher", "views", "init", "inherit", "blocks", "criterion", "allocation", "convolutions", "protect", "force"),
+    *("image_size", "labeled", "hold_out", "precision", "recovery_steps"),
 )
 """Options that make another student, besides those whose values stand in every folder's name."""
 
