@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.costs import Cost
+from netgraft.deriving.moves import Moves
 from netgraft.deriving.native_output import native_output_to_stderr
 from netgraft.errors import RequestError
 
 ROUNDS = 12
 """How often the knapsack is solved again with the prices of what it chose."""
+
+ROUNDING = 1e-12
+"""Of a limit: what is added up in another order may differ by so much; each choice is looked at once more."""
 
 TIE = 1e-9
 """Counted as error where all of a place goes, in parts of the logits' variance: of what is as good, more is kept."""
@@ -148,38 +154,37 @@ class _Search:
         return {place.atom: place.widths[number] for place, number in zip(self.places, chosen, strict=True)}
 
     @cached_property
-    def errors(self) -> list[tuple[float, ...]]:
+    def errors(self) -> list[NDArray[np.float64]]:
         """Of each place at each width; a little larger where less is kept."""
-        return [
-            tuple(
-                error + TIE * (1 - width / place.widths[-1])
-                for width, error in zip(place.widths, place.errors, strict=True)
-            )
-            for place in self.places
-        ]
+        return [np.array(place.errors) + TIE * (1 - np.array(place.widths) / place.widths[-1]) for place in self.places]
+
+    @cached_property
+    def most(self) -> NDArray[np.float64]:
+        """What may be spent, (limits,)."""
+        return np.array([limit.most for limit in self.limits], dtype=np.float64)
 
     def error(self, chosen: Sequence[int]) -> float:
-        return sum(errors[number] for errors, number in zip(self.errors, chosen, strict=True))
+        return float(sum(errors[number] for errors, number in zip(self.errors, chosen, strict=True)))
 
-    def meets(self, chosen: Sequence[int]) -> bool:
-        return all(limit.cost(self.widths(chosen)) <= limit.most for limit in self.limits)
+    def spent(self, widths: Mapping[Atom, int]) -> NDArray[np.float64]:
+        """Return what widths cost, (limits,)."""
+        return np.array([limit.cost(widths) for limit in self.limits])
+
+    def moves(self, chosen: Sequence[int]) -> Moves:
+        """Return what other widths than the chosen ones would change."""
+        return Moves(
+            [place.atom for place in self.places],
+            [place.widths for place in self.places],
+            [limit.cost for limit in self.limits],
+            chosen,
+        )
 
     def knapsack(self, present: tuple[int, ...], slack: Sequence[float]) -> tuple[int, ...] | None:
         """Solve it with prices around ``present``; None where these prices leave nothing."""
         sizes = [len(place.widths) for place in self.places]
-        one_each = np.zeros((len(sizes), sum(sizes)))
-        prices = np.zeros((len(self.limits), sum(sizes)))
-        bases = [limit.cost(self.widths(present)) for limit in self.limits]
-        column = 0
-        for row, size in enumerate(sizes):
-            for number in range(size):
-                one_each[row, column] = 1
-                moved = self.widths((*present[:row], number, *present[row + 1 :]))
-                prices[:, column] = [
-                    (limit.cost(moved) - base) / limit.most for limit, base in zip(self.limits, bases, strict=True)
-                ]
-                column += 1
-        most = [part - base / limit.most for part, base, limit in zip(slack, bases, self.limits, strict=True)]
+        one_each = np.repeat(np.eye(len(sizes)), sizes, axis=1)
+        prices = np.concatenate(self.moves(present).changes, axis=1) / self.most[:, None]
+        most = np.array(slack) - self.spent(self.widths(present)) / self.most
         with native_output_to_stderr():
             found = milp(
                 np.concatenate(self.errors),
@@ -189,57 +194,69 @@ class _Search:
             )
         if found.x is None:
             return None
-        starts = np.cumsum([0, *sizes[:-1]])
-        return tuple(int(np.argmax(found.x[start : start + size])) for start, size in zip(starts, sizes, strict=True))
+        return tuple(int(np.argmax(part)) for part in np.split(found.x, np.cumsum(sizes)[:-1]))
 
     def narrowed(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
         """Narrow step by step until all limits are met, as the smallest widths do."""
-        while over := [limit for limit in self.limits if limit.cost(self.widths(chosen)) > limit.most]:
-            before = [limit.cost(self.widths(chosen)) for limit in over]
-            best: tuple[float, int] | None = None
-            for number, place in enumerate(self.places):
-                if chosen[number] == 0:
-                    continue
-                narrower = {**self.widths(chosen), place.atom: place.widths[chosen[number] - 1]}
-                saved = sum(
-                    (cost - limit.cost(narrower)) / limit.most for limit, cost in zip(over, before, strict=True)
-                )
-                added = place.errors[chosen[number] - 1] - place.errors[chosen[number]]
-                # what saves nothing by itself may save something together with others, and comes last
-                rank = (added / saved if saved > 0 else math.inf, number)
-                best = rank if best is None else min(best, rank)
-            assert best is not None, "the smallest widths meet all limits"
-            chosen = (*chosen[: best[1]], chosen[best[1]] - 1, *chosen[best[1] + 1 :])
-        return chosen
+        moves = self.moves(chosen)
+        while (over := self.spent(moves.widths) > self.most).any():
+            ranks = np.full(len(self.places), math.inf)
+            for number, (place, at) in enumerate(zip(self.places, moves.chosen, strict=True)):
+                if at:
+                    saved = -(moves.changes[number][over, at - 1] / self.most[over]).sum()
+                    # what saves nothing by itself may save something together with others, and comes last
+                    ranks[number] = (
+                        (place.errors[at - 1] - place.errors[at]) / saved if saved > 0 else sys.float_info.max
+                    )
+            best = int(ranks.argmin())
+            assert ranks[best] < math.inf, "the smallest widths meet all limits"
+            moves.move({best: moves.chosen[best] - 1})
+        return tuple(moves.chosen)
 
     def refined(self, chosen: tuple[int, ...]) -> tuple[int, ...]:
         """Raise one place, and where that is too dear lower another, as long as the error falls."""
-        while True:
-            better = min(self._neighbours(chosen), key=self.error, default=chosen)
-            if self.error(better) >= self.error(chosen) - 1e-15:
-                return chosen
-            chosen = better
+        moves = self.moves(chosen)
+        while (better := self._better(moves)) is not None:
+            moves.move(better)
+        return tuple(moves.chosen)
 
-    def _neighbours(self, chosen: tuple[int, ...]) -> list[tuple[int, ...]]:
-        found = []
-        for up, place in enumerate(self.places):
-            if chosen[up] + 1 == len(place.widths):
-                continue
-            raised = (*chosen[:up], chosen[up] + 1, *chosen[up + 1 :])
-            if self.meets(raised):
-                found.append(raised)
-                continue
-            for down in range(len(self.places)):
-                if down != up:
-                    found += self._lowered(raised, down, below=self.error(chosen))
-        return found
+    def _better(self, moves: Moves) -> dict[int, int] | None:
+        """Return the widths of one or two places that lower the error most, and meet the limits; None without any."""
+        for change, numbers in sorted(self._neighbours(moves), key=lambda neighbour: neighbour[0]):
+            others = {self.places[place].atom: self.places[place].widths[number] for place, number in numbers.items()}
+            if change < -1e-15 and (self.spent({**moves.widths, **others}) <= self.most).all():
+                return numbers
+        return None
 
-    def _lowered(self, chosen: tuple[int, ...], place: int, *, below: float) -> list[tuple[int, ...]]:
-        """Lower one place until the limits are met, if the error stays below what it was."""
-        for number in range(chosen[place] - 1, -1, -1):
-            moved = (*chosen[:place], number, *chosen[place + 1 :])
-            if self.error(moved) >= below:
-                return []
-            if self.meets(moved):
-                return [moved]
-        return []
+    def _neighbours(self, moves: Moves) -> Iterator[tuple[float, dict[int, int]]]:
+        """Yield what raising each place changes the error by: alone, or with the best others that pay for it."""
+        room = self.most * (1 + ROUNDING) - self.spent(moves.widths)
+        sizes = [len(place.widths) for place in self.places]
+        owners = np.repeat(np.arange(len(sizes)), sizes)
+        numbers = np.concatenate([np.arange(size) for size in sizes])
+        lower = numbers < np.repeat(moves.chosen, sizes)
+        costs = np.concatenate(moves.changes, axis=1)
+        added = np.concatenate([
+            errors - errors[number] for errors, number in zip(self.errors, moves.chosen, strict=True)
+        ])  # fmt: skip
+        for place, at in enumerate(moves.chosen):
+            if at + 1 == sizes[place]:
+                continue
+            won = float(self.errors[place][at] - self.errors[place][at + 1])
+            dearer = moves.changes[place][:, at + 1]
+            if (dearer <= room).all():
+                yield -won, {place: at + 1}
+                continue
+            pays = lower & (added < won) & (owners != place)
+            beside = np.isin(owners, list(moves.neighbours(place)))
+            met = (costs + dearer[:, None] <= room[:, None]).all(axis=0)
+            alone = np.flatnonzero(pays & ~beside & met)
+            if alone.size:
+                best = alone[added[alone].argmin()]
+                yield float(added[best]) - won, {place: at + 1, int(owners[best]): int(numbers[best])}
+            together = np.flatnonzero(pays & beside)
+            for other in together[added[together].argsort(kind="stable")]:
+                by = int(owners[other]), int(numbers[other])
+                if (moves.change(place, at + 1, *by) <= room).all():
+                    yield float(added[other]) - won, {place: at + 1, by[0]: by[1]}
+                    break

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from torch import nn
 
@@ -15,11 +15,53 @@ from netgraft.deriving.places import Block
 Widths = Mapping[Atom, int]
 """How many channels are kept, of each set that is narrowed."""
 
-Cost = Callable[[Widths], float]
-"""What a model of some widths costs."""
+
+class Part:
+    """What a few widths cost together; a search asks for it at the same ones again and again.
+
+    Args:
+        atoms: Whose widths it depends on.
+        price: From widths to what they cost.
+    """
+
+    def __init__(self, atoms: Iterable[Atom], price: Callable[[Widths], float]) -> None:
+        self.atoms = tuple(dict.fromkeys(atoms))
+        self._price = price
+        self._known: dict[tuple[int | None, ...], float] = {}
+
+    def __call__(self, widths: Widths) -> float:
+        """Return what it costs at some widths."""
+        key = tuple([widths.get(atom) for atom in self.atoms])
+        known = self._known.get(key)
+        if known is None:
+            known = self._known[key] = self._price(widths)
+        return known
 
 
-class Macs:
+class Cost:
+    """What a model of some widths costs: a sum, so that a width changes few of its parts.
+
+    Args:
+        parts: To be added up.
+    """
+
+    def __init__(self, parts: Iterable[Part]) -> None:
+        self.parts = tuple(parts)
+
+    def __call__(self, widths: Widths) -> float:
+        """Return what some widths cost."""
+        return sum(part(widths) for part in self.parts)
+
+    def given(self, fixed: Widths) -> Cost:
+        """Return what widths cost beside others that are fixed."""
+
+        def beside(part: Part) -> Part:
+            return Part((atom for atom in part.atoms if atom not in fixed), lambda widths: part({**widths, **fixed}))
+
+        return Cost(map(beside, self.parts))
+
+
+class Macs(Cost):
     """Multiply-accumulates of all images that a model was followed on.
 
     Args:
@@ -32,21 +74,17 @@ class Macs:
             return _Term(axes, product.factor, [block.atom for block in blocks if block.name in product.inside])
 
         halves = {part(name) for name in found.low_rank for part in (first_of, second_of)}
-        parts = [_Part([term(each, each.axes)]) for each in found.products if each.layer not in halves]
+        parts = [_cheapest([term(each, each.axes)]) for each in found.products if each.layer not in halves]
         by_layer = {product.layer: product for product in found.products}
         for name in sorted(found.low_rank):
             first, second = by_layer[first_of(name)], by_layer[second_of(name)]
             whole = (second.outputs if axis.segments == first.outputs.segments else axis for axis in first.axes)
             both = [term(first, first.axes), term(second, second.axes)]
-            parts.append(_Part(both, [term(first, tuple(whole))]))
-        self._parts = parts
-
-    def __call__(self, widths: Widths) -> float:
-        """Return them at some widths."""
-        return sum(part(widths) for part in self._parts)
+            parts.append(_cheapest(both, [term(first, tuple(whole))]))
+        super().__init__(parts)
 
 
-class Parameters:
+class Parameters(Cost):
     """Numbers that a model learns.
 
     Args:
@@ -61,16 +99,14 @@ class Parameters:
 
         weights = {name: (f"{first_of(name)}.weight", f"{second_of(name)}.weight") for name in sorted(found.low_rank)}
         halves = {weight for both in weights.values() for weight in both}
-        parts = [_Part([term(name, found.tensors[name])]) for name, _ in model.named_parameters() if name not in halves]
+        parts = [
+            _cheapest([term(name, found.tensors[name])]) for name, _ in model.named_parameters() if name not in halves
+        ]
         for first, second in weights.values():
             both = [term(first, found.tensors[first]), term(second, found.tensors[second])]
             whole = (found.tensors[second][0], *found.tensors[first][1:])
-            parts.append(_Part(both, [term(first, whole)]))
-        self._parts = parts
-
-    def __call__(self, widths: Widths) -> float:
-        """Return how many there are at some widths."""
-        return sum(part(widths) for part in self._parts)
+            parts.append(_cheapest(both, [term(first, whole)]))
+        super().__init__(parts)
 
 
 class _Term:
@@ -101,22 +137,7 @@ class _Term:
         )
 
 
-class _Part:
-    """A sum of terms, or what does the same for less; a search asks for it at the same few widths again and again.
-
-    Args:
-        terms: To be added up.
-        instead: Terms of what takes their place where these cost no more: of one convolution, for two.
-    """
-
-    def __init__(self, terms: Sequence[_Term], instead: Sequence[_Term] = ()) -> None:
-        self._ways = [way for way in (terms, instead) if way]
-        self._atoms = tuple(dict.fromkeys(atom for way in self._ways for term in way for atom in term.atoms))
-        self._known: dict[tuple[int | None, ...], float] = {}
-
-    def __call__(self, widths: Widths) -> float:
-        key = tuple([widths.get(atom) for atom in self._atoms])
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = min(sum(term(widths) for term in way) for way in self._ways)
-        return known
+def _cheapest(*ways: Sequence[_Term]) -> Part:
+    """Return the least of some sums of terms: of two convolutions, and of one in their place."""
+    atoms = (atom for way in ways for term in way for atom in term.atoms)
+    return Part(atoms, lambda widths: min(sum(term(widths) for term in way) for way in ways))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.axes import Atom, Axis
-from netgraft.deriving.costs import Widths
+from netgraft.deriving.costs import Cost, Part, Widths
 from netgraft.deriving.following import Axes
 from netgraft.deriving.low_rank import first_of, pays, second_of
 from netgraft.deriving.statistics import LayerCall, capture
@@ -25,7 +25,7 @@ Stopwatch = Callable[[nn.Module, Tensor], float]
 """From a model and what it takes in to milliseconds of one forward."""
 
 
-class Milliseconds:
+class Milliseconds(Cost):
     """Milliseconds of one image, reckoned: the teacher's, less what its layers save at other widths.
 
     Convolutions and linear layers are timed alone, at a few widths of their inputs and outputs; between these times are
@@ -57,12 +57,10 @@ class Milliseconds:
             first, second = timed.pop(first_of(name)), timed.pop(second_of(name))
             taken = anatomy.found.tensors[f"{first_of(name)}.weight"][1:]
             two_each.append(_TimedLowRank(first, second, taken))
-        self._layers: list[_TimedLayer | _TimedLowRank] = [*timed.values(), *two_each]
-        self._rest = max(0.0, teacher - sum(layer.milliseconds({}) for layer in self._layers))
-
-    def __call__(self, widths: Widths) -> float:
-        """Return them at some widths."""
-        return self._rest + sum(layer.milliseconds(widths) for layer in self._layers)
+        layers_alone: list[_TimedLayer | _TimedLowRank] = [*timed.values(), *two_each]
+        parts = [Part(layer.atoms, layer.milliseconds) for layer in layers_alone]
+        rest = max(0.0, teacher - sum(part({}) for part in parts))
+        super().__init__([Part((), lambda widths: rest), *parts])
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +71,11 @@ class _TimedLayer:
     outputs: Axis
     blocks: tuple[Atom, ...]
     times: NDArray[np.float64]
+
+    @property
+    def atoms(self) -> list[Atom]:
+        """All that its time depends on."""
+        return [*self.inputs.atoms(), *self.outputs.atoms(), *self.blocks]
 
     def milliseconds(self, widths: Widths) -> float:
         return self.at(_kept_size(self.inputs, widths), _kept_size(self.outputs, widths), widths)
@@ -93,6 +96,11 @@ class _TimedLowRank:
     first: _TimedLayer
     second: _TimedLayer
     taken: Axes
+
+    @property
+    def atoms(self) -> list[Atom]:
+        """All that its time depends on."""
+        return [*self.first.atoms, *self.second.atoms, *(atom for axis in self.taken for atom in axis.atoms())]
 
     def milliseconds(self, widths: Widths) -> float:
         sums_over = math.prod(_kept_size(axis, widths) for axis in self.taken)

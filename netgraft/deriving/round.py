@@ -167,10 +167,7 @@ class Round:
 
     def limits(self, amounts: Mapping[str, float]) -> list[Limit]:
         """Return what may be spent, from amounts by their units."""
-        return [Limit(unit, partial(self._with_forced, self.cost(unit)), most) for unit, most in amounts.items()]
-
-    def _with_forced(self, cost: Cost, widths: Widths) -> float:
-        return cost({**widths, **self._forced})
+        return [Limit(unit, self.cost(unit).given(self._forced), most) for unit, most in amounts.items()]
 
     def check(self, limits: Sequence[Limit]) -> None:
         """Raise RequestError if not even the smallest widths meet all limits."""

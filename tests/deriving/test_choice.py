@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 
 import numpy as np
@@ -11,20 +12,23 @@ import pytest
 from netgraft.deriving import choice as module
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.choice import Limit, Options, choose_widths, narrow_step_by_step
-from netgraft.deriving.costs import Widths
+from netgraft.deriving.costs import Cost, Part, Widths
 from netgraft.errors import RequestError
 
 
-class Chain:
+class Chain(Cost):
     """Layers one behind the other: each costs its input times its output width."""
 
     def __init__(self, atoms: list[Atom], factors: list[float], *, powers: float = 1) -> None:
-        self.atoms, self.factors, self.powers = atoms, factors, powers
+        def layer(factor: float, *pair: Atom | int) -> Part:
+            def price(widths: Widths) -> float:
+                sizes = [end if isinstance(end, int) else widths.get(end, end.size) for end in pair]
+                return factor * math.prod(sizes) ** powers
 
-    def __call__(self, widths: Widths) -> float:
-        sizes = [3, *(widths.get(atom, atom.size) for atom in self.atoms), 10]
-        pairs = itertools.pairwise(sizes)
-        return sum(factor * (a * b) ** self.powers for factor, (a, b) in zip(self.factors, pairs, strict=True))
+            return Part((end for end in pair if isinstance(end, Atom)), price)
+
+        ends: list[Atom | int] = [3, *atoms, 10]
+        super().__init__(layer(factor, *pair) for factor, pair in zip(factors, itertools.pairwise(ends), strict=True))
 
 
 def random_options(count: int, widths: int, generator: np.random.Generator) -> list[Options]:
@@ -85,9 +89,10 @@ def test_a_price_that_is_linear_gives_the_very_best() -> None:
         options = random_options(4, 5, generator)
         weights = generator.uniform(1, 9, 4)
 
-        def cost(widths: Widths, options: list[Options] = options, weights: np.ndarray = weights) -> float:
-            sizes = [widths.get(each.atom, each.atom.size) for each in options]
-            return float(weights @ sizes)
+        def alone(weight: float, atom: Atom) -> Part:
+            return Part([atom], lambda widths: weight * widths.get(atom, atom.size))
+
+        cost = Cost(alone(weight, each.atom) for weight, each in zip(weights, options, strict=True))
 
         limits = [Limit("it", cost, 0.5 * cost({}))]
         assert error_of(choose_widths(options, limits), options) == pytest.approx(brute_force(options, limits))

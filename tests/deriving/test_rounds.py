@@ -11,6 +11,7 @@ from torch import nn
 
 from netgraft.deriving.anatomy import Anatomy
 from netgraft.deriving.choice import Limit
+from netgraft.deriving.costs import Cost, Part
 from netgraft.deriving.narrowing import Kept, narrow
 from netgraft.deriving.rounds import composed, correspondence, rounds_to
 from tests.support.derivable import NETWORKS, images, network
@@ -18,7 +19,7 @@ from tests.support.random_models import build
 
 
 def limit(name: str, whole: float, most: float) -> Limit:
-    return Limit(name, lambda widths: whole, most)
+    return Limit(name, Cost([Part((), lambda widths: whole)]), most)
 
 
 @pytest.mark.parametrize(("part", "count"), [(0.9, 1), (0.8, 1), (0.79, 2), (0.64, 2), (0.5, 4), (0.1, 11)])
