@@ -231,16 +231,17 @@ class SampledViews:
     def batches(self) -> list[Tensor]:
         """Views that statistics are taken of, (B, C, H, W) each."""
         numbers = torch.arange(self.count).split(BATCH)
-        return [
-            self._views.batch(some).to(self._device)
-            for some in self.reporter.track(numbers, total=len(numbers), name="making views")
-        ]
+        return [self._batch(some) for some in self.reporter.track(numbers, total=len(numbers), name="making views")]
 
     @cached_property
     def held_back(self) -> Tensor:
         """The last views, of which the first don't learn; where there are too few views, they are the same."""
         last = range(len(self._views) - self.held_back_count, len(self._views))
-        return self._views.batch(last).to(self._device)
+        return self._batch(last)
+
+    def _batch(self, numbers: Tensor | range) -> Tensor:
+        """Return views in the layout in which convolutions of CPUs take two thirds of the time, depthwise ones above all."""
+        return self._views.batch(numbers).to(self._device, memory_format=torch.channels_last)
 
 
 class Deriver:

@@ -291,7 +291,19 @@ def prepare(
     if paired.init in {"solve", "kept"}:
         # they are those that the weights go with; those of mixed views are others
         plan = replace(plan, keeps_statistics=paired.student)
-    identity = fingerprint(
+    identity = _identity(method, paired, plan, made, runner, digest)
+    notes = _notes(paired, new_layers(student, paired), measured) if notes_due else ()
+    if reason := why_not_made_by_name(student, data_config):
+        notes += (f"{reason}; a saved student opens with netgraft.load_student(folder, model=...), one made as it was",)
+    notes += made.notes
+    for note in notes:
+        (reporter or SilentReporter()).note(note)
+    return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity, derivation, notes)
+
+
+def _identity(method: Method, paired: Pairing, plan: Plan, views: Views, runner: Runner, teacher_digest: str) -> str:
+    """Return the SHA-256 of everything that decides the result."""
+    return fingerprint(
         method=name_of(method),
         hyperparameters=method,
         phases=[phase.identity() for phase in plan.phases],
@@ -303,19 +315,12 @@ def prepare(
             "left_out": paired.left_out,
         },
         student=state_digest(plan.student),
-        teacher=digest,
-        views=made.identity(),
+        teacher=teacher_digest,
+        views=views.identity(),
         seed=runner.seed,
         precision=runner.precision,
         devices=runner.devices,
     )
-    notes = _notes(paired, new_layers(student, paired), measured) if notes_due else ()
-    if reason := why_not_made_by_name(student, data_config):
-        notes += (f"{reason}; a saved student opens with netgraft.load_student(folder, model=...), one made as it was",)
-    notes += made.notes
-    for note in notes:
-        (reporter or SilentReporter()).note(note)
-    return Distillation(teacher, student, paired, plan, made, runner, data_config, digest, identity, derivation, notes)
 
 
 def _runner(runner: Runner | None, seed: int | None, accelerator: str | None, precision: str | None) -> Runner:
