@@ -240,7 +240,7 @@ class SampledViews:
         return self._batch(last)
 
     def _batch(self, numbers: Tensor | range) -> Tensor:
-        """Return views in the layout in which convolutions of CPUs take two thirds of the time, depthwise ones above all."""
+        """Return views in the layout in which CPUs convolve faster, above all depthwise."""
         return self._views.batch(numbers).to(self._device, memory_format=torch.channels_last)
 
 

@@ -157,7 +157,11 @@ class DistillOptions(JobOptions):
         section="method",
     )
     preset: str = option(
-        "default", "Preset of the method, such as default or reference.", scope="run", recorded=True, section="method"
+        "default",
+        "Preset of the method, such as default, thorough or reference.",
+        scope="run",
+        recorded=True,
+        section="method",
     )
     settings: Mapping[str, str] = field(default_factory=dict)
     """Hyper-parameters as text, over the preset's."""

@@ -191,6 +191,14 @@ def test_reference_views_and_start_are_the_published_codes(classes: int) -> None
     assert choose("netgraft", "default", Budget(10 * classes, classes)).init == "auto"
 
 
+@pytest.mark.parametrize("start", [{}, {"solved": True}, {"kept": True}], ids=["other", "solved", "kept"])
+def test_thorough_is_the_default_of_each_start_with_longer_joins_on_soft_targets(start: dict[str, bool]) -> None:
+    budget = Budget(100, 10, **start)
+    default, thorough = (choose("netgraft", name, budget) for name in ("default", "thorough"))
+    assert thorough.method == replace(default.method, objective="kl", join_steps=4000)
+    assert (thorough.views, thorough.init) == (default.views, default.init)
+
+
 def test_reference_rates_are_the_published_ones_from_slices_too() -> None:
     """Whoever asks for another start asks for nothing else: no tenth of the rates."""
     pairing = digits_pairing(init="slice")

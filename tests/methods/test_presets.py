@@ -131,6 +131,7 @@ DEFAULTS: Mapping[str, Mapping[str, tuple[Any, str]]] = {
 
 PRESETS: Mapping[tuple[str, str], tuple[Mapping[str, Any], str, str]] = {
     ("netgraft", "default"): ({}, "rich", OWN),
+    ("netgraft", "thorough"): ({"objective": "kl", "join_steps": 4000}, "rich", OWN),
     ("kd", "default"): ({}, "rich", "0.9 and 0.1 as RepDistiller's; temperature 4 as there"),
     ("fitnets", "default"): ({"ce_weight": 1.0}, "rich", OWN),
     ("fitnets", "repdistiller"): (
