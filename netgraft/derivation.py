@@ -207,6 +207,29 @@ class Recovery(Protocol):
         """
 
 
+def sampled(available: int, input_size: Sequence[int]) -> tuple[int, int]:
+    """Return on how many views statistics are taken, and on how many errors are measured.
+
+    Args:
+        available: Views that there are.
+        input_size: Channels, height and width of them.
+    """
+    wanted = max(512, VIEWS * 32 * 32 // (input_size[1] * input_size[2]) // BATCH * BATCH)
+    return min(available, VIEWS, wanted), min(available, HELD_BACK)
+
+
+def expected_forwards(views: tuple[int, int], places: int) -> int:
+    """Return about how many forwards of one image it takes to derive a student.
+
+    Args:
+        views: That statistics are taken on, and that errors are measured on.
+        places: That are tried at several widths.
+    """
+    statistics, errors = views
+    # for the moments, and for the weights behind one another; from each place on, on average half of the network
+    return 2 * statistics + SIZES * places * errors // 2
+
+
 class SampledViews:
     """Views of the few images that a student is derived from, made when they are first needed.
 
@@ -222,21 +245,19 @@ class SampledViews:
     ) -> None:
         self._views, self._device = views, device
         self.reporter = reporter
-        wanted = max(512, VIEWS * 32 * 32 // (input_size[1] * input_size[2]) // BATCH * BATCH)
-        self.count = min(len(views), VIEWS, wanted)
-        """Of those that statistics are taken of."""
-        self.held_back_count = min(len(views), HELD_BACK)
+        self.counts = sampled(len(views), input_size)
+        """Of those that statistics are taken on, and of those that errors are measured on."""
 
     @cached_property
     def batches(self) -> list[Tensor]:
         """Views that statistics are taken of, (B, C, H, W) each."""
-        numbers = torch.arange(self.count).split(BATCH)
+        numbers = torch.arange(self.counts[0]).split(BATCH)
         return [self._batch(some) for some in self.reporter.track(numbers, total=len(numbers), name="making views")]
 
     @cached_property
     def held_back(self) -> Tensor:
         """The last views, of which the first don't learn; where there are too few views, they are the same."""
-        last = range(len(self._views) - self.held_back_count, len(self._views))
+        last = range(len(self._views) - self.counts[1], len(self._views))
         return self._batch(last)
 
     def _batch(self, numbers: Tensor | range) -> Tensor:
@@ -359,11 +380,8 @@ class Deriver:
 
     def forwards(self) -> int:
         """Return about how many forwards of one image it takes to derive a student."""
-        taken = 2 * self._samples.count  # for the moments, and for the weights behind one another
-        if self.scores and not self._first.has_library:
-            # from each place on, on average half of the network
-            taken += SIZES * len(self.anatomy.all_places) * self._samples.held_back_count // 2
-        return taken
+        tries = self.scores and not self._first.has_library
+        return expected_forwards(self._samples.counts, len(self.anatomy.all_places) if tries else 0)
 
     def check(self, budget: Sequence[Amount]) -> None:
         """Make sure that a budget can be met.

@@ -17,6 +17,9 @@ from netgraft.data.image_set import DataSource
 from netgraft.data.sources import open_data
 from netgraft.data.threads import computing_with
 from netgraft.data.view_policy import find_policy
+from netgraft.derivation import expected_forwards, sampled
+from netgraft.deriving.anatomy import Anatomy, noise
+from netgraft.deriving.rank_bases import with_low_rank
 from netgraft.distillation import recovering
 from netgraft.evaluation.environment import processor
 from netgraft.evaluation.metrics import macs
@@ -47,6 +50,8 @@ FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")  # instructions without which a CPU 
 
 ROUNDS = 4  # in which half of a cost goes
 
+MANY = 1 << 20  # views, more than are ever looked at to derive a student
+
 
 @dataclass
 class Estimate:
@@ -65,6 +70,7 @@ class Estimate:
     _workloads: dict[tuple[Any, ...], _Workload] = field(default_factory=dict)
     _speeds: dict[tuple[Any, ...], float] = field(default_factory=dict)
     _starts: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    _counted: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def is_measured(self, cell: Cell) -> bool:
         """Whether cells of its row have been finished on this machine."""
@@ -77,7 +83,7 @@ class Estimate:
             RequestError: The cell asks for data, models or settings that don't exist.
         """
         alike = self._measured.get((cell.pair, cell.row))
-        return statistics.median(alike) if alike else self.reckoned(cell.job())
+        return statistics.median(alike) if alike else self.reckoned(cell.job()) + self.deriving(cell.job())
 
     @cached_property
     def _measured(self) -> dict[tuple[str, str], list[float]]:
@@ -119,6 +125,32 @@ class Estimate:
         # evaluated in float32
         student = self._speed(job.student, models.student, models, "32")
         return START + forwards * teacher + len(source.test or ()) * student
+
+    def deriving(self, job: DistillJob) -> float:
+        """Return a guess at what it takes to derive a student, without training; 0 where one is named.
+
+        Cells that derive from one library each count it, though it is made once.
+
+        Raises:
+            RequestError: The job asks for data or models that don't exist, or the teacher can't become narrower.
+        """
+        models = self._loaded(job, self._source(job))
+        if not models.student_is_derived:
+            return 0.0
+        places = self._places(job, models) if job.deriving.allocation != "uniform" else 0
+        forwards = expected_forwards(sampled(MANY, models.size), places) * (job.deriving.rounds or 1)
+        return forwards * self._speed(job.teacher, models.teacher, models, "32")
+
+    def _places(self, job: DistillJob, models: _Models) -> int:
+        """Count what is tried at several widths."""
+        key = (job.teacher, job.teacher_weights, job.image_size, job.deriving.convolutions)
+        if key not in self._counted:
+            probe = noise(models.teacher, models.size)
+            whole = job.deriving.convolutions == "whole"
+            with computing_with(1):
+                teacher = models.teacher if whole else with_low_rank(models.teacher, probe)
+                self._counted[key] = len(Anatomy.with_streams(teacher, probe).all_places)
+        return self._counted[key]
 
     def _source(self, job: DistillJob) -> DataSource:
         if job.data not in self._sources:

@@ -14,6 +14,7 @@ from netgraft.evaluation.environment import processor
 from netgraft.experiments import estimate as module
 from netgraft.experiments.estimate import START, Estimate, seconds_per_image
 from netgraft.experiments.specification import Experiment
+from netgraft.jobs.prepared_derivation import PreparedDerivation
 
 
 def parse(text: str, tmp_path: Path) -> Experiment:
@@ -48,6 +49,28 @@ def test_the_estimate_leaves_out_what_is_frozen_in_front(tmp_path: Path, monkeyp
     trained = 9 * (2 * 32 * 32 * 16 + 32 * 64 * 4 + 64 * 64 * 4) + 64 * 10
     steps, answers, test = 3 * 6400 * trained / 2_379_008, 6400, 600
     assert Estimate([]).seconds(cell) == pytest.approx(START + (steps + answers + test) / 1000)
+
+
+@pytest.mark.parametrize("more", ["", 'convolutions = "whole"', 'allocation = "uniform"\ncriterion = "weight-norm"'])
+def test_the_estimate_counts_what_is_tried_to_derive_a_student(
+    more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run of its own does, which follows the teacher's channels before it says how long it takes."""
+    monkeypatch.setattr(module, "seconds_per_image", lambda *args: 0.001)
+    [cell] = parse(f'[[run]]\ndata = "digits"\nkeep = "macs=0.5"\n{more}', tmp_path).cells
+    prepared = cell.job().prepare()
+    assert isinstance(prepared, PreparedDerivation)
+    estimate = Estimate([])
+    derived = estimate.seconds(cell) - estimate.reckoned(cell.job())
+    assert derived == pytest.approx(prepared.forwards() / 1000)
+    tried = "uniform" not in more
+    # 2,048 views twice; beside them 256 from each place on, at five widths
+    assert derived > 5 if tried else derived == pytest.approx(2 * 2.048)
+
+
+def test_a_named_student_is_not_derived(tmp_path: Path) -> None:
+    [cell] = parse('[[run]]\ndata = "digits"', tmp_path).cells
+    assert Estimate([]).deriving(cell.job()) == 0
 
 
 def counting(calls: list[Any], function: Callable[..., Any]) -> Callable[..., Any]:
