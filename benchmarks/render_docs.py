@@ -50,6 +50,7 @@ PAGES: Mapping[str, Mapping[str, Sequence[str]]] = {
         "results: derived cifar10": (*TABLE, f"{RESULTS}/derived-cifar10"),
         "results: derived cifar10 1shot": (*TABLE, f"{RESULTS}/derived-cifar10-1shot"),
         "results: derived cifar10 whole": (*TABLE, f"{RESULTS}/derived-cifar10-whole"),
+        "results: derived cifar10 uniform": (*TABLE, f"{RESULTS}/derived-cifar10-uniform"),
         "results: derived digits": (*TABLE, f"{RESULTS}/derived-digits"),
         "results: derived imagenet": (*TABLE, f"{RESULTS}/derived-imagenet"),
         "results: derived cifar100": (*TABLE, f"{RESULTS}/derived-cifar100"),
