@@ -443,7 +443,7 @@ def test_seed_accelerator_and_precision_are_a_runner_s() -> None:
         ({"method": "kdd"}, r"there is no method 'kdd'; choose from netgraft, kd, .*; did you mean 'kd'\?"),
         ({"method": 3}, "expected a method by its name, its class or an object of it, got 3; choose from netgraft"),
         ({"method": nn.ReLU}, "expected a method by its name, .* got <class 'torch.nn"),
-        ({"preset": "paper"}, "netgraft has no preset 'paper'; choose from default, reference"),
+        ({"preset": "paper"}, "netgraft has no preset 'paper'; choose from default, thorough, reference"),
         ({"preset": 3}, "expected a preset by its name or as an object, got 3"),
         ({"preset": "reference", "method": SHORT}, "by its name or class where a preset is given, got an object"),
         ({"steps": "many"}, "steps must be a whole number, not 'many'"),

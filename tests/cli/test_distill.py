@@ -226,7 +226,7 @@ def test_train_makes_a_teacher_that_evaluate_reads(capsys: pytest.CaptureFixture
         (["--data", "no/such/folder"], "which does not exist"),
         (["--data", "empty"], "empty"),
         (["--method", "netgrafd"], "there is no method 'netgrafd'; choose from netgraft"),
-        (["--preset", "best"], "choose from default, reference"),
+        (["--preset", "best"], "choose from default, thorough, reference"),
         (["--views", "wild"], "'wild' is not one of 'rich'"),
         (["--init", "zeros"], "'zeros' is not one of 'auto', 'random', 'keep', 'slice', 'solve'"),
         (["--inherit", "all"], "'all' is not one of 'auto', 'none'"),

@@ -48,8 +48,8 @@ def test_the_readme_s_figures_of_a_derived_efficientnet_stand_in_the_result_file
     assert said is not None
     folder = ROOT / "benchmarks" / "results" / "derived-imagenet"
     cells = [
-        json.loads((folder / f"macs={keep}" / "closed-form-1shot-subset0.json").read_text(encoding="utf-8"))
-        for keep in ("0.75", "0.5")
+        json.loads((folder / f"macs={keep}" / f"{row}-1shot-subset0.json").read_text(encoding="utf-8"))
+        for keep, row in (("0.75", "closed-form-a-stem-of-two-convolutions"), ("0.5", "closed-form"))
     ]
     assert [float(gap) for gap in (said[1], said[3])] == [round(cell["gap"], 1) for cell in cells]
     assert {float(said[2])} == {cell["teacher_top1"] for cell in cells}
