@@ -47,9 +47,10 @@ def test_the_readme_s_figures_of_a_derived_efficientnet_stand_in_the_result_file
     said = re.search(r"is ([0-9.]+) points below its own teacher's ([0-9.]+) %.*?, at half of them ([0-9.]+)", text)
     assert said is not None
     folder = ROOT / "benchmarks" / "results" / "derived-imagenet"
+    row = "closed-form-a-stem-of-two-convolutions"
     cells = [
         json.loads((folder / f"macs={keep}" / f"{row}-1shot-subset0.json").read_text(encoding="utf-8"))
-        for keep, row in (("0.75", "closed-form-a-stem-of-two-convolutions"), ("0.5", "closed-form"))
+        for keep in ("0.75", "0.5")
     ]
     assert [float(gap) for gap in (said[1], said[3])] == [round(cell["gap"], 1) for cell in cells]
     assert {float(said[2])} == {cell["teacher_top1"] for cell in cells}
