@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from netgraft.modules import LayerTracer, shares_parameters
+from netgraft.modules import LayerTracer, put_module, shares_parameters
 
 
 class DenseConvolution(nn.Module):
@@ -79,8 +79,7 @@ def with_dense_convolutions(network: nn.Module, example: Tensor) -> nn.Module:
         found = sizes[convolution]
         height, width = convolution.kernel_size
         if len(found) == 1 and found[0][0] * found[0][1] < height * width:
-            parent, _, last = name.rpartition(".")
-            setattr(network.get_submodule(parent), last, DenseConvolution(convolution, found[0]))
+            put_module(network, name, DenseConvolution(convolution, found[0]))
     return network
 
 
@@ -183,8 +182,7 @@ def _folded(block: nn.Module) -> nn.Module:
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
         else:
-            parent, _, name = str(node.target).rpartition(".")
-            setattr(network.get_submodule(parent), name, rest)
+            put_module(network, str(node.target), rest)
     network.graph.lint()
     network.recompile()
     network.delete_all_unused_submodules()
