@@ -265,6 +265,45 @@ class SampledViews:
         return self._views.batch(numbers).to(self._device, memory_format=torch.channels_last)
 
 
+def taken_apart(
+    teacher: nn.Module,
+    input_size: Sequence[int],
+    options: DerivingOptions,
+    init: Literal["solve", "slice"],
+    protect: Sequence[str],
+) -> tuple[Anatomy, set[str]]:
+    """Return a teacher's anatomy, and the names of the places that are protected.
+
+    It is in other bases where widths are chosen by what they cost at the logits, and a stream may become narrower;
+    convolutions are two each there, where that can be cheaper. What is trained between rounds has the teacher's
+    bases: what a layer norm learns can't be turned.
+
+    Args:
+        teacher: A classifier; unchanged.
+        input_size: Channels, height and width of its images.
+        options: Which channels go, and how many of each layer.
+        init: How students start.
+        protect: Places, or modules around them, that stay whole.
+
+    Raises:
+        RequestError: The teacher has nothing that could become narrower, or there is no place of such a name.
+    """
+    probe = noise(teacher, input_size)
+    # channels go by what the layers behind can't make up for, and widths by their errors
+    in_closed_form = init == "solve" and options.criterion == "surgeon" and options.scores
+    if in_closed_form and options.convolutions == "low-rank":
+        teacher = with_low_rank(teacher, probe)
+    if not in_closed_form or options.recovery_steps:
+        anatomy = Anatomy.of(teacher, probe)
+        return anatomy, _protected(anatomy, protect)
+    anatomy = Anatomy.with_streams(teacher, probe)
+    stay = _protected(anatomy, protect)
+    if anatomy.bases is not None and all(place.name in stay for place in anatomy.places if place.is_stream):
+        # its own bases serve as well, and its other places have the same names
+        return Anatomy.of(teacher, probe), stay
+    return anatomy, stay
+
+
 class Deriver:
     """Derives students of one teacher from the same views: each step is made when it is first needed.
 
@@ -303,7 +342,7 @@ class Deriver:
         self._data_config = data_config
         self._reporter = reporter or SilentReporter()
         if anatomy is None:
-            self.anatomy, stay = self._taken_apart(protect)
+            self.anatomy, stay = taken_apart(self._teacher, data_config["input_size"], self._options, init, protect)
         else:
             self.anatomy, stay = anatomy, _protected(anatomy, protect)
         self._samples = SampledViews(views, data_config["input_size"], self.anatomy.probe.device, self._reporter)
@@ -313,33 +352,6 @@ class Deriver:
         # what others do chooses by the weights as they are
         turning = turned if self._options.criterion == "surgeon" else None
         self._first = self._round(self.anatomy, self._open, forced, turning)
-
-    def _taken_apart(self, protect: Sequence[str]) -> tuple[Anatomy, set[str]]:
-        """Return the teacher's anatomy, and the names of the places that are protected.
-
-        It is in other bases where widths are chosen by what they cost at the logits, and a stream may become narrower;
-        convolutions are two each there, where that can be cheaper. What is trained between rounds has the teacher's
-        bases: what a layer norm learns can't be turned.
-        """
-        probe = noise(self._teacher, self._data_config["input_size"])
-        teacher = self._teacher
-        if self._scores_in_closed_form and self._options.convolutions == "low-rank":
-            teacher = with_low_rank(teacher, probe)
-        if not self._scores_in_closed_form or self._options.recovery_steps:
-            anatomy = Anatomy.of(teacher, probe)
-            return anatomy, _protected(anatomy, protect)
-        anatomy = Anatomy.with_streams(teacher, probe)
-        stay = _protected(anatomy, protect)
-        if anatomy.bases is not None and all(place.name in stay for place in anatomy.places if place.is_stream):
-            # its own bases serve as well, and its other places have the same names
-            return Anatomy.of(teacher, probe), stay
-        return anatomy, stay
-
-    @property
-    def _scores_in_closed_form(self) -> bool:
-        """Whether channels go by what the layers behind can't make up for, and widths by their errors."""
-        options = self._options
-        return self._init == "solve" and options.criterion == "surgeon" and options.allocation != "uniform"
 
     def _round(
         self, anatomy: Anatomy, among: Sequence[Place | Block], forced: Mapping[Atom, int], turning: Turning | None
@@ -376,7 +388,7 @@ class Deriver:
     @property
     def scores(self) -> bool:
         """Whether widths are chosen by their errors, so that there is a library."""
-        return self._first.scores
+        return self._options.scores
 
     def forwards(self) -> int:
         """Return about how many forwards of one image it takes to derive a student."""

@@ -103,17 +103,14 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
     search = _Search(places, limits)
     present = search.widest
     found = []
-    slack = [1.0] * len(limits)
+    slack = np.ones(len(limits))
     for _ in range(ROUNDS):
         chosen = search.knapsack(present, slack)
         if chosen is None:
             break
         found.append(search.narrowed(chosen))
-        spent = [limit.cost(search.widths(chosen)) / limit.most for limit in limits]
-        slack = [
-            part / max(part_spent, 1e-9) if part_spent > 1 else 1.0
-            for part, part_spent in zip(slack, spent, strict=True)
-        ]
+        spent = search.spent(search.widths(chosen)) / search.most
+        slack = np.where(spent > 1, slack / np.maximum(spent, 1), 1.0)
         if chosen == present:
             break
         present = chosen
@@ -179,12 +176,12 @@ class _Search:
             chosen,
         )
 
-    def knapsack(self, present: tuple[int, ...], slack: Sequence[float]) -> tuple[int, ...] | None:
+    def knapsack(self, present: tuple[int, ...], slack: NDArray[np.float64]) -> tuple[int, ...] | None:
         """Solve it with prices around ``present``; None where these prices leave nothing."""
         sizes = [len(place.widths) for place in self.places]
         one_each = np.repeat(np.eye(len(sizes)), sizes, axis=1)
         prices = np.concatenate(self.moves(present).changes, axis=1) / self.most[:, None]
-        most = np.array(slack) - self.spent(self.widths(present)) / self.most
+        most = slack - self.spent(self.widths(present)) / self.most
         with native_output_to_stderr():
             found = milp(
                 np.concatenate(self.errors),
@@ -236,9 +233,7 @@ class _Search:
         numbers = np.concatenate([np.arange(size) for size in sizes])
         lower = numbers < np.repeat(moves.chosen, sizes)
         costs = np.concatenate(moves.changes, axis=1)
-        added = np.concatenate([
-            errors - errors[number] for errors, number in zip(self.errors, moves.chosen, strict=True)
-        ])  # fmt: skip
+        added = np.concatenate([errors - errors[at] for errors, at in zip(self.errors, moves.chosen, strict=True)])
         for place, at in enumerate(moves.chosen):
             if at + 1 == sizes[place]:
                 continue

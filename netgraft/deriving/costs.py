@@ -56,6 +56,8 @@ class Cost:
         """Return what widths cost beside others that are fixed."""
 
         def beside(part: Part) -> Part:
+            if fixed.keys().isdisjoint(part.atoms):
+                return part
             return Part((atom for atom in part.atoms if atom not in fixed), lambda widths: part({**widths, **fixed}))
 
         return Cost(map(beside, self.parts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,9 +49,9 @@ class Moves:
         """Those that the places have, by their atoms."""
         return self._present
 
-    def neighbours(self, place: int) -> Mapping[int, Sequence[tuple[int, Part]]]:
-        """Return the places whose widths change what those of one cost, and the parts of costs that depend on both."""
-        return self._shared[place]
+    def neighbours(self, place: int) -> Collection[int]:
+        """Return the places whose widths change what those of one cost."""
+        return self._shared[place].keys()
 
     def change(self, place: int, number: int, other: int, other_number: int) -> NDArray[np.float64]:
         """Return what two widths change together, (costs,)."""

@@ -61,3 +61,8 @@ class DerivingOptions:
         maximum=MOST_STEPS,
         scope="run",
     )
+
+    @property
+    def scores(self) -> bool:
+        """Whether widths are chosen by their errors, so that there is a library."""
+        return self.allocation != "uniform"

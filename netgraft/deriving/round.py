@@ -107,11 +107,6 @@ class Round:
         return readers_of(self.measured, self._samples.batches)
 
     @property
-    def scores(self) -> bool:
-        """Whether widths are chosen by their errors, so that there is a library."""
-        return self._options.allocation != "uniform"
-
-    @property
     def has_library(self) -> bool:
         """Whether nothing is left to be tried."""
         return self._library is not None
@@ -177,7 +172,7 @@ class Round:
 
     def kept_for(self, limits: Sequence[Limit]) -> Kept:
         """Choose which channels stay, for what may be spent. Raises RequestError where that can't be met."""
-        if self.scores:
+        if self._options.scores:
             scored = self.library.options()
             options = [scored[place] for place in self._among]
             orders = {entry.place.atom: entry.removal.order for entry in self.library.entries}

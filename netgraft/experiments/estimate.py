@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.data import resolve_model_data_config
@@ -17,9 +17,7 @@ from netgraft.data.image_set import DataSource
 from netgraft.data.sources import open_data
 from netgraft.data.threads import computing_with
 from netgraft.data.view_policy import find_policy
-from netgraft.derivation import expected_forwards, sampled
-from netgraft.deriving.anatomy import Anatomy, noise
-from netgraft.deriving.rank_bases import with_low_rank
+from netgraft.derivation import VIEWS, expected_forwards, sampled, taken_apart
 from netgraft.distillation import recovering
 from netgraft.evaluation.environment import processor
 from netgraft.evaluation.metrics import macs
@@ -49,8 +47,6 @@ FAST_BFLOAT16 = ("amx_bf16", "avx512_bf16")  # instructions without which a CPU 
 
 
 ROUNDS = 4  # in which half of a cost goes
-
-MANY = 1 << 20  # views, more than are ever looked at to derive a student
 
 
 @dataclass
@@ -137,19 +133,19 @@ class Estimate:
         models = self._loaded(job, self._source(job))
         if not models.student_is_derived:
             return 0.0
-        places = self._places(job, models) if job.deriving.allocation != "uniform" else 0
-        forwards = expected_forwards(sampled(MANY, models.size), places) * (job.deriving.rounds or 1)
+        places = self._places(job, models) if job.deriving.scores else 0
+        forwards = expected_forwards(sampled(VIEWS, models.size), places) * (job.deriving.rounds or 1)
         return forwards * self._speed(job.teacher, models.teacher, models, "32")
 
     def _places(self, job: DistillJob, models: _Models) -> int:
         """Count what is tried at several widths."""
-        key = (job.teacher, job.teacher_weights, job.image_size, job.deriving.convolutions)
+        init: Literal["solve", "slice"] = "slice" if job.pairing.init == "slice" else "solve"
+        # what is protected is tried too
+        key = (job.data, job.teacher, job.teacher_weights, job.image_size, job.deriving, init)
         if key not in self._counted:
-            probe = noise(models.teacher, models.size)
-            whole = job.deriving.convolutions == "whole"
             with computing_with(1):
-                teacher = models.teacher if whole else with_low_rank(models.teacher, probe)
-                self._counted[key] = len(Anatomy.with_streams(teacher, probe).all_places)
+                anatomy, _ = taken_apart(models.teacher, models.size, job.deriving, init, ())
+            self._counted[key] = len(anatomy.all_places)
         return self._counted[key]
 
     def _source(self, job: DistillJob) -> DataSource:

@@ -51,7 +51,16 @@ def test_the_estimate_leaves_out_what_is_frozen_in_front(tmp_path: Path, monkeyp
     assert Estimate([]).seconds(cell) == pytest.approx(START + (steps + answers + test) / 1000)
 
 
-@pytest.mark.parametrize("more", ["", 'convolutions = "whole"', 'allocation = "uniform"\ncriterion = "weight-norm"'])
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        'convolutions = "whole"',
+        'criterion = "weight-norm"',
+        'init = "slice"',
+        'allocation = "uniform"\ncriterion = "weight-norm"',
+    ],
+)
 def test_the_estimate_counts_what_is_tried_to_derive_a_student(
     more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
