@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.following import ChannelMap
 from netgraft.deriving.heads import Logits, Rows, Values
-from netgraft.deriving.narrowing import agree, exactly, those_that_hold
+from netgraft.deriving.proofs import agree, exactly, those_that_hold, unnumbered
 from netgraft.deriving.selection import cholesky
 from netgraft.deriving.statistics import Moments, input_moments
 from netgraft.modules import eval_mode
@@ -54,7 +54,8 @@ def turnable_heads(
 
     with torch.no_grad(), eval_mode(exact):
         expected = exact(images)
-    return tuple(those_that_hold(candidates, lambda some: agree(answers(some), expected)))
+    alike = {heads: (type(heads), unnumbered(_sides(heads)[0].layer)) for heads in candidates}
+    return tuple(those_that_hold(candidates, lambda some: agree(answers(some), expected), alike.__getitem__))
 
 
 def _bases_at_random(heads: Logits | Values, generator: torch.Generator) -> Bases:

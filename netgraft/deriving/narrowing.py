@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +14,9 @@ from netgraft.deriving.absence import leave_out
 from netgraft.deriving.axes import Atom
 from netgraft.deriving.following import Axes, ChannelMap
 from netgraft.deriving.places import Block, Place, without_weights
+from netgraft.deriving.proofs import agree, exactly, those_that_hold, unnumbered
 from netgraft.deriving.sizes import HEADS, counts_of_heads, replace_tensor, tell_sizes
 from netgraft.modules import eval_mode
-
-T = TypeVar("T")
 
 Kept = Mapping[Atom, Tensor]
 """Of each set of channels that is narrowed, the indices (n,) that are kept, ascending."""
@@ -141,11 +139,13 @@ def tried_heads(
         kept = {atom: torch.arange(0, atom.size, 2) for atom in some}
         return _narrows(exact, replace(found, by_width=frozenset(by_width)), kept, probe)
 
-    by_class: dict[type[nn.Module], list[Place]] = {}
+    classes: dict[Atom, str] = {}
+    by_class: dict[str, list[Place]] = {}
     for place in places:
         if place.atom in found.widths:
             module = next(each.inside[-1] for each in found.products if not each.layer and _has(each.axes, place.atom))
-            by_class.setdefault(type(model.get_submodule(module)), []).append(place)
+            classes[place.atom] = type(model.get_submodule(module)).__qualname__
+            by_class.setdefault(classes[place.atom], []).append(place)
     hopeful: list[Place] = []
     for alike in by_class.values():
         for group in ([place for place in alike if place.logits], [place for place in alike if not place.logits]):
@@ -154,7 +154,7 @@ def tried_heads(
                 hopeful += group
     hopeless = {place for alike in by_class.values() for place in alike} - set(hopeful)
     of_logits = [place.atom for place in hopeful if place.logits]
-    by_width = those_that_hold(of_logits, lambda some: narrows(some, some))
+    by_width = those_that_hold(of_logits, lambda some: narrows(some, some), lambda atom: classes[atom])
     return replace(found, by_width=frozenset(by_width)), [place for place in places if place not in hopeless]
 
 
@@ -177,32 +177,17 @@ def proven_places(model: nn.Module, found: ChannelMap, places: Sequence[Place], 
     kept = {atom: each[parts[number % 3](each)] for number, (atom, each) in enumerate(channels.items())}
     exact = exactly(model)
     return those_that_hold(
-        places, lambda some: _narrows(exact, found, {place.atom: kept[place.atom] for place in some}, probe)
+        places,
+        lambda some: _narrows(exact, found, {place.atom: kept[place.atom] for place in some}, probe),
+        # keys and values may both be called after one layer
+        lambda place: (unnumbered(place.name), bool(place.logits)),
     )
 
 
 def proven_blocks(model: nn.Module, blocks: Sequence[Block], probe: Tensor) -> list[Block]:
     """Return the blocks without which the model computes, in float64, what it does where their weights are zero."""
     exact = exactly(model)
-    return those_that_hold(blocks, lambda some: _can_go(exact, some, probe))
-
-
-def those_that_hold(candidates: Sequence[T], holds: Callable[[list[T]], bool]) -> list[T]:
-    """Return those that hold together.
-
-    What is tried comes on top of what held before, so that one bad pair costs no more than one of the two; where it
-    fails the culprits are found by halving.
-    """
-
-    def with_more(held: list[T], more: list[T]) -> list[T]:
-        if not more or holds(held + more):
-            return held + more
-        if len(more) == 1:
-            return held
-        middle = len(more) // 2
-        return with_more(with_more(held, more[:middle]), more[middle:])
-
-    return with_more([], list(candidates))
+    return those_that_hold(blocks, lambda some: _can_go(exact, some, probe), lambda block: unnumbered(block.name))
 
 
 @torch.no_grad()
@@ -217,12 +202,6 @@ def _can_go(exact: nn.Module, blocks: Sequence[Block], probe: Tensor) -> bool:
             return agree(shorter(images), empty(images))
     except Exception:  # whatever a forward raises that counts on the block
         return False
-
-
-def agree(got: Tensor, expected: Tensor) -> bool:
-    """Whether answers (B, K) are the same but for rounding in float64."""
-    scale = expected.abs().max().clamp_min(1e-30)
-    return bool(torch.isfinite(got).all()) and torch.allclose(got / scale, expected / scale, rtol=0, atol=1e-9)
 
 
 def without(model: nn.Module, found: ChannelMap, kept: Kept) -> nn.Module:
@@ -266,11 +245,6 @@ def _narrows(exact: nn.Module, found: ChannelMap, kept: Kept, probe: Tensor) -> 
             return agree(*(each(probe.cpu().double()) for each in (narrowed, masked)))
     except Exception:  # whatever a forward raises that counts on its widths
         return False
-
-
-def exactly(model: nn.Module) -> nn.Module:
-    """Return a copy in float64, on the CPU: not every device has it."""
-    return copy.deepcopy(model).cpu().double()
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

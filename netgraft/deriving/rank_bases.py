@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from netgraft.deriving.low_rank import LowRank, factor, low_rank_layers, pays
-from netgraft.deriving.narrowing import agree, exactly, those_that_hold
+from netgraft.deriving.proofs import agree, exactly, those_that_hold, unnumbered
 from netgraft.deriving.selection import cholesky, has_intercept
 from netgraft.deriving.statistics import input_moments
 from netgraft.modules import eval_mode
@@ -64,7 +64,7 @@ def with_low_rank(model: nn.Module, probe: Tensor) -> nn.Module:
         except Exception:  # whatever a forward raises that looks into its convolutions
             return False
 
-    names = those_that_hold(candidates, holds)
+    names = those_that_hold(candidates, holds, unnumbered)
     if not names:
         return model
     factored = copy.deepcopy(model)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from netgraft.deriving.axes import Atom, Axis
 from netgraft.deriving.following import ChannelMap, Product
-from netgraft.deriving.narrowing import agree, exactly, tensors_of
+from netgraft.deriving.narrowing import tensors_of
+from netgraft.deriving.proofs import agree, exactly
 from netgraft.deriving.residual import scale_behind
 from netgraft.deriving.statistics import Moments
 from netgraft.deriving.stream_norm import StreamNorm
