@@ -29,6 +29,9 @@ LEAST_SCALE = 0.1
 """Part of the root mean square of what a layer's channels are scaled by: one scaled by less can't make up for its
 shortcut."""
 
+COLUMNS = 512
+"""Of the normal equations that are summed up at once."""
+
 TESTED = 4
 """Of so many batches of views one tests ridges; with fewer batches the first ridge is taken untested."""
 
@@ -217,8 +220,19 @@ class Normals:
         self._inputs += x.sum(1).cpu().double()
         self._targets += y.sum(1).cpu().double()
         self._known.clear()
-        self._gram += (x.transpose(1, 2) @ x).cpu().double()
+        for first in range(0, self._unknowns, COLUMNS):
+            # what lies below the diagonal is what lies above: half of the work
+            some = slice(first, first + COLUMNS)
+            self._gram[:, some, first:] += (x[:, :, some].transpose(1, 2) @ x[:, :, first:]).cpu().double()
         self._cross += (x.transpose(1, 2) @ y).cpu().double()
+
+    @property
+    def _products(self) -> Tensor:
+        """Sums of products of inputs with inputs, (G, U, U): of what was added above the diagonal, both halves."""
+        for last in range(COLUMNS, self._unknowns, COLUMNS):
+            some = slice(last - COLUMNS, last)
+            self._gram[:, last:, some] = self._gram[:, some, last:].transpose(1, 2)
+        return self._gram
 
     def is_finite(self) -> bool:
         """Whether all sums are."""
@@ -274,7 +288,7 @@ class Normals:
             count = max(self._count, 1)
             mean_x, mean_y = self._inputs / count, self._targets / count
             off = point_x - self._origin
-            gram = self._gram / count
+            gram = self._products / count
             # (x - off)(x - off)^T in one pass over the larger matrix
             left, right = torch.stack([off - mean_x, off], 2), torch.stack([off, -mean_x], 1)
             gram.baddbmm_(left, right)
@@ -290,7 +304,7 @@ class Normals:
         moved = other._origin - self._origin
         both._inputs = self._inputs + other._inputs + other._count * moved
         both._targets = self._targets + other._targets
-        both._gram = self._gram + other._gram + other._count * moved[:, :, None] * moved[:, None, :]
+        both._gram = self._products + other._products + other._count * moved[:, :, None] * moved[:, None, :]
         both._gram += other._inputs[:, :, None] * moved[:, None, :] + moved[:, :, None] * other._inputs[:, None, :]
         both._cross = self._cross + other._cross + moved[:, :, None] * other._targets[:, None, :]
         return both

@@ -347,8 +347,9 @@ class PreparedDerivation(PreparedDistillation):
     def finish(self, folder: Path, reporter: ProgressReporter) -> dict[str, Any]:
         """Save and compare as always; and say what was derived, and how good it was before training."""
         result = super().finish(folder, reporter)
-        start = None
-        if self.test is not None and self.test.labels is not None:
+        # what wasn't trained is the start, and was measured
+        start = None if result["phases"] else result["student_top1"]
+        if result["phases"] and self.test is not None and self.test.labels is not None:
             logits, labels = predictions(
                 load_student(folder / START).to(self.runner.fabric.device),
                 self.test,
