@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -77,7 +78,14 @@ class Reader:
 
     def begin(self, atom: Atom) -> _Surgery:
         """Return the layer with all channels of ``atom``, while these leave."""
-        return _Surgery.on(self, atom)
+        if len(self.inputs.segments) == 1:
+            return _Surgery.of_each(self, [atom])[atom]
+        return self._surgeries[atom].copy()
+
+    @cached_property
+    def _surgeries(self) -> dict[Atom, _Surgery]:
+        """Of all that is concatenated, which the same inverse serves."""
+        return _Surgery.of_each(self, self.inputs.atoms())
 
     def covariance(self) -> Tensor:
         """Return (F, F), float64: about the mean if the layer can add a constant; zero between groups."""
@@ -194,11 +202,14 @@ def _remove(place: Place, readers: Sequence[Losing], choose: Callable[[Tensor, T
 
 @dataclass(eq=False)
 class _Surgery:
-    """One reader while channels leave it.
+    """One reader while channels of one place leave it.
+
+    What else the reader takes in stays, and has its part in the inverse: its own rows and columns aren't needed.
 
     Attributes:
-        positions: Where each channel stands among the inputs, (n, R).
-        inverse: Of the damped covariance of the inputs, (F, F); one-to-one where an input is gone.
+        positions: Where each channel stands among the place's inputs, (n, R).
+        inverse: Rows and columns of those inputs in the inverse of the damped covariance of all, (F, F); one-to-one
+            where an input is gone.
         weights: Products of the weights' rows, (F, F): all that the losses depend on.
         energy: Of the outputs, by which losses are divided.
     """
@@ -209,15 +220,27 @@ class _Surgery:
     energy: Tensor
 
     @classmethod
-    def on(cls, reader: Reader, atom: Atom) -> _Surgery:
+    def of_each(cls, reader: Reader, atoms: Iterable[Atom]) -> dict[Atom, _Surgery]:
+        """Return one for each set of channels that the reader sums over."""
         covariance = reader.covariance()
         rows = reader.rows()
         weights = rows @ rows.T
         if reader.groups > 1:
             group = torch.arange(len(weights)) // (len(weights) // reader.groups)
             weights = weights * (group[:, None] == group[None, :])
+        energy = (weights * covariance).sum().clamp_min(1e-30)
         inverse = torch.cholesky_inverse(cholesky(covariance, DAMPING))
-        return cls(reader.inputs.positions_of(atom), inverse, weights, (weights * covariance).sum().clamp_min(1e-30))
+        surgeries = {}
+        for atom in atoms:
+            at = reader.inputs.positions_of(atom)
+            its = at.flatten()
+            numbers = torch.arange(len(its)).reshape(at.shape)
+            surgeries[atom] = cls(numbers, inverse[its][:, its], weights[its][:, its], energy)
+        return surgeries
+
+    def copy(self) -> _Surgery:
+        """Return one that channels may leave without leaving this one."""
+        return replace(self, inverse=self.inverse.clone(), weights=self.weights.clone())
 
     def losses(self, channels: Tensor) -> Tensor:
         at = self.positions[channels]

@@ -117,6 +117,21 @@ def test_several_readers_one_of_which_has_other_inputs_too(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
+def test_one_reader_of_several_places_one_after_another(seed: int) -> None:
+    torch.manual_seed(seed)
+    axes = [Axis.of(4), Axis.of(3), Axis.of(5)]
+    layer, rows = nn.Conv2d(12, 4, 1), correlated(300, 12, seed)
+    reader = reader_of(layer, concatenated(axes), rows)
+    x, weight = numbers(rows, layer.weight.flatten(1))
+
+    for start, axis in zip((0, 4, 7, 0), (*axes, axes[0]), strict=True):
+        order = surgeon_removal(Place("it", axis.atoms()[0], (), ()), [reader]).order
+        owner = np.full(12, -1)
+        owner[start : start + axis.size] = np.arange(axis.size)
+        assert order.tolist() == brute_force(axis.size, [(x, weight, owner, True)])
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_several_columns_a_channel(seed: int) -> None:
     torch.manual_seed(seed)
     channels, layer, rows = Axis.of(4), nn.Linear(12, 5), correlated(300, 12, seed)
