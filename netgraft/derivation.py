@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from netgraft.batch_size import images_at_once
 from netgraft.data.given_images import pictures
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
@@ -50,7 +51,7 @@ HELD_BACK = 256
 """Views that errors are measured on."""
 
 BATCH = 64
-"""Views a forward."""
+"""Views of a batch at most: some of the batches test what is solved on the others."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ class SampledViews:
     def __init__(
         self, views: Views, input_size: Sequence[int], device: torch.device, reporter: ProgressReporter
     ) -> None:
-        self._views, self._device = views, device
+        self._views, self._size, self._device = views, input_size, device
         self.reporter = reporter
         self.counts = sampled(len(views), input_size)
         """Of those that statistics are taken on, and of those that errors are measured on."""
@@ -251,7 +252,8 @@ class SampledViews:
     @cached_property
     def batches(self) -> list[Tensor]:
         """Views that statistics are taken of, (B, C, H, W) each."""
-        numbers = torch.arange(self.counts[0]).split(BATCH)
+        together = min(BATCH, images_at_once(self._size, self._device))
+        numbers = torch.arange(self.counts[0]).split(together)
         return [self._batch(some) for some in self.reporter.track(numbers, total=len(numbers), name="making views")]
 
     @cached_property
@@ -568,7 +570,8 @@ class Deriver:
     @torch.no_grad()
     def _error_of(self, student: nn.Module) -> float:
         """Mean squared difference of the logits from the teacher's, in parts of their variance."""
-        batches = self._samples.held_back.split(BATCH)
+        held_back = self._samples.held_back
+        batches = held_back.split(images_at_once(held_back.shape[1:], held_back.device))
         with eval_mode(student):
             logits, got = (torch.cat([model(some.clone()) for some in batches]) for model in (self._teacher, student))
         return float((got - logits).square().mean() / scale_of_errors(logits))

@@ -49,11 +49,11 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
         ]
 
 
-EVALUATED_TOGETHER = 256
+TOGETHER = 256
 
 
 def eval_loader(
-    images: ImageSet, data_config: Mapping[str, Any], batch_size: int = EVALUATED_TOGETHER, workers: int = 0
+    images: ImageSet, data_config: Mapping[str, Any], batch_size: int = TOGETHER, workers: int = 0
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Return a loader of batches in order, as timm's own evaluation prepares them.
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from netgraft.batch_size import images_at_once
 from netgraft.deriving.absence import ABSENCES
 from netgraft.deriving.anatomy import Anatomy, segment_of_layers, states_in_front
 from netgraft.deriving.choice import Options
@@ -24,9 +25,6 @@ from netgraft.deriving.places import Block, Place
 from netgraft.deriving.selection import Losing, Reader, Removal, kept_channels, surgeon_removal
 from netgraft.deriving.statistics import input_moments
 from netgraft.errors import RequestError
-
-BATCH = 64
-"""Views that are run at once."""
 
 SIZES = 5
 """Widths of a place that are tried; errors between them follow the losses, which are known of each, within a tenth."""
@@ -221,7 +219,8 @@ def score_widths(
     segments = anatomy.segments_of(model)
     segment_of = segment_of_layers(segments, model)
     # all views at once would take gigabytes at 224 px
-    batches = [states_in_front(segments, some) for some in held_back.split(BATCH)]
+    together = images_at_once(held_back.shape[1:], held_back.device)
+    batches = [states_in_front(segments, some) for some in held_back.split(together)]
     logits = torch.cat([states[-1] for states in batches])
     scale = scale_of_errors(logits)
 

@@ -12,12 +12,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from netgraft.batch_size import images_at_once
 from netgraft.data.image_set import ImageSet
 from netgraft.data.loader import eval_loader
 from netgraft.evaluation.class_matching import answer_names
 from netgraft.evaluation.confidence import agreement_by_class, by_confidence, calibration_error
 from netgraft.evaluation.intervals import wilson
-from netgraft.evaluation.metrics import agreement, is_at_chance, latency, macs, predict, top1
+from netgraft.evaluation.metrics import agreement, is_at_chance, latency, macs, placement, predict, top1
 from netgraft.evaluation.without_labels import differences, estimated_gap
 from netgraft.files import write_atomically
 from netgraft.modules import parameters, state_digest
@@ -69,7 +70,8 @@ def predictions(
     Returns:
         Logits (N, K) in float32 and labels (N,), -1 where there is none.
     """
-    loader = eval_loader(images, data_config)
+    together = images_at_once(data_config["input_size"], placement(model)[0])
+    loader = eval_loader(images, data_config, together)
 
     def batches() -> Iterator[Any]:
         yield from reporter.track(loader, total=len(loader), name=what)

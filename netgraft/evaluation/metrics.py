@@ -41,7 +41,7 @@ def predict(
     """
     if device is not None:
         model.to(device)
-    where, dtype = _placement(model)
+    where, dtype = placement(model)
     logits, labels = [], []
     with eval_mode(model), torch.inference_mode():
         for images, targets in loader:
@@ -157,7 +157,7 @@ def macs(model: nn.Module, input_size: tuple[int, int, int]) -> int:
         model: Takes images in.
         input_size: Of the image, (C, H, W).
     """
-    where, dtype = _placement(model)
+    where, dtype = placement(model)
     with eval_mode(model):
         [total] = macs_along([model], torch.zeros(1, *input_size, device=where, dtype=dtype))
     return total
@@ -190,7 +190,7 @@ def latency(
         raise RequestError(f"expected batch and repeats of at least 1, got {batch} and {repeats}; raise them")
     if device is not None:
         model.to(device)
-    where, dtype = _placement(model)
+    where, dtype = placement(model)
     x = torch.zeros(batch, *input_size, device=where, dtype=dtype)
     return 1000 * _measured(model, x, repeats).median
 
@@ -231,8 +231,8 @@ def _percent_equal(a: Tensor, b: Tensor) -> float:
     return 100 * int((a == b).sum()) / len(a)
 
 
-def _placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Device and type of the first floating-point parameter; CPU and float32 for a model without any."""
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return device and type of the first floating-point parameter; CPU and float32 for a model without any."""
     for parameter in model.parameters():
         if parameter.is_floating_point():
             return parameter.device, parameter.dtype

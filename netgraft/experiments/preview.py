@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from netgraft.data.loader import EVALUATED_TOGETHER
+from netgraft.batch_size import images_at_once
 from netgraft.evaluation.metrics import macs
 from netgraft.experiments.estimate import Estimate, seconds_per_image
 from netgraft.jobs.distill import DistillJob
@@ -91,9 +91,10 @@ def preview(job: DistillJob) -> Preview:
 
 def _needed(phases: Sequence[Phase], teacher: nn.Module, size: tuple[int, int, int]) -> int:
     """Return the bytes of the largest phase or of the evaluation, whichever is more; activations are the teacher's."""
-    outputs = _values_of(teacher, torch.zeros(1, *size, device=next(teacher.parameters()).device))
+    device = next(teacher.parameters()).device
+    outputs = _values_of(teacher, torch.zeros(1, *size, device=device))
     # a layer's input and output at once
-    evaluation = EVALUATED_TOGETHER * 2 * FLOAT * max(outputs, default=0)
+    evaluation = images_at_once(size, device) * 2 * FLOAT * max(outputs, default=0)
     training = [
         # what was computed forward, and the gradients on both sides of a layer
         COPIES * phase.schedule.batch_size * FLOAT * (sum(outputs) + 2 * max(outputs, default=0))
