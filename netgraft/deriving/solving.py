@@ -318,6 +318,8 @@ class Normals:
 def best_step(sums: Normals, tests: Normals, *, centred: bool) -> tuple[Tensor, Tensor]:
     """Return the step of the least ridge that serves rows well which took no part, once these take part too.
 
+    Larger ridges are tried as long as they serve them better.
+
     Args:
         sums: Rows that steps are solved from.
         tests: Rows that test them; where there are none, the least ridge is taken.
@@ -325,7 +327,13 @@ def best_step(sums: Normals, tests: Normals, *, centred: bool) -> tuple[Tensor, 
     """
     if not tests.count:
         return sums.solve(centred=centred, ridge=RIDGES[0])
-    missed = {ridge: tests.missed(*sums.solve(centred=centred, ridge=ridge)) for ridge in (*RIDGES, math.inf)}
-    enough = min(missed.values()) * (1 - WORTH)
-    chosen = next((ridge for ridge in RIDGES if missed[ridge] <= enough), math.inf)
+    missed: dict[float, float] = {}
+    least = math.inf
+    for ridge in (*RIDGES, math.inf):
+        missed[ridge] = tests.missed(*sums.solve(centred=centred, ridge=ridge))
+        if missed[ridge] > least:
+            break
+        least = missed[ridge]
+    enough = least * (1 - WORTH)
+    chosen = next((ridge for ridge in missed if missed[ridge] <= enough), math.inf)
     return sums.with_those_of(tests).solve(centred=centred, ridge=chosen)

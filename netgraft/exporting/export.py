@@ -20,6 +20,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from netgraft.batch_size import images_at_once
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.comparison import LATENCY_BATCHES
 from netgraft.evaluation.metrics import agreement, latency
@@ -261,7 +262,7 @@ def export_int8(
 
 
 def _answers(model: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([model(batch) for batch in images.split(64)])
+    return torch.cat([model(batch) for batch in images.split(images_at_once(images.shape[1:], images.device))])
 
 
 def _proven(
