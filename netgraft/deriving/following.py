@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -68,6 +69,8 @@ class ChannelMap:
         outputs: Axes of what each module gives, likewise; of those that give one tensor.
         layer_norms: What each layer norm takes its mean over, by its name.
         stream_norms: What each norm of a stream takes its mean square over, by its name.
+        response_norms: What each global response norm takes its mean over, by its name: where less is left, the mean is
+            larger by as much.
         normed: Names of the modules that give what a norm of a stream gave, in another form perhaps.
         logits: Products of queries with keys whose channels are known one by one.
         values: What such products average, likewise.
@@ -83,6 +86,7 @@ class ChannelMap:
     outputs: dict[str, Axes] = field(default_factory=dict)
     layer_norms: dict[str, Axis] = field(default_factory=dict)
     stream_norms: dict[str, Axis] = field(default_factory=dict)
+    response_norms: dict[str, Axis] = field(default_factory=dict)
     normed: set[str] = field(default_factory=set)
     logits: tuple[Logits, ...] = ()
     values: tuple[Values, ...] = ()
@@ -431,9 +435,14 @@ class _Follower(TorchDispatchMode):
         axes = self.axes(source)
         chosen = range(len(axes)) if dims is None or dims == [] else ([dims] if isinstance(dims, int) else dims)
         reduced = {dim % len(axes) for dim in chosen}
-        if self._inside and isinstance(self._modules[self._inside[-1]], StreamNorm):
+        inside = self._inside[-1] if self._inside else ""
+        module = self._modules[inside]
+        if isinstance(module, StreamNorm):
             # a sum of squares: what is zero adds nothing to it
-            self._map.stream_norms[self._inside[-1]] = axes[-1]
+            self._map.stream_norms[inside] = axes[-1]
+        elif isinstance(module, GlobalResponseNorm) and reduced == {module.channel_dim % len(axes)}:
+            [dim] = reduced
+            self._map.response_norms[inside] = axes[dim]
         else:
             for dim in reduced:
                 axes[dim].fix("one value is taken of all of them")

@@ -15,7 +15,7 @@ from netgraft.deriving.axes import Atom
 from netgraft.deriving.following import Axes, ChannelMap
 from netgraft.deriving.places import Block, Place, without_weights
 from netgraft.deriving.proofs import agree, exactly, those_that_hold, unnumbered
-from netgraft.deriving.sizes import HEADS, counts_of_heads, replace_tensor, tell_sizes
+from netgraft.deriving.sizes import EPSILON, HEADS, counts_of_heads, replace_tensor, tell_sizes
 from netgraft.modules import eval_mode
 
 Kept = Mapping[Atom, Tensor]
@@ -34,11 +34,12 @@ def narrow(model: nn.Module, found: ChannelMap, kept: Kept, blocks: Sequence[Blo
     narrowed = copy.deepcopy(model)
     leave_out(narrowed, absences(blocks, kept))
     _scale_queries(narrowed, found, kept)
+    _scale_responses(narrowed, found, kept)
     for name, tensor in list(tensors_of(narrowed)):
         axes = found.tensors[name]
         if touched(axes, kept):
             replace_tensor(narrowed, name, _selected(tensor, axes, kept))
-    tell_sizes(narrowed, {**_groups(found, kept), **_heads(model, found, kept)})
+    tell_sizes(narrowed, {**_groups(found, kept), **_heads(model, found, kept), **_epsilons(model, found, kept)})
     return narrowed
 
 
@@ -76,6 +77,28 @@ def _scale_queries(model: nn.Module, found: ChannelMap, kept: Kept) -> None:
             layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
             if layer.bias is not None:
                 layer.bias.mul_(scale)
+
+
+def _rarer(found: ChannelMap, kept: Kept) -> dict[str, float]:
+    """Return how many times as many channels each norm of responses took its mean over, of those that lost some."""
+    axes = {name: axis for name, axis in found.response_norms.items() if touched((axis,), kept)}
+    return {name: axis.size / len(axis.indices(kept)) for name, axis in axes.items()}
+
+
+@torch.no_grad()
+def _scale_responses(model: nn.Module, found: ChannelMap, kept: Kept) -> None:
+    """Divide by the mean that zeros among the channels would give: by less than the mean over those that are left."""
+    present = dict(model.named_modules())
+    for name, times in _rarer(found, kept).items():
+        if name in present:
+            model.get_parameter(f"{name}.weight").mul_(times)
+
+
+def _epsilons(model: nn.Module, found: ChannelMap, kept: Kept) -> dict[str, dict[str, float]]:
+    """Return what norms of responses add to their larger means."""
+    return {
+        name: {EPSILON: vars(model.get_submodule(name))[EPSILON] * times} for name, times in _rarer(found, kept).items()
+    }
 
 
 def _groups(found: ChannelMap, kept: Kept) -> dict[str, dict[str, int]]:

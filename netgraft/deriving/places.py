@@ -31,6 +31,7 @@ class Place:
         readers: Layers that sum over it, in the order of the forward: where what leaves can be made up for.
         layers: All layers that have it on one of their sides.
         logits: Products of queries with keys that sum over it, where it is the width of heads.
+        is_averaged: Whether a norm of responses takes a mean over it.
         held: Channels that go last: of a stream, the direction of the mean, which a layer norm needs; none elsewhere.
         dear: The narrower width from which on it costs as much as the whole; None where each costs less. Of ranks: two
             convolutions can cost more than one.
@@ -41,6 +42,7 @@ class Place:
     readers: tuple[Product, ...]
     layers: tuple[str, ...]
     logits: tuple[Logits, ...] = ()
+    is_averaged: bool = False
     held: tuple[int, ...] = ()
     dear: int | None = None
 
@@ -57,7 +59,7 @@ class Place:
     @property
     def acts_without_weights(self) -> bool:
         """Whether something else than its readers goes by it: channels must be zero then, not only unread."""
-        return self.is_stream or bool(self.logits)
+        return self.is_stream or self.is_averaged or bool(self.logits)
 
     @property
     def columns(self) -> int:
@@ -179,6 +181,7 @@ def find_places(found: ChannelMap) -> list[Place]:
         atom for product in found.products if not product.layer for atom in product.inputs.atoms()
     )
     streams = {atom for axis in found.stream_norms.values() for atom in axis.atoms()}
+    averaged = {atom for axis in found.response_norms.values() for atom in axis.atoms()}
     places = []
     for atom in found.free_atoms():
         logits = tuple(each for each in found.logits if each.atom is atom)
@@ -188,8 +191,17 @@ def find_places(found: ChannelMap) -> list[Place]:
         writers = [each for each in found.products if each.layer and atom in each.outputs.atoms()]
         if (readers or logits) and writers and not any(_is_unsuited(each, atom) for each in readers):
             layers = dict.fromkeys(each.layer for each in (*writers, *readers))
-            held = (0,) if atom in streams else ()
-            places.append(Place(writers[0].layer, atom, tuple(readers), tuple(layers), logits, held))
+            places.append(
+                Place(
+                    writers[0].layer,
+                    atom,
+                    tuple(readers),
+                    tuple(layers),
+                    logits,
+                    is_averaged=atom in averaged,
+                    held=(0,) if atom in streams else (),
+                )
+            )
     order = {product.layer: number for number, product in reversed(list(enumerate(found.products)))}
     in_order = sorted(places, key=lambda place: order[place.name])
     named = [_as_a_rank(place, found) if found.low_rank else place for place in in_order]

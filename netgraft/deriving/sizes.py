@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import msgspec
 import torch
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
 from netgraft.deriving.absence import leave_out, left_out
@@ -25,7 +26,8 @@ class Sizes:
     Attributes:
         shapes: Of parameters and buffers, by name.
         counts: Numbers that modules compute with and that no shape tells: groups of convolutions, heads of attention,
-            how wide these are and what logits are scaled by; by the name of the module and of its attribute.
+            how wide these are, what logits are scaled by, and what norms of responses add to their mean; by the name of
+            the module and of its attribute.
         absent: What was left out: names of modules, and of what stands in their place.
         low_rank: Names of the convolutions that are two each.
     """
@@ -134,12 +136,17 @@ _WIDTHS_OF_HEADS = ("attn_dim", "val_attn_dim", "key_attn_dim", "inner_dim", "al
 SCALE = "scale"
 """What it multiplies logits by."""
 
+EPSILON = "eps"
+"""What a norm of responses adds to their mean."""
+
 
 def _counts(model: nn.Module) -> dict[str, dict[str, int | float]]:
     found: dict[str, dict[str, int | float]] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
             found[name] = {"groups": module.groups}
+        elif isinstance(module, GlobalResponseNorm):
+            found[name] = {EPSILON: module.eps}
         else:
             counts = {key: vars(module).get(key) for key in (*HEADS, *WIDTHS_OF_A_HEAD, *_WIDTHS_OF_HEADS)}
             found[name] = {key: count for key, count in counts.items() if isinstance(count, int) and count > 0}

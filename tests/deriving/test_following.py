@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from netgraft.deriving.axes import Axis
-from netgraft.deriving.following import follow_channels
+from netgraft.deriving.following import ChannelMap, follow_channels
 from netgraft.deriving.narrowing import is_proven, narrow
 from netgraft.deriving.places import Place
 from netgraft.errors import RequestError
@@ -37,6 +38,7 @@ PLACES = {
     "transformer": {"attention.qkv": 3, "mlp.0": 20},
     "gated": {"attention.qkv": 3, "mlp.fc1": 12},
     "flattened": {"0.0": 8, "3": 10},
+    "responses": {"0.0": 8, "1": 16, "3.0": 8},
 }
 
 
@@ -47,13 +49,14 @@ def test_all_channels_that_can_go_are_found_and_no_others(kind: str) -> None:
     assert {place.name: place.width for place in places} == PLACES[kind]
 
 
-def mask_readers(model: nn.Module, place: Place, gone: int) -> nn.Module:
-    """Return a copy in which hooks set a channel to zero wherever a layer reads it."""
+def mask_readers(model: nn.Module, found: ChannelMap, place: Place, gone: int) -> nn.Module:
+    """Return a copy in which hooks set a channel to zero wherever a layer reads it, or a norm takes a mean over it."""
     masked = copy.deepcopy(model)
-    for reader in place.readers:
-        positions = reader.inputs.positions_of(place.atom)[gone]
-        layer = masked.get_submodule(reader.layer)
-        dim = 1 if isinstance(layer, nn.Conv2d) else -1
+    norms = [(name, axis) for name, axis in found.response_norms.items() if place.atom in axis.atoms()]
+    for name, axis in [*((reader.layer, reader.inputs) for reader in place.readers), *norms]:
+        positions = axis.positions_of(place.atom)[gone]
+        layer = masked.get_submodule(name)
+        dim = 1 if isinstance(layer, nn.Conv2d | GlobalResponseNorm) else -1
 
         def zero(module: nn.Module, args: tuple[Tensor], at: Tensor = positions, dim: int = dim) -> tuple[Tensor]:
             return (args[0].index_fill(dim, at, 0),)
@@ -73,7 +76,7 @@ def test_a_model_without_a_channel_gives_what_it_gives_when_nobody_reads_the_cha
         change = 0.0
         for gone in range(0, place.width, -(-place.width // 4)):
             got = narrow(model, found, {place.atom: all_but(place, gone)})(probe)
-            torch.testing.assert_close(got, mask_readers(model, place, gone)(probe), rtol=0, atol=1e-10)
+            torch.testing.assert_close(got, mask_readers(model, found, place, gone)(probe), rtol=0, atol=1e-10)
             change = max(change, float((got - whole).abs().max()))
         assert change > 1e-6, "some channel does something"
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
 from netgraft.deriving.anatomy import Anatomy
@@ -48,6 +49,27 @@ def test_keeping_all_gives_the_same_bits(kind: str) -> None:
 
     assert torch.equal(narrowed(images()), model(images()))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in narrowed.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_norm_of_responses_divides_by_the_mean_that_zeros_would_give() -> None:
+    torch.manual_seed(0)
+    layer, norm, reader = nn.Conv2d(3, 8, 1), GlobalResponseNorm(8, eps=0.5, channels_last=False), nn.Conv2d(8, 2, 1)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    model = nn.Sequential(layer, norm, reader).double()
+    found, [place] = followed(copy.deepcopy(model).float())
+    kept = torch.tensor([0, 3, 6])
+
+    narrowed = narrow(model, found, {place.atom: kept})
+
+    # Woo et al., "ConvNeXt V2", CVPR 2023, algorithm 1; the five others are zero
+    x = torch.einsum("oc,bchw->bohw", layer.weight[kept, :, 0, 0], images().double()) + layer.bias[kept, None, None]  # type: ignore[index]
+    size = x.square().sum((2, 3), keepdim=True).sqrt()
+    y = norm.weight[kept, None, None] * x * (size / (size.sum(1, keepdim=True) / 8 + 0.5)) + norm.bias[kept, None, None]
+    expected = torch.einsum("oc,bchw->bohw", reader.weight[:, kept, 0, 0], x + y) + reader.bias[:, None, None]  # type: ignore[index]
+    torch.testing.assert_close(narrowed(images().double()), expected, rtol=0, atol=1e-12)
+    assert place.acts_without_weights
 
 
 def test_layers_say_the_sizes_of_their_weights() -> None:

@@ -69,7 +69,7 @@ def agree(model: nn.Module, size: int) -> int:
     twice = narrow(narrowed, second.found, further, second.blocks).eval()
     once = narrow(model, teacher.found, composed(first, further, of_teacher), teacher.blocks).eval()
     with torch.no_grad():
-        if teacher.found.by_width:  # queries are scaled twice, or once by the product
+        if teacher.found.by_width or teacher.found.response_norms:  # scaled twice, or once by the product
             torch.testing.assert_close(twice(probe), once(probe), rtol=1e-5, atol=1e-6)
         else:
             assert torch.equal(twice(probe), once(probe))

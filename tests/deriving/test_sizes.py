@@ -18,7 +18,13 @@ from netgraft.errors import RequestError
 from netgraft.models.students import load_student, save_student
 from tests.support.random_models import build, images
 
-MODELS = {"mobilenetv3_small_050": 64, "cifar_resnet8": 32, "regnety_002": 32, "cifar_vgg16_bn": 32}
+MODELS = {
+    "mobilenetv3_small_050": 64,
+    "cifar_resnet8": 32,
+    "regnety_002": 32,
+    "cifar_vgg16_bn": 32,
+    "convnextv2_atto": 64,
+}
 
 
 def config(size: int) -> Mapping[str, Any]:

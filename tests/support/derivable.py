@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -150,6 +151,13 @@ def flattened() -> nn.Module:
     )
 
 
+def responses() -> nn.Module:
+    """What a norm gives depends on the mean over all channels, as in ConvNeXt V2."""
+    return nn.Sequential(
+        conv(3, 8), nn.Conv2d(8, 16, 1), GlobalResponseNorm(16, channels_last=False), conv(16, 8, 1), Head(8)
+    )
+
+
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "plain": plain,
     "residual": lambda: nn.Sequential(conv(3, 8), Residual(8, 8), Residual(8, 12, stride=2), Head(12)),
@@ -160,6 +168,7 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "transformer": Transformer,
     "gated": lambda: Transformer(gated=True),
     "flattened": flattened,
+    "responses": responses,
 }
 
 
