@@ -12,7 +12,7 @@ from netgraft.deriving.axes import Atom
 from netgraft.deriving.selection import Reader, cholesky
 
 DAMPING = 1e-6
-"""Of the covariance of channels that stay, times the mean of its diagonal: less than for the order in which they go, so
+"""Of the covariance of all channels, times the mean of its diagonal: less than for the order in which they go, so
 that copies and sums of others go without an error."""
 
 
@@ -39,13 +39,43 @@ def compensated(reader: Reader, kept: Mapping[Atom, Tensor]) -> Compensation:
         reader: The layer.
         kept: Channels that stay, of each place that is narrowed.
     """
+    stay, go = _parted(reader, kept)
+    covariance = reader.covariance()
+    factor = cholesky(covariance[stay][:, stay], DAMPING, like=covariance)
+    return _made_up(reader, stay, go, torch.cholesky_solve(covariance[stay][:, go], factor).T)
+
+
+def precision(reader: Reader) -> Tensor:
+    """Return the inverse of the covariance of what a layer takes in, (F, F), float64."""
+    return torch.cholesky_inverse(cholesky(reader.covariance(), DAMPING))
+
+
+def compensated_by_precision(reader: Reader, precision: Tensor, kept: Mapping[Atom, Tensor]) -> Compensation:
+    """Return what :func:`compensated` does, sooner where few channels of many are gone.
+
+    With the inverse ``K`` of the covariance of all ``B = -K_PP^-1 K_PS``, as conditional means are of normal variables.
+
+    Args:
+        reader: The layer.
+        precision: Its own, (F, F), from :func:`precision`; serves all places that it reads.
+        kept: Channels that stay, of each place that is narrowed.
+    """
+    stay, go = _parted(reader, kept)
+    factor = torch.linalg.cholesky(precision[go][:, go])
+    return _made_up(reader, stay, go, -torch.cholesky_solve(precision[go][:, stay], factor))
+
+
+def _parted(reader: Reader, kept: Mapping[Atom, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return which inputs stay, (S,), and which go, (P,)."""
     stay = reader.inputs.indices(kept)
     gone = torch.ones(reader.inputs.size, dtype=torch.bool)
     gone[stay] = False
-    go = gone.nonzero().flatten()
-    covariance, rows = reader.covariance(), reader.rows()
-    factor = cholesky(covariance[stay][:, stay], DAMPING)
-    by_others = torch.cholesky_solve(covariance[stay][:, go], factor).T  # (P, S)
+    return stay, gone.nonzero().flatten()
+
+
+def _made_up(reader: Reader, stay: Tensor, go: Tensor, by_others: Tensor) -> Compensation:
+    """Return the weights once each input that goes is ``by_others`` (P, S) of those that stay."""
+    rows = reader.rows()
     new = torch.zeros_like(rows)
     shift = None
     # zero between groups, and within a group the rows' columns mean the same outputs

@@ -18,9 +18,15 @@ from netgraft.batch_size import images_at_once
 from netgraft.deriving.absence import ABSENCES
 from netgraft.deriving.anatomy import Anatomy, segment_of_layers, states_in_front
 from netgraft.deriving.choice import Options
-from netgraft.deriving.compensation import add_to_output, compensated
+from netgraft.deriving.compensation import (
+    Compensation,
+    add_to_output,
+    compensated,
+    compensated_by_precision,
+    precision,
+)
 from netgraft.deriving.head_losses import losing_at
-from netgraft.deriving.narrowing import Kept, put_out
+from netgraft.deriving.narrowing import put_out
 from netgraft.deriving.places import Block, Place
 from netgraft.deriving.selection import Losing, Reader, Removal, kept_channels, surgeon_removal
 from netgraft.deriving.statistics import input_moments
@@ -240,8 +246,15 @@ def score_widths(
             lost = error(min(segment_of[layer] for layer in block.layers))
         gone = Removal(torch.tensor([0]), torch.ones(1, dtype=torch.float64))
         yield Entry(block, gone, (0, 1), (lost, 0.0))
+    precisions: dict[str, Tensor] = {}
     for place in anatomy.places:
         of_place = [readers[product.layer] for product in place.readers]
+        # the next place may be read by the same layers; of others each would take as much memory as their moments
+        precisions = {
+            reader.name: precisions[reader.name] if reader.name in precisions else precision(reader)
+            for reader in of_place
+            if len(reader.inputs.segments) > 1
+        }
         removal = removal_of(place, losing_at(place, readers))
         # logits and norms have no weights that could leave channels out: these end where they are written
         layers = place.layers if place.acts_without_weights else [each.name for each in of_place]
@@ -251,7 +264,14 @@ def score_widths(
         for width in widths:
             kept = {place.atom: kept_channels(removal.order, width)}
             originals = [put_out(model, anatomy.found, kept)] if place.acts_without_weights else []
-            originals += [_compensate(anatomy, model, reader, kept) for reader in of_place]
+            for reader in of_place:
+                one_of_many = precisions.get(reader.name)
+                found = (
+                    compensated(reader, kept)
+                    if one_of_many is None
+                    else compensated_by_precision(reader, one_of_many, kept)
+                )
+                originals.append(_compensate(anatomy, model, reader, found))
             errors.append(error(first))
             for restore in reversed(originals):
                 restore()
@@ -280,13 +300,12 @@ def scale_of_errors(logits: Tensor) -> Tensor:
     return (variance if variance > 1e-9 * square else square).clamp_min(1e-30)
 
 
-def _compensate(anatomy: Anatomy, model: nn.Module, reader: Reader, kept: Kept) -> Callable[[], None]:
+def _compensate(anatomy: Anatomy, model: nn.Module, reader: Reader, found: Compensation) -> Callable[[], None]:
     """Change a layer of ``model`` in place; return what gives it back its weights."""
     layer, norm = model.get_submodule(reader.name), anatomy.norm_behind(model, reader.name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     changed = [layer.weight, layer.bias, None if norm is None else norm.running_mean]
     saved = [None if tensor is None else tensor.clone() for tensor in changed]
-    found = compensated(reader, kept)
     layer.weight.copy_(found.weight)
     if found.shift is not None:
         add_to_output(layer, norm, found.shift)

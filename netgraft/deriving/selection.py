@@ -112,22 +112,28 @@ MOST_POWERS = 6
 """Of ten, by which damping is raised at most."""
 
 
-def damped(covariance: Tensor, by: float) -> Tensor:
-    """Return a covariance with ``by`` times the mean of its diagonal added to the diagonal."""
-    scale = covariance.diagonal().mean().clamp_min(1e-12)
+def damped(covariance: Tensor, by: float, like: Tensor) -> Tensor:
+    """Return a covariance with ``by`` times the mean of another one's diagonal added to its own."""
+    scale = like.diagonal().mean().clamp_min(1e-12)
     return covariance + by * scale * torch.eye(len(covariance), dtype=covariance.dtype)
 
 
-def cholesky(covariance: Tensor, by: float) -> Tensor:
+def cholesky(covariance: Tensor, by: float, like: Tensor | None = None) -> Tensor:
     """Return the Cholesky factor of a covariance, damped by ``by``, or by the least power of ten more that it needs.
 
     A covariance summed up in single precision may have directions of a little less than nothing.
+
+    Args:
+        covariance: (F, F), float64.
+        by: In parts of the mean of a diagonal.
+        like: Whose diagonal that is, where the covariance is a part of a larger one; its own if None.
     """
+    like = covariance if like is None else like
     for power in range(MOST_POWERS):
-        factor, failed = torch.linalg.cholesky_ex(damped(covariance, by * 10**power))
+        factor, failed = torch.linalg.cholesky_ex(damped(covariance, by * 10**power, like))
         if not failed:
             return factor
-    return torch.linalg.cholesky(damped(covariance, by * 10**MOST_POWERS))
+    return torch.linalg.cholesky(damped(covariance, by * 10**MOST_POWERS, like))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from netgraft.deriving.axes import Axis, merged
-from netgraft.deriving.compensation import DAMPING, add_to_output, compensated
+from netgraft.deriving.axes import Axis, concatenated, merged
+from netgraft.deriving.compensation import (
+    DAMPING,
+    add_to_output,
+    compensated,
+    compensated_by_precision,
+    precision,
+)
 from netgraft.deriving.selection import Reader
 from tests.deriving.test_selection import correlated, moments
 
@@ -17,7 +23,7 @@ def predicted(x: np.ndarray, stay: list[int], *, constant: bool) -> tuple[np.nda
     """What all features are by those that stay: matrix (S, F) and constant (F,), by least squares with damping."""
     mean = x.mean(0) if constant else np.zeros(x.shape[1])
     centred = x - mean
-    damping = DAMPING * (centred[:, stay] ** 2).mean()
+    damping = DAMPING * (centred**2).mean()
     rows = np.concatenate([centred[:, stay], np.sqrt(len(x) * damping) * np.eye(len(stay))])
     targets = np.concatenate([centred, np.zeros((len(stay), x.shape[1]))])
     matrix = np.linalg.lstsq(rows, targets, rcond=None)[0]
@@ -43,6 +49,30 @@ def test_linear_layers(*, bias: bool) -> None:
         np.testing.assert_allclose(found.shift, weight @ constant, atol=1e-5)
     else:
         assert found.shift is None
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", ["mixed", "copies", "dead"])
+def test_few_channels_of_a_concatenation(*, bias: bool, kind: str) -> None:
+    torch.manual_seed(0)
+    layer, rows, few, many = nn.Conv2d(12, 4, 1, bias=bias), correlated(300, 12, 1), Axis.of(3), Axis.of(9)
+    if kind == "copies":
+        rows[:, 1] = rows[:, 7]
+    elif kind == "dead":
+        rows[:, [0, 2]] = 0.0
+    stay = [1, *range(3, 12)] if kind == "dead" else [2, *range(3, 12)]
+    kept = {few.atoms()[0]: torch.tensor(stay[:1])}
+    matrix, constant = predicted(rows.double().numpy(), stay, constant=bias)
+    weight = layer.weight.detach().double().flatten(1).numpy()
+    reader = Reader("it", layer, concatenated([few, many]), moments(rows), None)
+
+    found = compensated_by_precision(reader, precision(reader), kept)
+
+    np.testing.assert_allclose(found.weight.flatten(1)[:, stay], weight @ matrix.T, atol=1e-4)
+    assert not found.weight[:, [at for at in range(3) if at not in stay]].any()
+    if bias:
+        assert found.shift is not None
+        np.testing.assert_allclose(found.shift, weight @ constant, atol=1e-4)
 
 
 def test_a_convolution_makes_up_in_each_tap() -> None:
@@ -72,7 +102,7 @@ def test_groups_make_up_for_their_own_channels(*, whole_groups: bool) -> None:
     assert found.shift is not None
     centred = x - x.mean(0)
     left = np.isin(np.arange(12) // 4 if whole_groups else np.arange(12) % 4, stay)
-    damping = DAMPING * (centred[:, left] ** 2).mean()
+    damping = DAMPING * (centred**2).mean()
     for group in range(3):
         at = np.arange(4 * group, 4 * group + 4)
         mine = left[at]
