@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -206,24 +206,62 @@ def _remove(place: Place, readers: Sequence[Losing], choose: Callable[[Tensor, T
     return Removal(torch.tensor(order), torch.tensor(lost, dtype=torch.float64))
 
 
-@dataclass(eq=False)
+PENDING = 64
+"""Columns by which matrices are changed at once: one by one each change would go through all of a matrix."""
+
+
+class _Changing:
+    """A symmetric matrix (F, F) that products of few columns are taken from, seen as if they had been already.
+
+    Args:
+        matrix: Changed in place.
+        positions: Where the blocks of its diagonal stand that are looked at again and again, (n, R).
+    """
+
+    def __init__(self, matrix: Tensor, positions: Tensor) -> None:
+        self.matrix = matrix
+        self.blocks = matrix[positions[:, :, None], positions[:, None, :]]
+        self._left = matrix.new_empty(len(matrix), 0)
+        self._right = matrix.new_empty(len(matrix), 0)
+
+    def columns(self, at: Tensor) -> Tensor:
+        """Return some columns, (F, R)."""
+        return self.matrix[at].T - self._left @ self._right[at].T
+
+    def subtract(self, left: Tensor, right: Tensor, positions: Tensor) -> None:
+        """Take away ``left @ right.T``, columns (F, P) each; the product is symmetric."""
+        self.blocks -= left[positions] @ right[positions].mT
+        self._left, self._right = torch.cat([self._left, left], 1), torch.cat([self._right, right], 1)
+        if self._left.shape[1] >= PENDING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Change the matrix."""
+        self.matrix.addmm_(self._left, self._right.T, alpha=-1)
+        self._left, self._right = self._left[:, :0], self._right[:, :0]
+
+    def only(self, numbers: Tensor) -> None:
+        """Leave out all other rows and columns; the blocks stay."""
+        self.settle()
+        self.matrix = self.matrix[numbers][:, numbers]
+        self._left, self._right = self._left[numbers], self._right[numbers]
+
+
 class _Surgery:
     """One reader while channels of one place leave it.
 
     What else the reader takes in stays, and has its part in the inverse: its own rows and columns aren't needed.
 
-    Attributes:
+    Args:
         positions: Where each channel stands among the place's inputs, (n, R).
-        inverse: Rows and columns of those inputs in the inverse of the damped covariance of all, (F, F); one-to-one
-            where an input is gone.
-        weights: Products of the weights' rows, (F, F): all that the losses depend on.
+        inverse: Rows and columns of those inputs in the inverse of the damped covariance of all, (F, F); changed.
+        weights: Products of the weights' rows, (F, F): all that the losses depend on; changed.
         energy: Of the outputs, by which losses are divided.
     """
 
-    positions: Tensor
-    inverse: Tensor
-    weights: Tensor
-    energy: Tensor
+    def __init__(self, positions: Tensor, inverse: Tensor, weights: Tensor, energy: Tensor) -> None:
+        self._positions, self._energy = positions, energy
+        self._inverse, self._weights = _Changing(inverse, positions), _Changing(weights, positions)
 
     @classmethod
     def of_each(cls, reader: Reader, atoms: Iterable[Atom]) -> dict[Atom, _Surgery]:
@@ -245,40 +283,36 @@ class _Surgery:
         return surgeries
 
     def copy(self) -> _Surgery:
-        """Return one that channels may leave without leaving this one."""
-        return replace(self, inverse=self.inverse.clone(), weights=self.weights.clone())
+        """Return one that channels may leave without leaving this one, of which none has left."""
+        inverse, weights = (each.matrix.clone() for each in (self._inverse, self._weights))
+        return _Surgery(self._positions, inverse, weights, self._energy)
 
     def losses(self, channels: Tensor) -> Tensor:
-        at = self.positions[channels]
-        if at.shape[1] == 1:
-            flat = at[:, 0]
-            return self.weights.diagonal()[flat] / self.inverse.diagonal()[flat].clamp_min(1e-30) / self.energy
-        blocks = (matrix[at[:, :, None], at[:, None, :]] for matrix in (self.inverse, self.weights))
-        inverse, weights = blocks
-        eye = 1e-12 * torch.eye(at.shape[1], dtype=inverse.dtype)
-        return torch.linalg.solve(inverse + eye, weights).diagonal(dim1=1, dim2=2).sum(1) / self.energy
+        inverse, weights = self._inverse.blocks[channels], self._weights.blocks[channels]
+        if inverse.shape[1] == 1:
+            return (weights / inverse.clamp_min(1e-30)).flatten() / self._energy
+        eye = 1e-12 * torch.eye(inverse.shape[1], dtype=inverse.dtype)
+        return torch.linalg.solve(inverse + eye, weights).diagonal(dim1=1, dim2=2).sum(1) / self._energy
 
     def remove(self, channel: int) -> None:
-        at = self.positions[channel]
-        block = self.inverse[at][:, at]
+        at = self._positions[channel]
+        block, its_weights = self._inverse.blocks[channel].clone(), self._weights.blocks[channel].clone()
+        columns = self._inverse.columns(at)
         # one column is divided by, which takes a hundredth of the time
-        gain = (self.inverse[at] / block if len(at) == 1 else torch.linalg.solve(block, self.inverse[at])).T  # (F, R)
-        self.inverse.addmm_(gain, self.inverse[at], alpha=-1)
-        # W <- (I - gain E^T) W, and so are the products of its rows, in one pass over them
-        rest = self.weights[:, at] - gain @ self.weights[at][:, at] / 2
-        self.weights.addmm_(torch.cat([gain, rest], 1), torch.cat([rest, gain], 1).T, alpha=-1)
-        # what is gone stays gone, exactly
-        for matrix in (self.weights, self.inverse):
-            matrix[at], matrix[:, at] = 0.0, 0.0
-        self.inverse[at, at] = 1.0
+        gain = columns / block if len(at) == 1 else torch.linalg.solve(block, columns, left=False)  # (F, R)
+        # W <- (I - gain E^T) W, and so are the products of its rows
+        rest = self._weights.columns(at) - gain @ its_weights / 2
+        self._inverse.subtract(gain, columns, self._positions)
+        self._weights.subtract(torch.cat([gain, rest], 1), torch.cat([rest, gain], 1), self._positions)
 
     def pack(self, gone: Tensor) -> None:
-        """Leave out the inputs of channels that went since this was done last; their positions mean nothing then."""
-        stay = torch.ones(len(self.inverse), dtype=torch.bool)
-        stay[self.positions[gone].flatten()] = False
+        """Leave out the inputs of channels that went since this was done last; nothing is asked of them any more."""
+        stay = torch.ones(len(self._inverse.matrix), dtype=torch.bool)
+        stay[self._positions[gone].flatten()] = False
         numbers = stay.nonzero().flatten()
-        self.inverse, self.weights = (matrix[numbers][:, numbers] for matrix in (self.inverse, self.weights))
-        self.positions = (stay.cumsum(0) - 1)[self.positions]
+        for matrix in (self._inverse, self._weights):
+            matrix.only(numbers)
+        self._positions = (stay.cumsum(0) - 1)[self._positions]
 
 
 def kept_channels(order: Tensor, width: int) -> Tensor:
