@@ -104,6 +104,7 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
     present = search.widest
     found = []
     slack = np.ones(len(limits))
+    tried = set()
     for _ in range(ROUNDS):
         chosen = search.knapsack(present, slack)
         if chosen is None:
@@ -111,11 +112,13 @@ def choose_widths(places: Sequence[Options], limits: Sequence[Limit]) -> dict[At
         found.append(search.narrowed(chosen))
         spent = search.spent(search.widths(chosen)) / search.most
         slack = np.where(spent > 1, slack / np.maximum(spent, 1), 1.0)
-        if chosen == present:
+        # the same prices again, at once or in a circle
+        if chosen == present or (chosen, slack.tobytes()) in tried:
             break
+        tried.add((chosen, slack.tobytes()))
         present = chosen
     # a greedy choice is better now and then, and costs next to nothing; each is refined, since the worse may end lower
-    candidates = [search.narrowed(search.widest), *([min(found, key=search.error)] if found else [])]
+    candidates = [search.greedy, *([min(found, key=search.error)] if found else [])]
     return search.widths(min(map(search.refined, candidates), key=search.error))
 
 
@@ -134,7 +137,7 @@ def narrow_step_by_step(places: Sequence[Options], limits: Sequence[Limit]) -> d
     """
     check_limits(places, limits)
     search = _Search(places, limits)
-    return search.widths(search.narrowed(search.widest))
+    return search.widths(search.greedy)
 
 
 @dataclass(eq=False)
@@ -154,6 +157,11 @@ class _Search:
     def errors(self) -> list[NDArray[np.float64]]:
         """Of each place at each width; a little larger where less is kept."""
         return [np.array(place.errors) + TIE * (1 - np.array(place.widths) / place.widths[-1]) for place in self.places]
+
+    @cached_property
+    def greedy(self) -> tuple[int, ...]:
+        """What narrowing step by step makes of the widest."""
+        return self.narrowed(self.widest)
 
     @cached_property
     def most(self) -> NDArray[np.float64]:
@@ -177,16 +185,22 @@ class _Search:
         )
 
     def knapsack(self, present: tuple[int, ...], slack: NDArray[np.float64]) -> tuple[int, ...] | None:
-        """Solve it with prices around ``present``; None where these prices leave nothing."""
+        """Solve it with prices around ``present``; None where these prices leave nothing.
+
+        Widths whose error alone is larger than all of the greedy choice's can't be in a better one. Left out, they make
+        the problem smaller by far, and better scaled: with errors of many powers of ten HiGHS takes minutes.
+        """
         sizes = [len(place.widths) for place in self.places]
         one_each = np.repeat(np.eye(len(sizes)), sizes, axis=1)
         prices = np.concatenate(self.moves(present).changes, axis=1) / self.most[:, None]
         most = slack - self.spent(self.widths(present)) / self.most
+        errors = np.concatenate(self.errors)
+        hopeless = errors > self.error(self.greedy)
         with native_output_to_stderr():
             found = milp(
-                np.concatenate(self.errors),
+                np.where(hopeless, 0.0, errors),
                 constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(prices, -np.inf, most)],
-                bounds=Bounds(0, 1),
+                bounds=Bounds(0, np.where(hopeless, 0.0, 1.0)),
                 integrality=1,
             )
         if found.x is None:
