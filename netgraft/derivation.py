@@ -13,7 +13,6 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from netgraft.batch_size import images_at_once
 from netgraft.data.given_images import pictures
 from netgraft.data.view_policy import VIEW_POLICIES, ViewPolicy
 from netgraft.data.views import Views
@@ -41,7 +40,7 @@ from netgraft.grafting.pairing import FAR, Pairing, without_cuts
 from netgraft.models.card import model_name
 from netgraft.models.own_modules import as_classifier, preprocessing
 from netgraft.models.students import save_student
-from netgraft.modules import eval_mode, parameters
+from netgraft.modules import eval_mode, images_at_once, parameters
 from netgraft.progress import ProgressReporter, SilentReporter
 
 VIEWS = 2048

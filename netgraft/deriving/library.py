@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from netgraft.batch_size import images_at_once
 from netgraft.deriving.absence import ABSENCES
 from netgraft.deriving.anatomy import Anatomy, segment_of_layers, states_in_front
 from netgraft.deriving.choice import Options
@@ -31,6 +30,7 @@ from netgraft.deriving.places import Block, Place
 from netgraft.deriving.selection import Losing, Reader, Removal, kept_channels, surgeon_removal
 from netgraft.deriving.statistics import input_moments
 from netgraft.errors import RequestError
+from netgraft.modules import images_at_once
 
 SIZES = 5
 """Widths of a place that are tried; errors between them follow the losses, which are known of each, within a tenth."""

@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from netgraft.batch_size import images_at_once
 from netgraft.data.image_set import ImageSet
 from netgraft.data.loader import eval_loader
 from netgraft.evaluation.class_matching import answer_names
@@ -21,7 +20,7 @@ from netgraft.evaluation.intervals import wilson
 from netgraft.evaluation.metrics import agreement, is_at_chance, latency, macs, placement, predict, top1
 from netgraft.evaluation.without_labels import differences, estimated_gap
 from netgraft.files import write_atomically
-from netgraft.modules import parameters, state_digest
+from netgraft.modules import images_at_once, parameters, state_digest
 from netgraft.progress import ProgressReporter
 from netgraft.training.identity import fingerprint
 

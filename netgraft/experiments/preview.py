@@ -10,12 +10,11 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from netgraft.batch_size import images_at_once
 from netgraft.evaluation.metrics import macs
 from netgraft.experiments.estimate import Estimate, seconds_per_image
 from netgraft.jobs.distill import DistillJob
 from netgraft.jobs.prepared_derivation import PreparedDerivation
-from netgraft.modules import eval_mode, parameters
+from netgraft.modules import eval_mode, images_at_once, parameters
 from netgraft.plan import Phase
 
 FLOAT = 4  # bytes

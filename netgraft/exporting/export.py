@@ -20,7 +20,6 @@ from timm.data import resolve_model_data_config
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from netgraft.batch_size import images_at_once
 from netgraft.errors import RequestError, RunError
 from netgraft.evaluation.comparison import LATENCY_BATCHES
 from netgraft.evaluation.metrics import agreement, latency
@@ -32,6 +31,7 @@ from netgraft.exporting.proof import Proof, prove
 from netgraft.files import write_atomically
 from netgraft.models.creation import label_names, pretrained_cfg
 from netgraft.models.folders import reason_of
+from netgraft.modules import images_at_once
 from netgraft.progress import ProgressReporter
 from netgraft.splitting.split import logits_of
 
