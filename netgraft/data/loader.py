@@ -49,11 +49,8 @@ class EvalDataset(Dataset[tuple[Tensor, int]]):
         ]
 
 
-TOGETHER = 256
-
-
 def eval_loader(
-    images: ImageSet, data_config: Mapping[str, Any], batch_size: int = TOGETHER, workers: int = 0
+    images: ImageSet, data_config: Mapping[str, Any], batch_size: int = 256, workers: int = 0
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """Return a loader of batches in order, as timm's own evaluation prepares them.
 
