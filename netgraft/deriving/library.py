@@ -265,12 +265,10 @@ def score_widths(
             kept = {place.atom: kept_channels(removal.order, width)}
             originals = [put_out(model, anatomy.found, kept)] if place.acts_without_weights else []
             for reader in of_place:
-                one_of_many = precisions.get(reader.name)
-                found = (
-                    compensated(reader, kept)
-                    if one_of_many is None
-                    else compensated_by_precision(reader, one_of_many, kept)
-                )
+                if reader.name in precisions:
+                    found = compensated_by_precision(reader, precisions[reader.name], kept)
+                else:
+                    found = compensated(reader, kept)
                 originals.append(_compensate(anatomy, model, reader, found))
             errors.append(error(first))
             for restore in reversed(originals):
